@@ -1,0 +1,55 @@
+# The short commands. Each makes its own .venv with what it needs; PYTHON chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
+
+.PHONY: demo test slow bench lint dist clean
+
+# The native server and its standard-library twin, loaded in turns, side by side.
+demo: $(VENV)/.package
+	$(BIN)/fastsock bench
+
+test: $(VENV)/.test
+	$(BIN)/pytest
+
+# The tests that take minutes.
+slow: $(VENV)/.test
+	$(BIN)/pytest -m slow --timeout 1800
+
+# Comparison with every rival, for docs/benchmarks.md, and the pytest-benchmark suite. Some minutes.
+bench: $(VENV)/.bench
+	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.table
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint fastsock/_native
+	$(BIN)/mypy
+
+# One wheel for CPython 3.11 and later, and the source distribution.
+dist: $(VENV)/.dist
+	$(BIN)/python -m build
+	$(BIN)/abi3audit --strict dist/*.whl
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f fastsock/_native/*.so
+	rm -rf benchmarks/rivals/bin
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fastsock needs Python 3.11 or later; say make PYTHON=python3.12, for example"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "on Debian and Ubuntu: apt-get install python3-venv python3-dev"; exit 1; }
+
+$(VENV)/.package: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: $(VENV)/.package
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m fastsock`` is the command ``fastsock``."""
+
+from fastsock.cli import main
+
+main()

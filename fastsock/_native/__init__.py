@@ -1,0 +1,1 @@
+"""Everything that runs without the GIL; imports nothing of the package's Python."""

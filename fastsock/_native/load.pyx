@@ -1,0 +1,673 @@
+"""The load client's loop: one thread, many connections, epoll(7), every answer verified.
+
+Closed loop: each connection keeps `depth` messages in flight; an answer allows the next message.
+Open loop: messages have intended send times, fixed in advance by the rate, and are sent on
+schedule whether or not answers came. A message that could not be sent in time is late, and its
+latency counts from the intended time: a stalled server cannot hide its stall by slowing the
+client down (coordinated omission).
+
+A connection's life: connect, open, half-closed (all was sent; the rest is awaited), closed. The
+bytes it sends are a stretch of a fixed pattern, at an offset that differs by connection. So one
+memcmp per answer sees every lost, doubled, reordered or foreign byte.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memset
+
+from fastsock._native cimport atomic, engine, pattern, posix
+from fastsock._native.address cimport fill_address
+from fastsock._native.check cimport os_error
+from fastsock._native.histogram cimport Histogram, Recorder, record
+
+cdef enum:
+    EVENTS_MAX = 256
+    WAKE = 0xFFFFFFFF               # token of the two descriptors that are not connections
+    TIMER = 0xFFFFFFFE
+    SWEEP_NS = 50000000             # how often silent connections are looked for
+    DUE_BURST = 1024                # messages started before answers are looked at again
+    IN_FLIGHT_MAX = 65536           # per connection; bounds the memory for send times
+    RING_START = 16
+
+cdef enum:                          # a connection's state
+    CONNECTING
+    OPEN
+    HALF_CLOSED
+    CLOSED
+
+cdef enum:                          # why a connection failed
+    REFUSED
+    RESET
+    TIMEOUT
+    CLOSED_EARLY
+    MISMATCH
+    OTHER
+    FAILURES
+
+cdef enum:                          # how far the run is
+    RUNNING
+    FINISHING                       # nothing new is due; what is owed is awaited
+    ABORTED
+
+cdef struct Peer:                   # one connection
+    int fd
+    int state
+    uint32_t watched                # the events that epoll watches it for
+    uint32_t send_offset            # into the pattern, of the next byte to send
+    uint32_t receive_offset         # into the pattern, of the next byte to come back
+    uint32_t ring_mask              # sent_at has ring_mask + 1 places
+    int64_t *sent_at                # ns, by message number & ring_mask, while in flight
+    uint64_t due                    # messages that may be sent, ever
+    uint64_t started                # messages whose first byte was offered to send()
+    uint64_t answered               # messages that came back whole
+    uint64_t to_send                # bytes of started messages not yet taken by the socket
+    uint64_t partial                # bytes received of the message number `answered`
+    int64_t active_at               # last progress, ns
+
+cdef struct Run:
+    # What was asked for
+    posix.sockaddr_storage address
+    posix.socklen_t address_size
+    uint32_t count                  # connections of this thread
+    uint32_t first, everyone        # number of the first of them, and of all threads' together
+    uint64_t size                   # bytes per message
+    uint32_t depth                  # messages in flight per connection; 0 in an open loop
+    double interval_ns              # between two messages of all connections; 0 in a closed loop
+    uint64_t quota                  # messages of all connections; 0 without a limit
+    int64_t timeout_ns
+    bint verify, spin, nodelay
+    bint watch_cpu                  # whether cpu_clock, of the server's process, is to be read
+    int cpu_clock
+    # How it goes
+    int phase
+    int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
+    int epfd, wake_fd, timer_fd
+    uint32_t connecting, alive      # connections in these states; alive counts until closed
+    int64_t begin_ns, window_start, window_end
+    uint64_t next_due               # open loop: number of the next message of this thread
+    int64_t next_sweep
+    char *pattern                   # the table that pattern.fill() made
+    char *buffer                    # what was received last
+    Peer *peers
+    posix.epoll_event *events
+    Recorder *from_intended         # NULL in a closed loop
+    Recorder *from_send
+    # What was seen
+    uint64_t messages               # answers inside the window
+    int64_t last_answer
+    int64_t idle_ns                 # time in the window with nothing to do
+    int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
+    uint64_t lost, corrupt          # bytes
+    uint64_t failures[FAILURES]
+    int other_errno                 # the last errno behind OTHER
+
+
+cdef class Loader:
+    """One thread's share of a load run: connections `first` to `first + count` of `everyone`.
+
+    `rate` is in messages per second over all threads' connections, or 0 for a closed loop;
+    `messages` limits those of all connections, or 0; `timeout` is in seconds without progress.
+    With `server_pid` that process's CPU time over the window is read too.
+    """
+
+    cdef Run run_state
+    cdef readonly Histogram from_intended
+    cdef readonly Histogram from_send
+    cdef str where
+
+    def __cinit__(self):
+        memset(&self.run_state, 0, sizeof(self.run_state))
+        self.run_state.epfd = self.run_state.wake_fd = self.run_state.timer_fd = -1
+
+    def __init__(self, int family, str host, int port, int scope_id, str where, *,
+                 uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
+                 double rate, uint64_t messages, double timeout, bint verify, bint spin,
+                 bint nodelay, int server_pid=0):
+        cdef Run *run = &self.run_state
+        cdef int error
+        self.where = where
+        run.address_size = fill_address(&run.address, family, host, port, scope_id)
+        run.first, run.count, run.everyone = first, count, everyone
+        run.size = size
+        run.depth = 0 if rate else depth
+        run.interval_ns = 1e9 / rate if rate else 0
+        run.quota = messages
+        run.timeout_ns = <int64_t>(timeout * 1e9)
+        run.verify, run.spin, run.nodelay = verify, spin, nodelay
+        self.from_send = Histogram()
+        run.from_send = self.from_send.recorder
+        self.from_intended = self.from_send
+        if rate:
+            self.from_intended = Histogram()
+            run.from_intended = self.from_intended.recorder
+        if server_pid:
+            run.watch_cpu = True
+            error = posix.clock_getcpuclockid(server_pid, &run.cpu_clock)
+            if error:
+                raise os_error(error, "clock_getcpuclockid", f"process {server_pid}")
+        self._allocate()
+
+    def __dealloc__(self):
+        cdef Run *run = &self.run_state
+        cdef uint32_t i
+        if run.peers != NULL:
+            for i in range(run.count):
+                close_once(&run.peers[i].fd)
+                free(run.peers[i].sent_at)
+        close_once(&run.epfd)
+        close_once(&run.wake_fd)
+        close_once(&run.timer_fd)
+        free(run.peers)
+        free(run.events)
+        free(run.buffer)
+        free(run.pattern)
+
+    def connect(self) -> None:
+        """Step 1 and connect() for all connections; wait until each is open or has failed.
+
+        Raises OSError when a socket cannot even be made; what goes wrong with a connection later
+        is counted.
+        """
+        cdef uint32_t i
+        cdef int error
+        for i in range(self.run_state.count):
+            error = open_peer(&self.run_state, i)
+            if error:
+                hint = "raise the limit: ulimit -n" if error == posix.EMFILE else ""
+                raise os_error(error, "socket", self.where, hint)
+        with nogil:
+            wait_connected(&self.run_state)
+
+    def run(self, int64_t begin_ns, int64_t warmup_ns, int64_t window_ns) -> None:
+        """Load from CLOCK_MONOTONIC `begin_ns` on; `window_ns` 0 lasts until the quota is done."""
+        cdef Run *run = &self.run_state
+        run.begin_ns = begin_ns
+        run.window_start = begin_ns + warmup_ns
+        run.window_end = run.window_start + window_ns if window_ns else engine.NEVER
+        with nogil:
+            load(run)
+
+    def cancel(self, bint drop_everything=False) -> None:
+        """From any thread: end the window now, or give up on what is owed too."""
+        atomic.store_int(&self.run_state.cancelled, 2 if drop_everything else 1, atomic.RELEASE)
+        engine.notify(self.run_state.wake_fd)
+
+    def result(self) -> dict:
+        """What was seen; call it after `run()` has returned."""
+        cdef Run *run = &self.run_state
+        return {
+            "messages": run.messages,
+            "window_start_ns": run.window_start,
+            "window_end_ns": run.window_end,
+            "last_answer_ns": run.last_answer,
+            "idle_ns": run.idle_ns,
+            "server_cpu_ns": run.cpu_end - run.cpu_start,
+            "lost_bytes": run.lost,
+            "corrupt_bytes": run.corrupt,
+            "other_errno": run.other_errno,
+            "errors": {
+                "refused": run.failures[REFUSED],
+                "reset": run.failures[RESET],
+                "timeout": run.failures[TIMEOUT],
+                "closed_early": run.failures[CLOSED_EARLY],
+                "mismatch": run.failures[MISMATCH],
+                "other": run.failures[OTHER],
+            },
+        }
+
+    def _allocate(self):
+        cdef Run *run = &self.run_state
+        cdef uint32_t i, ring = RING_START
+        while ring < run.depth:
+            ring *= 2
+        run.buffer = <char *>malloc(pattern.PIECE)
+        run.pattern = <char *>malloc(pattern.PERIOD + pattern.PIECE)
+        run.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
+        run.peers = <Peer *>calloc(run.count, sizeof(Peer))
+        if (run.buffer == NULL or run.pattern == NULL or run.events == NULL
+                or run.peers == NULL):
+            raise MemoryError
+        for i in range(run.count):
+            run.peers[i].fd = -1
+            run.peers[i].state = CLOSED
+            run.peers[i].ring_mask = ring - 1
+            run.peers[i].sent_at = <int64_t *>malloc(ring * sizeof(int64_t))
+            if run.peers[i].sent_at == NULL:
+                raise MemoryError
+        pattern.fill(run.pattern)
+        run.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+        run.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+        # A timer of epoll_wait has whole milliseconds; a message may be due in microseconds.
+        run.timer_fd = posix.timerfd_create(
+            posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
+        if run.epfd < 0 or run.wake_fd < 0 or run.timer_fd < 0:
+            raise os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
+        if (watch(run, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN, WAKE) < 0
+                or watch(run, posix.EPOLL_CTL_ADD, run.timer_fd, posix.EPOLLIN, TIMER) < 0):
+            raise os_error(posix.errno, "epoll_ctl", "")
+
+
+# --- the loop -----------------------------------------------------------------------------------
+
+cdef void load(Run *run) noexcept nogil:
+    cdef int64_t now = posix.monotonic_ns()
+    while now < run.begin_ns and not atomic.load_int(&run.cancelled, atomic.ACQUIRE):
+        wait_for_events(run, run.begin_ns)
+        now = posix.monotonic_ns()
+    run.next_sweep = now + SWEEP_NS
+    run.last_answer = now
+    if run.depth:
+        start_closed_loop(run, now)
+    while run.alive and run.phase != ABORTED:
+        if run.interval_ns and run.phase == RUNNING:
+            start_due(run, now)
+        wait_for_events(run, next_wake(run))
+        now = posix.monotonic_ns()
+        if now >= run.next_sweep:
+            sweep(run, now)
+        if run.watch_cpu and run.cpu_start == 0 and now >= run.window_start:
+            run.cpu_start = posix.clock_ns(run.cpu_clock)
+        if run.phase == RUNNING and finished(run, now):
+            finish(run, now)
+    if run.quota:
+        run.window_end = run.last_answer
+    elif run.phase != FINISHING:
+        run.window_end = min(run.window_end, now)   # no connection, or no wish, was left
+
+
+cdef bint finished(Run *run, int64_t now) noexcept nogil:
+    cdef uint32_t i
+    if now >= run.window_end or atomic.load_int(&run.cancelled, atomic.ACQUIRE):
+        return True
+    if not run.quota:
+        return False
+    if run.interval_ns:
+        return run.next_due >= quota_of_thread(run)
+    for i in range(run.count):
+        if run.peers[i].state == OPEN and run.peers[i].started < quota_of_peer(run, i):
+            return False
+    return True
+
+
+cdef void finish(Run *run, int64_t now) noexcept nogil:
+    """Nothing more becomes due: half-close each connection as soon as its last byte is sent."""
+    cdef uint32_t i
+    if run.interval_ns and now >= run.window_end:
+        start_due(run, run.window_end)
+    run.phase = FINISHING
+    if run.watch_cpu:
+        run.cpu_end = posix.clock_ns(run.cpu_clock)
+    if run.window_end > now and not run.quota:
+        run.window_end = now        # cancelled
+    for i in range(run.count):
+        if run.peers[i].state == OPEN:
+            send_more(run, i, now)
+
+
+cdef int64_t next_wake(Run *run) noexcept nogil:
+    """When there is something to do even if no event comes, ns."""
+    cdef int64_t wake = run.next_sweep, due
+    if run.phase != RUNNING:
+        return wake
+    wake = min(wake, run.window_end)
+    if run.interval_ns:
+        due = due_at(run, run.next_due)
+        wake = min(wake, due)
+    return wake
+
+
+cdef void wait_for_events(Run *run, int64_t until) noexcept nogil:
+    cdef int i, count
+    cdef int64_t before = posix.monotonic_ns(), now
+    cdef uint64_t token
+    if not run.spin:
+        set_timer(run, until)
+    count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, 0 if run.spin else -1)
+    now = posix.monotonic_ns()
+    if (count <= 0 or not run.spin) and run.window_start <= before < run.window_end:
+        run.idle_ns += now - before
+    for i in range(count):
+        token = run.events[i].data.u64
+        if token == WAKE:
+            on_wake(run)
+        elif token == TIMER:
+            drain_counter(run.timer_fd)
+        else:
+            on_peer(run, <uint32_t>token, run.events[i].events, now)
+
+
+cdef void on_wake(Run *run) noexcept nogil:
+    drain_counter(run.wake_fd)
+    if atomic.load_int(&run.cancelled, atomic.ACQUIRE) == 2:
+        run.phase = ABORTED
+
+
+cdef void set_timer(Run *run, int64_t until) noexcept nogil:
+    cdef posix.itimerspec timer
+    memset(&timer, 0, sizeof(timer))
+    until = max(until, 1)           # zero would disarm it
+    timer.it_value.tv_sec = until // 1000000000
+    timer.it_value.tv_nsec = until % 1000000000
+    posix.timerfd_settime(run.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)
+
+
+cdef inline void drain_counter(int fd) noexcept nogil:
+    cdef uint64_t count
+    posix.read(fd, &count, sizeof(count))
+
+
+# --- what is due --------------------------------------------------------------------------------
+
+cdef void start_closed_loop(Run *run, int64_t now) noexcept nogil:
+    cdef uint32_t i
+    for i in range(run.count):
+        if run.peers[i].state == OPEN:
+            allow(run, i, run.depth)
+            send_more(run, i, now)
+
+
+cdef inline void allow(Run *run, uint32_t i, uint64_t messages) noexcept nogil:
+    """Let a connection send `messages` more, within its share of the quota."""
+    cdef Peer *peer = &run.peers[i]
+    peer.due += messages
+    if run.quota:
+        peer.due = min(peer.due, quota_of_peer(run, i))
+
+
+cdef inline uint64_t quota_of_peer(Run *run, uint32_t i) noexcept nogil:
+    return run.quota // run.everyone + (run.first + i < run.quota % run.everyone)
+
+
+cdef uint64_t quota_of_thread(Run *run) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    for i in range(run.count):
+        total += quota_of_peer(run, i)
+    return total
+
+
+cdef inline int64_t intended_at(Run *run, uint32_t i, uint64_t message) noexcept nogil:
+    """When a connection's message should be sent: the connections take turns."""
+    cdef double number = <double>(message * run.everyone + run.first + i)
+    return run.begin_ns + <int64_t>(number * run.interval_ns)
+
+
+cdef inline int64_t due_at(Run *run, uint64_t number) noexcept nogil:
+    """When this thread's message `number`, counted over its connections, should be sent."""
+    return intended_at(run, <uint32_t>(number % run.count), number // run.count)
+
+
+cdef void start_due(Run *run, int64_t now) noexcept nogil:
+    cdef uint64_t limit = quota_of_thread(run) if run.quota else <uint64_t>-1
+    cdef uint64_t burst_end = run.next_due + DUE_BURST
+    cdef uint32_t i
+    while run.next_due < limit and due_at(run, run.next_due) <= now:
+        i = <uint32_t>(run.next_due % run.count)
+        run.next_due += 1
+        if run.peers[i].state == OPEN:
+            run.peers[i].due += 1
+            send_more(run, i, posix.monotonic_ns())
+        if run.next_due == burst_end and run.phase == RUNNING and now < run.window_end:
+            return
+
+
+# --- one connection -----------------------------------------------------------------------------
+
+cdef int open_peer(Run *run, uint32_t i) noexcept nogil:
+    """Start a connect; return the errno of socket(), or 0."""
+    cdef Peer *peer = &run.peers[i]
+    cdef int on = 1
+    peer.fd = posix.socket(run.address.ss_family,
+                           posix.SOCK_STREAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
+    if peer.fd < 0:
+        return posix.errno
+    if run.nodelay:
+        # Otherwise Nagle's algorithm holds a small message back until the last answer's ACK.
+        posix.setsockopt(peer.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
+    peer.state = CONNECTING
+    peer.send_offset = peer.receive_offset = pattern.offset_of(run.first + i)
+    peer.active_at = posix.monotonic_ns()
+    run.alive += 1
+    run.connecting += 1
+    if (posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
+            and posix.errno != posix.EINPROGRESS):
+        fail(run, peer, failure_of(posix.errno))
+        return 0
+    peer.watched = posix.EPOLLOUT
+    if watch(run, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
+        fail(run, peer, failure_of(posix.errno))
+    return 0
+
+
+cdef void wait_connected(Run *run) noexcept nogil:
+    cdef int64_t now = posix.monotonic_ns()
+    run.next_sweep = now + SWEEP_NS
+    while run.connecting and run.phase != ABORTED:
+        if atomic.load_int(&run.cancelled, atomic.ACQUIRE):
+            return
+        wait_for_events(run, run.next_sweep)
+        now = posix.monotonic_ns()
+        if now >= run.next_sweep:
+            sweep(run, now)
+
+
+cdef void on_peer(Run *run, uint32_t i, uint32_t events, int64_t now) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    if peer.state == CONNECTING:
+        on_connected(run, i, now)
+        return
+    if events & ~posix.EPOLLOUT and peer.state != CLOSED:
+        receive(run, i, now)
+    if events & posix.EPOLLOUT and peer.state == OPEN:
+        send_more(run, i, now)
+
+
+cdef void on_connected(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    cdef int error = 0
+    cdef posix.socklen_t size = sizeof(error)
+    posix.getsockopt(peer.fd, posix.SOL_SOCKET, posix.SO_ERROR, &error, &size)
+    if error:
+        fail(run, peer, failure_of_errno(run, error))
+        return
+    peer.state = OPEN
+    peer.active_at = now
+    run.connecting -= 1
+    rewatch(run, i, posix.EPOLLIN)
+
+
+cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """Step 7: start what is due, send what the socket takes, half-close after the last byte."""
+    cdef Peer *peer = &run.peers[i]
+    cdef ssize_t sent
+    start_messages(run, peer, now)
+    while peer.to_send:
+        sent = posix.send(peer.fd, run.pattern + peer.send_offset,
+                          min(peer.to_send, <uint64_t>pattern.PIECE), posix.MSG_NOSIGNAL)
+        if sent < 0:
+            if posix.errno == posix.EINTR:
+                continue
+            if posix.errno != posix.EAGAIN:
+                fail(run, peer, failure_of_errno(run, posix.errno))
+                return
+            rewatch(run, i, posix.EPOLLIN | posix.EPOLLOUT)
+            return
+        peer.to_send -= sent
+        peer.send_offset = pattern.advance(peer.send_offset, sent)
+        if peer.to_send == 0 and run.interval_ns:
+            start_messages(run, peer, posix.monotonic_ns())
+    if peer.watched != posix.EPOLLIN:
+        rewatch(run, i, posix.EPOLLIN)
+    if run.phase == FINISHING and peer.state == OPEN and peer.started == peer.due:
+        peer.state = HALF_CLOSED
+        peer.active_at = now
+        posix.shutdown(peer.fd, posix.SHUT_WR)
+
+
+cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogil:
+    """Note the send time of what may be sent and has not been; it joins `to_send`."""
+    if peer.to_send and run.interval_ns:
+        return                      # a message starts when the socket can take its first byte
+    if peer.started == peer.answered:
+        peer.active_at = now        # the time without progress starts with the first one owed
+    while peer.started < peer.due:
+        if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
+            return
+        peer.sent_at[peer.started & peer.ring_mask] = now
+        peer.started += 1
+        peer.to_send += run.size
+
+
+cdef bint grow_ring(Peer *peer) noexcept nogil:
+    cdef uint32_t mask = peer.ring_mask * 2 + 1
+    cdef int64_t *ring
+    cdef uint64_t message
+    if mask >= IN_FLIGHT_MAX:
+        return False
+    ring = <int64_t *>malloc((<size_t>mask + 1) * sizeof(int64_t))
+    if ring == NULL:
+        return False
+    message = peer.answered
+    while message < peer.started:
+        ring[message & mask] = peer.sent_at[message & peer.ring_mask]
+        message += 1
+    free(peer.sent_at)
+    peer.sent_at = ring
+    peer.ring_mask = mask
+    return True
+
+
+cdef void receive(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """Step 6: receive once, verify, count."""
+    cdef Peer *peer = &run.peers[i]
+    cdef ssize_t size = posix.recv(peer.fd, run.buffer, pattern.PIECE, 0)
+    if size > 0:
+        peer.active_at = now
+        if verified(run, peer, size):
+            peer.partial += size
+            peer.receive_offset = pattern.advance(peer.receive_offset, size)
+            if peer.partial >= run.size:
+                # Taken after the answer was received and checked; one reading does for all the
+                # answers that came in one piece.
+                on_answers(run, i, posix.monotonic_ns())
+    elif size == 0:
+        on_eof(run, peer)
+    elif posix.errno != posix.EAGAIN and posix.errno != posix.EINTR:
+        fail(run, peer, failure_of_errno(run, posix.errno))
+
+
+cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
+    cdef const char *expected = run.pattern + peer.receive_offset
+    cdef size_t wrong = 0, i
+    if size > owed(run, peer):
+        wrong = size - owed(run, peer)          # more than was ever sent
+    elif not run.verify or memcmp(run.buffer, expected, size) == 0:
+        return True
+    else:
+        for i in range(size):
+            wrong += run.buffer[i] != expected[i]
+    run.corrupt += wrong
+    fail(run, peer, MISMATCH)
+    return False
+
+
+cdef inline void on_answers(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    cdef uint64_t before = peer.answered
+    cdef bint counted = now >= run.window_start
+    while peer.partial >= run.size:
+        peer.partial -= run.size
+        if counted:
+            record(run.from_send, now - peer.sent_at[peer.answered & peer.ring_mask])
+            if run.from_intended != NULL:
+                record(run.from_intended, now - intended_at(run, i, peer.answered))
+        peer.answered += 1
+    if counted and now < run.window_end:
+        run.messages += peer.answered - before
+    run.last_answer = now
+    if run.depth and run.phase == RUNNING:
+        allow(run, i, peer.answered - before)
+        send_more(run, i, now)
+    elif peer.started < peer.due:
+        send_more(run, i, now)                  # the ring of send times had been full
+
+
+cdef void on_eof(Run *run, Peer *peer) noexcept nogil:
+    if peer.state == HALF_CLOSED and owed(run, peer) == 0:
+        close_peer(run, peer)
+    else:
+        fail(run, peer, CLOSED_EARLY)
+
+
+cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
+    """Bytes that the socket has taken and that have not come back."""
+    return (peer.started - peer.answered) * run.size - peer.partial - peer.to_send
+
+
+cdef void sweep(Run *run, int64_t now) noexcept nogil:
+    """Fail the connections that owe something and made no progress for too long."""
+    cdef uint32_t i
+    cdef Peer *peer
+    run.next_sweep = now + SWEEP_NS
+    for i in range(run.count):
+        peer = &run.peers[i]
+        if peer.state == CLOSED or now - peer.active_at < run.timeout_ns:
+            continue
+        if peer.state != OPEN or peer.started > peer.answered:
+            fail(run, peer, TIMEOUT)
+
+
+cdef inline int failure_of(int error) noexcept nogil:
+    if error == posix.ECONNREFUSED:
+        return REFUSED
+    if error == posix.ECONNRESET or error == posix.EPIPE:
+        return RESET
+    if error == posix.ETIMEDOUT:
+        return TIMEOUT
+    return OTHER
+
+
+cdef int failure_of_errno(Run *run, int error) noexcept nogil:
+    if failure_of(error) == OTHER:
+        run.other_errno = error
+    return failure_of(error)
+
+
+cdef void fail(Run *run, Peer *peer, int failure) noexcept nogil:
+    run.failures[failure] += 1
+    if peer.state == CONNECTING:
+        run.connecting -= 1
+    elif peer.state != CLOSED:
+        run.lost += owed(run, peer)
+    close_peer(run, peer)
+
+
+cdef void close_peer(Run *run, Peer *peer) noexcept nogil:
+    # Events of this batch that are still to come find the state CLOSED; no descriptor is reused,
+    # because this thread opens none while the loop runs.
+    close_once(&peer.fd)
+    peer.state = CLOSED
+    run.alive -= 1
+
+
+cdef void close_once(int *fd) noexcept nogil:
+    if fd[0] >= 0:
+        posix.close(fd[0])
+        fd[0] = -1
+
+
+cdef void rewatch(Run *run, uint32_t i, uint32_t events) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    if peer.watched == events:
+        return
+    peer.watched = events
+    if watch(run, posix.EPOLL_CTL_MOD, peer.fd, events, i) < 0:
+        fail(run, peer, failure_of_errno(run, posix.errno))
+
+
+cdef inline int watch(Run *run, int operation, int fd, uint32_t events,
+                      uint64_t token) noexcept nogil:
+    cdef posix.epoll_event event
+    event.events = events
+    event.data.u64 = token
+    return posix.epoll_ctl(run.epfd, operation, fd, &event)

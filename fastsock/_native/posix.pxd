@@ -1,0 +1,142 @@
+# C declarations, one block per header, only what is used.
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    int EAGAIN, EINTR, EINVAL, EBADF, ENOTSOCK, EOPNOTSUPP, EINPROGRESS
+    int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
+    int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT
+    int EACCES, EADDRINUSE, EADDRNOTAVAIL
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC
+
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+
+    int clock_gettime(int clock, timespec *now)
+    int clock_getcpuclockid(int pid, int *clock)
+
+cdef extern from "<sys/types.h>" nogil:
+    ctypedef unsigned int socklen_t
+    ctypedef unsigned short sa_family_t
+
+cdef extern from "<sys/socket.h>" nogil:
+    int AF_INET, AF_INET6
+    int SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
+    int MSG_NOSIGNAL, MSG_DONTWAIT
+    int SHUT_WR
+
+    struct sockaddr:
+        sa_family_t sa_family
+
+    struct sockaddr_storage:
+        sa_family_t ss_family
+
+    int socket(int domain, int type, int protocol)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
+    int bind(int fd, const sockaddr *address, socklen_t size)
+    int listen(int fd, int backlog)
+    int accept4(int fd, sockaddr *address, socklen_t *size, int flags)
+    int connect(int fd, const sockaddr *address, socklen_t size)
+    int getsockname(int fd, sockaddr *address, socklen_t *size)
+    int shutdown(int fd, int how)
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *buffer, size_t size, int flags)
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP, IPPROTO_IPV6, IPV6_V6ONLY
+
+    struct in_addr:
+        uint32_t s_addr
+
+    struct in6_addr:
+        pass
+
+    struct sockaddr_in:
+        sa_family_t sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+
+    struct sockaddr_in6:
+        sa_family_t sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t htons(uint16_t value)
+    uint16_t ntohs(uint16_t value)
+    int inet_pton(int family, const char *text, void *address)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    unsigned int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+
+    union epoll_data:
+        uint64_t u64
+
+    struct epoll_event:
+        uint32_t events
+        epoll_data data
+
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout_ms)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC, EFD_NONBLOCK
+    int eventfd(unsigned int initial, int flags)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int TFD_NONBLOCK, TFD_CLOEXEC, TFD_TIMER_ABSTIME
+
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void *buffer, size_t size)
+    ssize_t write(int fd, const void *buffer, size_t size)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+
+    int SIG_SETMASK
+    int sigfillset(sigset_t *set)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    ctypedef struct pthread_attr_t:
+        pass
+
+    int pthread_attr_init(pthread_attr_t *attributes)
+    int pthread_attr_setstacksize(pthread_attr_t *attributes, size_t size)
+    int pthread_attr_destroy(pthread_attr_t *attributes)
+    int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                       void *(*main)(void *) noexcept nogil, void *argument)
+    int pthread_join(pthread_t thread, void **result)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
+
+cdef inline int64_t clock_ns(int clock) noexcept nogil:
+    cdef timespec now
+    if clock_gettime(clock, &now) != 0:
+        return 0
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline int64_t monotonic_ns() noexcept nogil:
+    return clock_ns(CLOCK_MONOTONIC)

@@ -1,0 +1,178 @@
+"""The thread that runs an engine's loop: how it is started, watched, stopped and joined.
+
+A worker is one native thread that never holds the GIL and takes no signals. Everything that can
+fail is prepared in the caller of `start()`, so that the caller gets the error. Other threads talk
+to the loop through the Context alone: `stop_at` with an eventfd to wake the loop, and counters
+that are read without a lock.
+"""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from fastsock._native cimport atomic, engine, posix
+from fastsock._native.check cimport os_error
+from fastsock._native.listener cimport Listener
+
+import errno as errno_names
+
+# glibc's default of 8 MiB is reserved per thread; the loops need a few KiB.
+cdef enum:
+    STACK_BYTES = 256 * 1024
+
+
+cdef class Worker:
+    """Base of the engines' workers; takes the descriptor over from `listener`.
+
+    `buffer_size` is in bytes.
+    """
+
+    def __cinit__(self):
+        memset(&self.context, 0, sizeof(self.context))
+        self.context.listen_fd = -1
+        self.context.wake_fd = -1
+        self.context.notice_fd = -1
+        self.context.done_fd = -1
+        self.context.stop_at = engine.NEVER
+
+    def __init__(self, Listener listener not None, *, size_t buffer_size):
+        self.context.buffer_size = buffer_size
+        self.context.wake_fd = new_eventfd()
+        self.context.notice_fd = new_eventfd()
+        self.context.done_fd = new_eventfd()
+        self.context.listen_fd = listener.detach()
+
+    def __dealloc__(self):
+        if self.running:
+            self.request_stop(0)
+            with nogil:
+                posix.pthread_join(self.thread, NULL)
+        self._free()
+        # Only here: until the last reference is gone, somebody may be waiting for them.
+        close_once(&self.context.wake_fd)
+        close_once(&self.context.notice_fd)
+        close_once(&self.context.done_fd)
+
+    @property
+    def done_fd(self) -> int:
+        """Readable once the loop has ended; wait for it before `join()`."""
+        return self.context.done_fd
+
+    @property
+    def notice_fd(self) -> int:
+        """Readable when `notice()` has something new, at most once a second."""
+        return self.context.notice_fd
+
+    def start(self) -> None:
+        """Prepare the engine and start its thread.
+
+        Raises OSError or MemoryError, with nothing left running.
+        """
+        cdef posix.sigset_t every, before
+        cdef int error
+        self.prepare()
+        # The new thread inherits the mask: no signal can reach it, not even at its very start.
+        posix.sigfillset(&every)
+        posix.pthread_sigmask(posix.SIG_SETMASK, &every, &before)
+        error = spawn(&self.thread, self.main, self.argument)
+        posix.pthread_sigmask(posix.SIG_SETMASK, &before, NULL)
+        if error:
+            raise os_error(error, "pthread_create", "")
+        self.running = True
+
+    def request_stop(self, int64_t at_ns) -> None:
+        """Ask the loop to end at CLOCK_MONOTONIC `at_ns` at the latest; an earlier time stands.
+
+        Takes no lock and never waits, so that a signal handler may call it.
+        """
+        atomic.lower_i64(&self.context.stop_at, at_ns)
+        engine.notify(self.context.wake_fd)
+
+    def join(self) -> None:
+        """Wait for the thread and free what it used; at once when `done_fd` is readable."""
+        if self.running:
+            with nogil:
+                posix.pthread_join(self.thread, NULL)
+            self.running = False
+        self._free()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: close the copies of every descriptor, and touch nothing else.
+
+        The thread was not copied. A copy kept open would hold the port and would keep the
+        parent's clients from ever seeing the end of their connections.
+        """
+        self.running = False
+        self.abandon()
+        self._free()
+
+    def counters(self) -> dict:
+        """Copy the counters, each read whole, without stopping the loop."""
+        cdef engine.Counters *counters = &self.context.counters
+        cdef dict errors = {}
+        cdef int error
+        cdef unsigned long long times
+        for error in range(1, engine.ERRNO_LIMIT):
+            times = atomic.load_u64(&counters.errors[error], atomic.RELAXED)
+            if times:
+                errors[errno_names.errorcode.get(error, str(error))] = times
+        # Ends are read before beginnings, so that "open" can never come out negative.
+        closed = {
+            "eof": atomic.load_u64(&counters.closed[engine.CLOSED_EOF], atomic.RELAXED),
+            "reset": atomic.load_u64(&counters.closed[engine.CLOSED_RESET], atomic.RELAXED),
+            "error": atomic.load_u64(&counters.closed[engine.CLOSED_ERROR], atomic.RELAXED),
+            "stopped": atomic.load_u64(&counters.closed[engine.CLOSED_STOPPED], atomic.RELAXED),
+        }
+        return {
+            "closed": closed,
+            "accepted": atomic.load_u64(&counters.accepted, atomic.ACQUIRE),
+            "bytes_in": atomic.load_u64(&counters.bytes_in, atomic.RELAXED),
+            "bytes_out": atomic.load_u64(&counters.bytes_out, atomic.RELAXED),
+            "accept_pauses": atomic.load_u64(&counters.accept_pauses, atomic.RELAXED),
+            "errors": errors,
+        }
+
+    def notice(self) -> tuple:
+        """Clear `notice_fd`; return the errnos of the last accept pause and of what ended it."""
+        cdef unsigned long long count
+        posix.read(self.context.notice_fd, &count, sizeof(count))
+        return (atomic.load_int(&self.context.pause_errno, atomic.RELAXED),
+                atomic.load_int(&self.context.failed_errno, atomic.RELAXED))
+
+    cdef int prepare(self) except -1:
+        """Engine: get everything the loop needs, and set `main` and `argument`."""
+        raise NotImplementedError
+
+    cdef void release(self) noexcept:
+        """Engine: free what `prepare` got. The thread is gone."""
+
+    cdef void abandon(self) noexcept:
+        """Engine, in a forked child: close the copies of the connections' descriptors."""
+
+    cdef void _free(self) noexcept:
+        self.release()
+        close_once(&self.context.listen_fd)
+
+
+cdef int new_eventfd() except -1:
+    cdef int fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+    if fd < 0:
+        raise os_error(posix.errno, "eventfd", "")
+    return fd
+
+
+cdef void close_once(int *fd) noexcept:
+    if fd[0] >= 0:
+        posix.close(fd[0])
+        fd[0] = -1
+
+
+cdef int spawn(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument) noexcept:
+    """pthread_create with a small stack; returns its errno."""
+    cdef posix.pthread_attr_t attributes
+    cdef int error = posix.pthread_attr_init(&attributes)
+    if error:
+        return error
+    posix.pthread_attr_setstacksize(&attributes, STACK_BYTES)
+    error = posix.pthread_create(thread, &attributes, main, argument)
+    posix.pthread_attr_destroy(&attributes)
+    return error

@@ -1,0 +1,35 @@
+"""``fastsock info``."""
+
+from __future__ import annotations
+
+import click
+
+from fastsock import engines
+from fastsock.cli.output import json_option, write_json
+from fastsock.report import host_facts
+
+KINDS = {
+    "tcp": "available",
+    "udp": "not built yet",
+    "unix": "not built yet",
+    "unixgram": "not built yet",
+}
+
+
+@click.command()
+@json_option
+def info(json_path: str | None) -> int:
+    """Show the version, the machine, and which engines and endpoint kinds can be used."""
+    available = dict.fromkeys(engines.WORKERS, "available")
+    facts = {
+        "host": host_facts(),
+        "engines": {"auto": f"picks {engines.choose('auto')}", **available, **engines.MISSING},
+        "endpoints": KINDS,
+    }
+    if json_path:
+        return write_json(facts, json_path)
+    for title, table in facts.items():
+        click.echo(title)
+        for name, value in table.items():
+            click.echo(f"  {name:10} {value}")
+    return 0

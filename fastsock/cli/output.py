@@ -1,0 +1,46 @@
+"""Writing results: JSON documents to a file or stdout, never lost when one place fails."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastsock.cli.exits import FAILED, OK
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the result as JSON; - is stdout.",
+    callback=lambda context, parameter, value: _check_writable(value),
+)
+
+
+def write_json(document: dict[str, Any], path: str) -> int:
+    """Write `document` to `path`, or to stdout when that fails; return an exit code."""
+    text = json.dumps(document, indent=2)
+    if path == "-":
+        click.echo(text)
+        return OK
+    try:
+        Path(path).write_text(text + "\n")
+    except OSError as error:
+        click.echo(f"Error: cannot write {path}: {error.strerror}; the result follows", err=True)
+        click.echo(text)
+        return FAILED
+    return OK
+
+
+def _check_writable(path: str | None) -> str | None:
+    """Refuse before a long run what would fail after it."""
+    if path is None or path == "-":
+        return path
+    target = Path(path)
+    place = target if target.exists() else target.parent
+    if target.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise click.BadParameter(f"cannot write {path}: expected a file in a writable directory")
+    return path

@@ -1,0 +1,59 @@
+"""``fastsock serve``."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+
+from fastsock import engines
+from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
+from fastsock.cli.output import json_option, write_json
+from fastsock.cli.units import DURATION, SIZE, format_size
+from fastsock.endpoint import DEFAULT_ENDPOINT
+from fastsock.report import ServerStats
+from fastsock.server import Server
+
+
+@click.command()
+@click.argument("endpoints", metavar="[ENDPOINT]...", nargs=-1)
+@click.option("--engine", default="auto", help=f"One of {', '.join(engines.NAMES)}.")
+@click.option("--backlog", type=int, default=4096, help="Connections that may wait for accept.")
+@click.option("--reuse-port", is_flag=True, help="Share the port with other sockets of this user.")
+@click.option("--dual-stack", is_flag=True, help="Take IPv4 on IPv6 endpoints too.")
+@click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
+@click.option("--rcvbuf", type=SIZE, default=0, help="SO_RCVBUF; 0 is the kernel's choice.")
+@click.option("--sndbuf", type=SIZE, default=0, help="SO_SNDBUF; 0 is the kernel's choice.")
+@click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
+@click.option(
+    "--drain-timeout",
+    type=DURATION,
+    default="0s",
+    help="Time that the first signal leaves to clients; the second stops at once.",
+)
+@json_option
+def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) -> int:
+    """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
+
+    ENDPOINT is like tcp://127.0.0.1:7007 (the default), tcp://[::1]:0 or tcp://0.0.0.0:7007;
+    port 0 picks a free one.
+    """
+    with usage_errors():
+        server = Server(*(endpoints or (DEFAULT_ENDPOINT,)), **options)  # type: ignore[arg-type]
+    stats = server.serve_forever(ready=announce)
+    click.echo(summary(stats), err=True)
+    code = write_json(stats.as_dict(), json_path) if json_path else OK
+    return INTERRUPTED if server.stopped_by is signal.SIGINT else code
+
+
+def announce(server: Server) -> None:
+    for endpoint in server.endpoints:
+        click.echo(f"listening on {endpoint} ({server.engine}, 1 worker)", err=True)
+
+
+def summary(stats: ServerStats) -> str:
+    errors = ", ".join(f"{name} {times}" for name, times in stats.errors.items()) or "none"
+    return (
+        f"served {stats.accepted} connections: {format_size(stats.bytes_in)} in, "
+        f"{format_size(stats.bytes_out)} out; errors: {errors}"
+    )

@@ -1,0 +1,347 @@
+"""load(): options in, native threads, a LoadReport out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastsock._native.histogram import Histogram
+from fastsock._native.load import Loader
+from fastsock.endpoint import Endpoint
+from fastsock.options import check_bool, check_choice, check_int, check_number
+from fastsock.report import Latency, LoadReport, host_facts
+from fastsock.server import EndpointLike, check_served
+
+_MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
+_MAX_SIZE = 1 << 30  # bytes
+_MAX_DEPTH = 65536
+_MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
+_MAX_SECONDS = 30 * 86400.0
+_MAX_RATE = 1e9
+_MAX_MESSAGES = 1 << 48
+_MAX_PID = 1 << 22  # proc(5)
+_HEAD_START_NS = 2_000_000  # for all threads to reach the common start
+_TICK = 0.1  # seconds between two calls of `progress`
+
+
+class LoadInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a load run; ``report`` holds what had been measured."""
+
+    def __init__(self, report: LoadReport) -> None:
+        super().__init__("load run interrupted")
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The checked options of a run, with every default filled in; see `load()`."""
+
+    connections: int
+    size: int
+    depth: int
+    duration: float | None
+    messages: int | None
+    warmup: float
+    rate: float | None
+    verify: bool
+    wait: str
+    threads: int
+    nodelay: bool
+    timeout: float
+    server_pid: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def load(
+    endpoint: EndpointLike,
+    *,
+    connections: int = 1,
+    size: int = 64,
+    depth: int = 1,
+    duration: float | None = None,
+    messages: int | None = None,
+    warmup: float | None = None,
+    rate: float | None = None,
+    verify: bool = True,
+    wait: str = "spin",
+    threads: int = 1,
+    nodelay: bool = True,
+    timeout: float = 5.0,
+    server_pid: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> LoadReport:
+    """Load an echo server and report what it did.
+
+    Without `rate` the loop is closed: each connection keeps `depth` messages in flight. With it
+    the loop is open: messages are sent on schedule, over all connections in turn, whether or not
+    answers came. At the end each connection is half-closed, and every byte must still come back.
+    A failing server is never an exception here: its errors are in the report.
+
+    Args:
+        endpoint: where the server listens.
+        connections: 1 to 65536.
+        size: bytes per message, 1 to 1 GiB.
+        depth: messages in flight per connection, in a closed loop.
+        duration: seconds of the measured window; 5 unless `messages` is given.
+        messages: stop after so many messages over all connections, instead of `duration`.
+        warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
+        rate: messages per second over all connections.
+        verify: compare every byte with what was sent.
+        wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
+        threads: native threads that share the connections.
+        nodelay: TCP_NODELAY.
+        timeout: seconds without progress after which a connection that is owed bytes has failed.
+        server_pid: process, on this machine, whose CPU time over the window is to be reported.
+        progress: called in this thread about every 0.1 s with the seconds since the start.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option has the wrong value; the message says what is allowed.
+        OSError: a host name cannot be resolved, no socket can be made, or no such `server_pid`.
+        LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
+
+    """
+    target = Endpoint.parse(endpoint)
+    check_served(target)
+    options = check_options(
+        connections=connections,
+        size=size,
+        depth=depth,
+        duration=duration,
+        messages=messages,
+        warmup=warmup,
+        rate=rate,
+        verify=verify,
+        wait=wait,
+        threads=threads,
+        nodelay=nodelay,
+        timeout=timeout,
+        server_pid=server_pid,
+    )
+    if target.port == 0:
+        raise ValueError(f"{target}: port 0 cannot be connected to")
+    loaders = _make_loaders(target, options)
+    interrupted = _run(loaders, options, progress)
+    report = _report(target, options, loaders, interrupted)
+    if interrupted:
+        raise LoadInterrupted(report)
+    return report
+
+
+def check_options(
+    *,
+    connections: int = 1,
+    size: int = 64,
+    depth: int = 1,
+    duration: float | None = None,
+    messages: int | None = None,
+    warmup: float | None = None,
+    rate: float | None = None,
+    verify: bool = True,
+    wait: str = "spin",
+    threads: int = 1,
+    nodelay: bool = True,
+    timeout: float = 5.0,
+    server_pid: int | None = None,
+) -> LoadOptions:
+    """Check every option of `load()` and fill in the defaults."""
+    if messages is None:
+        asked = 5.0 if duration is None else duration
+        duration = check_number("duration", asked, 0.001, _MAX_SECONDS, "seconds")
+        warmup = duration / 10 if warmup is None else warmup
+    else:
+        check_int("messages", messages, 1, _MAX_MESSAGES)
+        if duration is not None or warmup:
+            raise ValueError("messages does not go with duration or warmup; give one or the other")
+    check_int("connections", connections, 1, _MAX_CONNECTIONS)
+    check_int("size", size, 1, _MAX_SIZE)
+    check_int("depth", depth, 1, _MAX_DEPTH)
+    if depth > 1 and depth * size > _MAX_IN_FLIGHT:
+        raise ValueError(
+            f"depth {depth} of {size} bytes is more than a connection can hold in flight; "
+            f"expected depth * size of at most {_MAX_IN_FLIGHT} bytes"
+        )
+    if rate is not None:
+        rate = check_number("rate", rate, 0.001, _MAX_RATE, "messages per second")
+        if depth != 1:
+            raise ValueError("depth does not go with rate, which sends whether or not answers came")
+    return LoadOptions(
+        connections=connections,
+        size=size,
+        depth=depth,
+        duration=duration,
+        messages=messages,
+        warmup=check_number("warmup", warmup or 0.0, 0, _MAX_SECONDS, "seconds"),
+        rate=rate,
+        verify=check_bool("verify", verify),
+        wait=check_choice("wait", wait, ("spin", "block")),
+        threads=check_int("threads", threads, 1, connections),
+        nodelay=check_bool("nodelay", nodelay),
+        timeout=check_number("timeout", timeout, 0.001, _MAX_SECONDS, "seconds"),
+        server_pid=None if server_pid is None else check_int("server_pid", server_pid, 1, _MAX_PID),
+    )
+
+
+def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
+    address = target.resolve()
+    loaders = []
+    first = 0
+    for thread in range(options.threads):
+        # The first threads take the connections that do not divide evenly.
+        count = (options.connections - first) // (options.threads - thread)
+        loaders.append(
+            Loader(
+                address.family,
+                address.host,
+                address.port,
+                address.scope_id,
+                str(target),
+                first=first,
+                count=count,
+                everyone=options.connections,
+                size=options.size,
+                depth=options.depth,
+                rate=options.rate or 0.0,
+                messages=options.messages or 0,
+                timeout=options.timeout,
+                verify=options.verify,
+                spin=options.wait == "spin",
+                nodelay=options.nodelay,
+                server_pid=(options.server_pid or 0) if thread == 0 else 0,
+            )
+        )
+        first += count
+    return loaders
+
+
+def _run(
+    loaders: Sequence[Loader],
+    options: LoadOptions,
+    progress: Callable[[float], object] | None,
+) -> bool:
+    """Run the loaders, a thread each, this one waiting; True when Ctrl-C came."""
+    warmup_ns = int(options.warmup * 1e9)
+    window_ns = int((options.duration or 0) * 1e9)
+    interrupted = _in_threads(loaders, [loader.connect for loader in loaders], None)
+    if interrupted:
+        return True
+    begin_ns = time.monotonic_ns() + _HEAD_START_NS
+
+    def load_with(loader: Loader) -> Callable[[], None]:
+        return lambda: loader.run(begin_ns, warmup_ns, window_ns)
+
+    return _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
+
+
+def _in_threads(
+    loaders: Sequence[Loader],
+    tasks: Sequence[Callable[[], None]],
+    progress: Callable[[float], object] | None,
+) -> bool:
+    """Run the tasks side by side. Not in this thread: a native loop would not see Ctrl-C."""
+    failures: list[BaseException] = []
+
+    def guarded(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    interrupts = 0
+    start = time.monotonic()
+    while any(thread.is_alive() for thread in threads):
+        try:
+            for thread in threads:
+                thread.join(_TICK if progress else None)
+            if progress:
+                progress(time.monotonic() - start)
+        except KeyboardInterrupt:
+            interrupts += 1
+            for loader in loaders:
+                loader.cancel(drop_everything=interrupts > 1)
+    if failures:
+        raise failures[0]
+    return interrupts > 0
+
+
+def _report(
+    target: Endpoint, options: LoadOptions, loaders: Sequence[Loader], interrupted: bool
+) -> LoadReport:
+    results = [loader.result() for loader in loaders]
+
+    def total(name: str) -> int:
+        return int(sum(result[name] for result in results))
+
+    start = min(result["window_start_ns"] for result in results)
+    end = max(result["window_end_ns"] for result in results)
+    duration = max(end - start, 0) / 1e9
+    messages = total("messages")
+    errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
+    lost, corrupt = total("lost_bytes"), total("corrupt_bytes")
+    other_errno = max(result["other_errno"] for result in results)
+    return LoadReport(
+        endpoint=str(target),
+        options=options.as_dict(),
+        duration=duration,
+        messages=messages,
+        bytes=messages * options.size,
+        latency=_latency([loader.from_intended for loader in loaders]),
+        latency_from_send=_latency([loader.from_send for loader in loaders]),
+        offered_per_s=options.rate,
+        errors=dict(errors),
+        lost_bytes=lost,
+        corrupt_bytes=corrupt,
+        reasons=(
+            *(["interrupted by Ctrl-C"] if interrupted else []),
+            *_error_reasons(errors, other_errno),
+            *([f"{lost} bytes lost"] if lost else []),
+            *([f"{corrupt} bytes corrupt"] if corrupt else []),
+            *_rate_reasons(options, messages, duration),
+        ),
+        client_busy=max(0.0, 1 - total("idle_ns") / 1e9 / duration / len(results))
+        if duration
+        else 0.0,
+        server_cpu=results[0]["server_cpu_ns"] / 1e9 if options.server_pid else None,
+        host=host_facts(),
+    )
+
+
+def _error_reasons(errors: Counter[str], other_errno: int) -> list[str]:
+    words = {
+        "refused": "refused",
+        "reset": "reset by the server",
+        "timeout": "without progress for too long",
+        "closed_early": "closed by the server with bytes still owed or before the client was done",
+        "mismatch": "answered with other bytes than were sent",
+        "other": f"failed: {os.strerror(other_errno)}",
+    }
+    return [f"connections {words[kind]}: {count}" for kind, count in errors.items() if count]
+
+
+def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[str]:
+    if messages == 0:
+        return ["no message was answered in the window"]
+    if options.rate is None or options.messages is not None:
+        return []
+    offered = options.rate * duration
+    # In a steady state as many answers come in from before the window as are owed at its end.
+    if offered - messages <= max(offered / 100, 2):
+        return []
+    return [f"offered {options.rate:g} messages/s, achieved {messages / duration:g}"]
+
+
+def _latency(histograms: Sequence[Histogram]) -> Latency:
+    merged = Histogram()
+    for histogram in histograms:
+        merged.add(histogram)
+    return Latency(**merged.summary_us())

@@ -1,0 +1,38 @@
+"""Checks of option values: a wrong type is a TypeError, a wrong value a ValueError, in one line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected an int")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is out of range; expected {low} to {high}")
+    return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected True or False")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
+    if value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(choices)}")
+    return value
+
+
+def check_number(name: str, value: Any, low: float, high: float, unit: str) -> float:
+    """A finite number from `low` to `high`, both allowed, as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a number of {unit}")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} {value} is out of range; expected {low:g} to {high:g} {unit}")
+    return number

@@ -1,0 +1,177 @@
+"""What a server counted and what a load run measured: frozen records, and their JSON form.
+
+Times are seconds and latencies microseconds, both from CLOCK_MONOTONIC. The JSON form of a
+LoadReport is the public format ``fastsock.load/1``, described in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOAD_SCHEMA = "fastsock.load/1"
+
+#: Every way in which a connection of a load run can fail.
+LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """Counters of a server since its start, summed over its workers.
+
+    ``closed`` counts connections by the reason of their end: "eof" (the client half-closed and got
+    everything back), "reset" (ECONNRESET or EPIPE), "error" (any other errno) and "stopped" (still
+    open when the server stopped). ``errors`` counts failed calls by errno name. ``accept_pauses``
+    counts how often the listener was paused for want of descriptors or memory.
+    """
+
+    engine: str
+    endpoints: tuple[str, ...]
+    accepted: int
+    open: int
+    closed: Mapping[str, int]
+    bytes_in: int
+    bytes_out: int
+    errors: Mapping[str, int]
+    accept_pauses: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Summary of a latency distribution in microseconds; all zero when ``count`` is 0."""
+
+    count: int = 0
+    min: float = 0.0
+    mean: float = 0.0
+    p50: float = 0.0
+    p90: float = 0.0
+    p99: float = 0.0
+    p99_9: float = 0.0
+    p99_99: float = 0.0
+    max: float = 0.0
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {
+            "count": self.count,
+            "min": self.min,
+            "mean": self.mean,
+            "p50": self.p50,
+            "p90": self.p90,
+            "p99": self.p99,
+            "p99.9": self.p99_9,
+            "p99.99": self.p99_99,
+            "max": self.max,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What one load run saw.
+
+    ``messages`` and ``bytes`` count complete, verified answers that arrived inside the measured
+    window of ``duration`` seconds. ``latency`` is measured from the intended send time and
+    ``latency_from_send`` from the actual one; in a closed loop a message is intended when it is
+    sent, so the two are equal. Both also hold the answers still owed when the window ended, so
+    that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the figures
+    should not be trusted. ``client_busy`` is the share of the window in which the client had
+    something to do, over its threads; close to 1 the rate may be the client's own limit.
+    ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid`` used in
+    the window.
+    """
+
+    endpoint: str
+    options: Mapping[str, Any]
+    duration: float
+    messages: int
+    bytes: int
+    latency: Latency
+    latency_from_send: Latency
+    offered_per_s: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+    lost_bytes: int = 0
+    corrupt_bytes: int = 0
+    reasons: tuple[str, ...] = ()
+    client_busy: float = 0.0
+    server_cpu: float | None = None
+    host: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages_per_s(self) -> float:
+        return self.messages / self.duration if self.duration > 0 else 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.bytes / self.duration if self.duration > 0 else 0.0
+
+    @property
+    def failed(self) -> bool:
+        """True when any connection failed or any byte was lost or corrupted."""
+        return bool(sum(self.errors.values()) or self.lost_bytes or self.corrupt_bytes)
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+    def as_dict(self) -> dict[str, Any]:
+        """The run as a ``fastsock.load/1`` document."""
+        return {
+            "schema": LOAD_SCHEMA,
+            "endpoint": self.endpoint,
+            "options": dict(self.options),
+            "duration_s": self.duration,
+            "messages": self.messages,
+            "bytes": self.bytes,
+            "messages_per_s": self.messages_per_s,
+            "bytes_per_s": self.bytes_per_s,
+            "offered_per_s": self.offered_per_s,
+            "latency_us": {
+                "from_intended_send": self.latency.as_dict(),
+                "from_actual_send": self.latency_from_send.as_dict(),
+            },
+            "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
+            "lost_bytes": self.lost_bytes,
+            "corrupt_bytes": self.corrupt_bytes,
+            "valid": self.valid,
+            "reasons": list(self.reasons),
+            "client_busy": self.client_busy,
+            "server_cpu_s": self.server_cpu,
+            "host": dict(self.host),
+        }
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine and the software that a result came from."""
+    from fastsock import __version__
+
+    return {
+        "fastsock": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,384 @@
+"""Server and serve(): options in, native threads and signals, counters out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastsock import engines
+from fastsock._native.listener import Listener
+from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
+from fastsock.options import check_bool, check_int, check_number
+from fastsock.report import ServerStats
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+    from fastsock._native.worker import Worker
+
+logger = logging.getLogger("fastsock")
+
+_NEVER = 2**63 - 1  # ns on CLOCK_MONOTONIC
+_MAX_DRAIN = 86400.0  # seconds
+_BUFFER_SIZES = (1, 16 * 1024 * 1024)  # bytes; a connection's unsent rest is counted in 32 bits
+_MAX_INT = 2**31 - 1
+
+EndpointLike = Endpoint | str | tuple[Any, ...]
+
+
+class Server:
+    """An echo server in background native threads.
+
+    It echoes every byte of every connection (RFC 862) from `start()` to `stop()`, whatever the
+    Python threads do. Every method may be called from any thread.
+
+    Args:
+        endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
+            if there is none. Port 0 picks a free port.
+        engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
+            is an error.
+        backlog: connections that may wait to be accepted, listen(2).
+        reuse_port: let other sockets of this user bind the same port, SO_REUSEPORT.
+        dual_stack: take IPv4 on IPv6 endpoints too; an endpoint's own ``?dual_stack=`` wins.
+        nodelay: TCP_NODELAY, without which small answers wait for acknowledgements.
+        rcvbuf: SO_RCVBUF in bytes; 0 leaves the kernel's autotuning on.
+        sndbuf: SO_SNDBUF in bytes; 0 as above.
+        buffer_size: bytes per receive, and the most that is kept for a client that does not read.
+        drain_timeout: seconds that `stop()` and the first signal leave to the clients to finish.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option has the wrong value; the message says what is allowed.
+        NotImplementedError: an endpoint of a kind that is not served yet.
+
+    """
+
+    def __init__(
+        self,
+        *endpoints: EndpointLike,
+        engine: str = "auto",
+        # sockets
+        backlog: int = 4096,
+        reuse_port: bool = False,
+        dual_stack: bool = False,
+        nodelay: bool = True,
+        rcvbuf: int = 0,
+        sndbuf: int = 0,
+        # engine
+        buffer_size: int = 65536,
+        # limits
+        drain_timeout: float = 0.0,
+    ) -> None:
+        self._asked = tuple(
+            Endpoint.parse(endpoint) for endpoint in endpoints or (DEFAULT_ENDPOINT,)
+        )
+        for endpoint in self._asked:
+            check_served(endpoint)
+        self.engine = engines.choose(engine)
+        self._listener_options = {
+            "backlog": check_int("backlog", backlog, 1, _MAX_INT),
+            "reuse_port": check_bool("reuse_port", reuse_port),
+            "nodelay": check_bool("nodelay", nodelay),
+            "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
+            "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
+        }
+        self._dual_stack = check_bool("dual_stack", dual_stack)
+        self._buffer_size = check_int("buffer_size", buffer_size, *_BUFFER_SIZES)
+        self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
+        self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
+        self._state = "new"  # "running", then "stopped"
+        self._stop_at = _NEVER
+        self._workers: tuple[Worker, ...] = ()
+        self._bound: tuple[Endpoint, ...] = ()
+        self._last_counters: list[dict[str, Any]] = []
+        self._pid = os.getpid()
+        #: The signal that ended serve_forever(), if one did.
+        self.stopped_by: signal.Signals | None = None
+
+    def start(self) -> None:
+        """Bind every endpoint and serve in the background.
+
+        Raises:
+            OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
+            RuntimeError: started before, stopped before, or this process is a fork.
+
+        """
+        self._check_process()
+        with self._lock:
+            if self._state != "new":
+                raise RuntimeError(f"this server is {self._state}; make a new Server")
+            listeners = [self._listen(endpoint) for endpoint in self._asked]
+            self._bound = tuple(
+                endpoint.with_port(listener.port)
+                for endpoint, listener in zip(self._asked, listeners, strict=True)
+            )
+            self._workers = self._start_workers(listeners)
+            self._state = "running"
+            _running.add(self)
+            self._request_stop(self._stop_at)  # a signal may have come meanwhile
+
+    def stop(self, drain: float | None = None) -> None:
+        """Stop serving and return when every thread has ended; the ports are free then.
+
+        What waits to be accepted is taken in, and what has arrived is sent back as far as that
+        needs no waiting. With `drain`, clients are served for up to so many seconds more, until
+        all have closed. A second call, or one from another thread, can only bring the end closer.
+
+        Args:
+            drain: seconds; None means the option `drain_timeout`.
+
+        """
+        self._check_process()
+        at = self._deadline(drain)
+        self._request_stop(at)  # before the lock: whoever holds it may be draining for long
+        with self._lock:
+            self._request_stop(at)
+            if self._state == "running":
+                _wait_readable({worker.done_fd for worker in self._workers})
+                self._finish()
+            self._state = "stopped"
+
+    def serve_forever(self, *, ready: Callable[[Server], object] | None = None) -> ServerStats:
+        """Serve until `stop()` is called or, in the main thread, Ctrl-C or SIGTERM comes.
+
+        The first signal drains for `drain_timeout` seconds, the second stops at once. Outside the
+        main thread signals are left alone. `ready` is called once the endpoints can be connected
+        to. Returns the counters at the end.
+
+        Raises:
+            OSError: as `start()`, or the listener was taken away while serving.
+            RuntimeError: this server was stopped before, or this process is a fork.
+
+        """
+        self._check_process()
+        with self._stop_signals():
+            if self._state == "new":
+                self.start()
+            if ready is not None:
+                ready(self)
+            failed = self._watch(self._workers)
+            self.stop()
+        if failed:
+            where = ", ".join(map(str, self._bound))
+            raise OSError(failed, f"accept {where}: {os.strerror(failed)} (the listener was shut)")
+        return self.stats()
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints as bound, with their real ports."""
+        if not self._bound:
+            raise RuntimeError("this server has not been started")
+        return self._bound
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The first of `endpoints`."""
+        return self.endpoints[0]
+
+    def stats(self) -> ServerStats:
+        """Count what has happened so far, without stopping or locking anything."""
+        self._check_process()
+        counters = self._last_counters or [worker.counters() for worker in self._workers]
+        closed = sum((Counter(c["closed"]) for c in counters), Counter())
+        accepted = sum(c["accepted"] for c in counters)
+        return ServerStats(
+            engine=self.engine,
+            endpoints=tuple(map(str, self._bound)),
+            accepted=accepted,
+            open=accepted - closed.total(),
+            closed={reason: closed[reason] for reason in ("eof", "reset", "error", "stopped")},
+            bytes_in=sum(c["bytes_in"] for c in counters),
+            bytes_out=sum(c["bytes_out"] for c in counters),
+            errors=dict(sum((Counter(c["errors"]) for c in counters), Counter())),
+            accept_pauses=sum(c["accept_pauses"] for c in counters),
+        )
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Server:
+        import asyncio  # not at the top: it would double the time of `import fastsock`
+
+        await asyncio.to_thread(self.start)  # a host name may take long to resolve
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)
+
+    def _listen(self, endpoint: Endpoint) -> Listener:
+        address = endpoint.resolve()
+        dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
+        return Listener(
+            address.family,
+            address.host,
+            address.port,
+            address.scope_id,
+            str(endpoint),
+            dual_stack=dual_stack,
+            **self._listener_options,
+        )
+
+    def _start_workers(self, listeners: list[Listener]) -> tuple[Worker, ...]:
+        worker_type = engines.WORKERS[self.engine]
+        started: list[Worker] = []
+        try:
+            for listener in listeners:
+                worker = worker_type(listener, buffer_size=self._buffer_size)
+                worker.start()
+                started.append(worker)
+        except BaseException:
+            for worker in started:
+                worker.request_stop(0)
+                worker.join()
+            raise
+        return tuple(started)
+
+    def _deadline(self, drain: float | None) -> int:
+        seconds = self._drain_timeout if drain is None else drain
+        return time.monotonic_ns() + int(
+            check_number("drain", seconds, 0, _MAX_DRAIN, "seconds") * 1e9
+        )
+
+    def _request_stop(self, at_ns: int) -> None:
+        """Ask the loops to end by then. Takes no lock: a signal handler calls it."""
+        self._stop_at = min(self._stop_at, at_ns)
+        if self._stop_at != _NEVER:
+            for worker in self._workers:
+                worker.request_stop(self._stop_at)
+
+    def _finish(self) -> None:
+        for worker in self._workers:
+            worker.join()
+        self._last_counters = [worker.counters() for worker in self._workers]
+        self._workers = ()
+        _running.discard(self)
+
+    def _watch(self, workers: tuple[Worker, ...]) -> int:
+        """Wait until all loops have ended, and log what they notice; return a listener's errno."""
+        by_notice = {worker.notice_fd: worker for worker in workers}
+        running = {worker.done_fd for worker in workers}
+        failed = 0
+        while running:
+            for fd in _wait_any(running | by_notice.keys()):
+                if fd in running:
+                    running.discard(fd)
+                else:
+                    failed = self._on_notice(by_notice[fd]) or failed
+        return failed
+
+    def _on_notice(self, worker: Worker) -> int:
+        paused, failed = worker.notice()
+        if failed:
+            self._request_stop(self._deadline(None))
+        elif paused:
+            stats = self.stats()
+            logger.warning(
+                "accept paused: %s; %d connections open, paused %d times; trying again every 0.1 s",
+                os.strerror(paused),
+                stats.open,
+                stats.accept_pauses,
+            )
+        return int(failed)
+
+    @contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            again = self.stopped_by is not None
+            self.stopped_by = signal.Signals(number)
+            self._request_stop(0 if again else self._deadline(None))
+
+        before = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this server belongs to process {self._pid}, and a fork does not copy its "
+                f"threads; make a new Server in process {os.getpid()}"
+            )
+
+    def _forget_after_fork(self) -> None:
+        for worker in self._workers:
+            worker.forget_after_fork()
+
+
+def serve(
+    *endpoints: EndpointLike,
+    ready: Callable[[Server], object] | None = None,
+    **options: Any,
+) -> ServerStats:
+    """Serve until Ctrl-C, SIGTERM or the end of the process; return the counters.
+
+    Takes the options of Server; see there and `Server.serve_forever()`.
+    """
+    return Server(*endpoints, **options).serve_forever(ready=ready)
+
+
+def check_served(endpoint: Endpoint) -> None:
+    """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
+    if endpoint.scheme != "tcp":
+        raise NotImplementedError(
+            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp is"
+        )
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_running: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _wait_any(fds: set[int]) -> list[int]:
+    """Wait until one of the descriptors is readable; return those that are.
+
+    Signal handlers run meanwhile, and the wait goes on after them (PEP 475).
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll()]
+
+
+def _wait_readable(fds: set[int]) -> None:
+    waiting = set(fds)
+    while waiting:
+        waiting.difference_update(_wait_any(waiting))
+
+
+def _forget_after_fork() -> None:
+    for server in tuple(_running):
+        server._forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

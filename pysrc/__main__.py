@@ -1,0 +1,77 @@
+"""python -m fastsock.pure: the standard-library server and load client from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ..report import LoadReport
+from . import SHAPES, Server, load, serve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 usage, 4 the load run is not valid, 130 Ctrl-C."""
+    options = parse(arguments)
+    try:
+        if options.command == "serve":
+            return run_server(options)
+        return run_load(options)
+    except (OSError, ValueError, NotImplementedError) as error:
+        print(f"fastsock.pure: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | NotImplementedError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fastsock.pure", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    server = commands.add_parser("serve", help="serve until Ctrl-C or SIGTERM")
+    server.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:7007")
+    server.add_argument("--shape", choices=SHAPES, default="threads")
+
+    client = commands.add_parser("load", help="load an echo server and report")
+    client.add_argument("endpoint")
+    client.add_argument("--connections", type=int, default=1)
+    client.add_argument("--size", type=int, default=64, help="bytes a message")
+    client.add_argument("--depth", type=int, default=1, help="messages in flight a connection")
+    client.add_argument("--duration", type=float, help="seconds measured; 5 by default")
+    client.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    return parser.parse_args(arguments)
+
+
+def run_server(options: argparse.Namespace) -> int:
+    def announce(server: Server) -> None:
+        print(f"listening on {server.endpoint} ({options.shape})", file=sys.stderr, flush=True)
+
+    serve(options.endpoint, shape=options.shape, ready=announce)
+    return 0
+
+
+def run_load(options: argparse.Namespace) -> int:
+    report = load(
+        options.endpoint,
+        connections=options.connections,
+        size=options.size,
+        depth=options.depth,
+        duration=options.duration,
+    )
+    print(json.dumps(report.as_dict(), indent=2) if options.json else as_text(report))
+    if report.failed:
+        return 1
+    return 0 if report.valid else 4
+
+
+def as_text(report: LoadReport) -> str:
+    took = report.latency
+    lines = [
+        f"{report.messages_per_s:.0f} messages/s, {report.bytes_per_s / 1e6:.1f} MB/s",
+        f"p50 {took.p50:.1f} us, p99 {took.p99:.1f} us, max {took.max:.1f} us",
+    ]
+    return "\n".join([*lines, *report.reasons])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""From an endpoint to what bind() and connect() take."""
+
+from __future__ import annotations
+
+import socket
+
+from ..endpoint import Endpoint
+
+#: (host, port), and for IPv6 also (flow label, scope id).
+SocketName = tuple[str, int] | tuple[str, int, int, int]
+
+
+def check_tcp(endpoint: Endpoint) -> None:
+    """Raises NotImplementedError for a kind of endpoint that is parsed but not served."""
+    if endpoint.scheme != "tcp":
+        raise NotImplementedError(f"{endpoint}: {endpoint.scheme} is not supported yet; tcp is")
+
+
+def tcp_address(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
+    """The family and the socket name of a TCP endpoint; OSError when the host has no address."""
+    address = endpoint.resolve()
+    family = socket.AddressFamily(address.family)
+    if family == socket.AF_INET6:
+        return family, (address.host, address.port, 0, address.scope_id)
+    return family, (address.host, address.port)

@@ -1,0 +1,112 @@
+"""The load client: options in, LoadReport out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ..endpoint import Endpoint
+from ..report import LoadReport, host_facts
+from .address import check_tcp, tcp_address
+from .load_loop import LoadLoop, Plan
+from .options import check_int, check_number
+
+DEFAULT_DURATION = 5.0  # seconds
+WARMUP_SHARE = 0.1  # of the duration
+
+
+def load(
+    endpoint: Endpoint | str | tuple[Any, ...],
+    *,
+    connections: int = 1,
+    size: int = 64,
+    depth: int = 1,
+    duration: float | None = None,
+    messages: int | None = None,
+    warmup: float | None = None,
+    rate: float | None = None,
+    verify: bool = True,
+    timeout: float = 5.0,
+) -> LoadReport:
+    """Loads an echo server and reports what it saw.
+
+    Args:
+        endpoint: the server; tcp only.
+        connections: opened before the clock starts, and kept to the end.
+        size: bytes a message.
+        depth: messages in flight on each connection, in a closed loop.
+        duration: seconds measured; 5 unless `messages` is given.
+        messages: stop after so many, over all connections, instead of after `duration`.
+        warmup: seconds of load before the measured ones; a tenth of `duration`, 0 with `messages`.
+        rate: messages a second over all connections, sent on schedule whether or not answers
+            come back (open loop).
+        verify: compare every byte; otherwise only count them.
+        timeout: seconds without progress after which a connection is given up.
+
+    A connection that fails is counted in `errors` and not opened again. At the end each connection
+    is half-closed and every byte sent must come back. Raises TypeError or ValueError for a bad
+    option, OSError if the host has no address.
+    """
+    endpoint = Endpoint.parse(endpoint)
+    check_tcp(endpoint)
+    if endpoint.port == 0:
+        raise ValueError(f"{endpoint}: port 0 cannot be connected to")
+    if messages is not None and (duration is not None or warmup):
+        raise ValueError("messages does not go with duration or warmup; give one or the other")
+    if rate is not None and depth != 1:
+        raise ValueError("depth does not go with rate, which sends whether or not answers came")
+    if messages is None and duration is None:
+        duration = DEFAULT_DURATION
+    check_counts(connections=connections, size=size, depth=depth, messages=messages)
+    check_times(duration=duration, warmup=warmup, rate=rate, timeout=timeout)
+    if warmup is None:
+        warmup = duration * WARMUP_SHARE if duration else 0.0
+    plan = Plan(connections, size, depth, duration, messages, warmup, rate, verify, timeout)
+    loop = LoadLoop(*tcp_address(endpoint), plan)
+    loop.run()
+    return LoadReport(
+        endpoint=str(endpoint),
+        options=asdict(plan),
+        duration=loop.duration,
+        messages=loop.messages,
+        bytes=loop.messages * size,
+        latency=loop.from_intended.summary(),
+        latency_from_send=loop.from_send.summary(),
+        offered_per_s=rate,
+        errors=dict(loop.errors),
+        lost_bytes=loop.lost_bytes,
+        corrupt_bytes=loop.corrupt_bytes,
+        reasons=reasons(loop, plan),
+        client_busy=loop.busy,
+        host=host_facts(),
+    )
+
+
+def check_counts(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            check_int(name, value)
+
+
+def check_times(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            check_number(name, value, zero=name == "warmup")
+
+
+def reasons(loop: LoadLoop, plan: Plan) -> tuple[str, ...]:
+    """Why the figures of a run should not be trusted."""
+    found = [f"connections failed ({kind}): {count}" for kind, count in loop.errors.items()]
+    if loop.lost_bytes:
+        found.append(f"{loop.lost_bytes} bytes lost")
+    if loop.corrupt_bytes:
+        found.append(f"{loop.corrupt_bytes} bytes corrupt")
+    if not loop.messages:
+        found.append("no message was answered in the window")
+    elif plan.rate and plan.messages is None:
+        offered = plan.rate * loop.duration
+        # As many answers come in from before the window as are owed at its end, or nearly so.
+        if offered - loop.messages > max(offered / 100, 2):
+            achieved = loop.messages / loop.duration
+            found.append(f"offered {plan.rate:g} messages/s, achieved {achieved:g}")
+    return tuple(found)

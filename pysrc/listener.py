@@ -1,0 +1,67 @@
+"""A listening socket: create, set options, bind, listen.
+
+Every failure is an OSError (the subclass that its errno picks) that names the step and the address.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..endpoint import Endpoint
+from .address import tcp_address
+
+HINTS = {
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "another socket is bound to it",
+    errno.EADDRNOTAVAIL: "not an address of this machine",
+}
+
+
+def open_listener(endpoint: Endpoint, backlog: int) -> socket.socket:
+    """Listens on `endpoint`; the socket is non-blocking.
+
+    At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
+    """
+    family, name = tcp_address(endpoint)
+    with step("socket", endpoint):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        with step("setsockopt", endpoint):
+            set_options(listener, endpoint)
+        with step("bind", endpoint):
+            listener.bind(name)
+        with step("listen", endpoint):
+            listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    # A connection can vanish between poll() and accept(): a blocking listener would then hang.
+    listener.setblocking(False)
+    return listener
+
+
+def set_options(listener: socket.socket, endpoint: Endpoint) -> None:
+    # Without it a restart fails for a minute, while old connections are in TIME_WAIT.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted sockets inherit it on Linux: one call here instead of one per connection. With
+    # Nagle's algorithm, a small answer would wait for the acknowledgement of the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if listener.family == socket.AF_INET6:
+        # Set explicitly, because the default is up to a sysctl (net.ipv6.bindv6only).
+        only = 0 if endpoint.dual_stack else 1
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+
+
+@contextmanager
+def step(name: str, endpoint: Endpoint) -> Iterator[None]:
+    """Says in an OSError which step failed, on which endpoint, and what may help."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        hint = f" ({HINTS[number]})" if name == "bind" and number in HINTS else ""
+        raise OSError(number, f"{name} {endpoint}: {os.strerror(number)}{hint}") from None

@@ -1,0 +1,218 @@
+"""The server: binds in the caller, runs one shape in a background thread, and stops it."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Protocol
+
+from ..endpoint import Endpoint
+from ..report import ServerStats
+from . import asyncio_streams, selector_loop, serial, threads
+from .address import check_tcp
+from .control import Control, Phase
+from .listener import open_listener
+from .options import check_int, check_number
+from .tally import Tally
+
+
+class Run(Protocol):
+    """What every shape is: serves until `control` says otherwise, and leaves nothing behind."""
+
+    def __call__(
+        self, listener: socket.socket, control: Control, tally: Tally, buffer_size: int
+    ) -> None: ...
+
+
+RUNS: dict[str, Run] = {
+    "serial": serial.run,
+    "threads": threads.run,
+    "selectors": selector_loop.run,
+    "asyncio": asyncio_streams.run,
+}
+
+#: The names of the shapes.
+SHAPES = tuple(RUNS)
+
+
+class Server:
+    """An echo server in a background thread.
+
+        with Server("tcp://127.0.0.1:0") as server:
+            socket.create_connection((server.endpoint.host, server.endpoint.port))
+
+    Args:
+        endpoint: where to listen; tcp only. Port 0 picks a free one.
+        shape: one of SHAPES.
+        backlog: connections that wait for accept(), at most net.core.somaxconn.
+        buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
+        drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
+
+    Raises ValueError or TypeError for a bad option, NotImplementedError for udp and unix. A server
+    runs once.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint | str | tuple[Any, ...] = "tcp://127.0.0.1:7007",
+        *,
+        shape: str = "threads",
+        backlog: int = 4096,
+        buffer_size: int = 65536,
+        drain_timeout: float = 0.0,
+    ) -> None:
+        if shape not in RUNS:
+            raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
+        self._endpoint = Endpoint.parse(endpoint)
+        check_tcp(self._endpoint)
+        self._shape = shape
+        self._backlog = check_int("backlog", backlog)
+        self._buffer_size = check_int("buffer_size", buffer_size)
+        self._drain_timeout = check_number("drain_timeout", drain_timeout, zero=True)
+        self._tally = Tally()
+        self._control: Control | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._ended = False
+        # Makes a stop() during start-up wait for it. Reentrant, because a signal handler may call
+        # stop() while its thread is in start().
+        self._lock = threading.RLock()
+        # Gets an item when the shape has ended, or when a signal has come. A SimpleQueue, because
+        # its put() is safe in a signal handler; Event.set() can deadlock there.
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens, with the real port. RuntimeError before start()."""
+        if not self._thread:
+            raise RuntimeError("this server has not been started")
+        return self._endpoint
+
+    def start(self) -> None:
+        """Listens and serves in the background. When it returns, clients can connect.
+
+        Raises OSError (the subclass says which: PermissionError, ...) naming the step that failed,
+        and RuntimeError if the server was started or stopped before.
+        """
+        with self._lock:
+            if self._thread or self._stopped:
+                raise RuntimeError("a server runs once only; make a new one")
+            listener = open_listener(self._endpoint, self._backlog)
+            control = Control()
+            thread = threading.Thread(
+                target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
+            )
+            self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
+            try:
+                thread.start()
+            except BaseException:
+                control.close()
+                listener.close()
+                raise
+            self._control, self._thread = control, thread
+
+    def _run(self, listener: socket.socket, control: Control) -> None:
+        try:
+            with listener:
+                RUNS[self._shape](listener, control, self._tally, self._buffer_size)
+        finally:
+            self._ended = True
+            self._wakeups.put(None)
+
+    def stop(self, drain: float | None = None) -> None:
+        """Stops serving; returns when the port is free and no thread is left.
+
+        With `drain` (seconds; None means `drain_timeout`), clients that are connected or wait to be
+        accepted are served until they close, but no longer than that; a second stop() can end it
+        sooner. May be called from any thread, any number of times, and before start(), which then
+        is refused.
+        """
+        seconds = self._drain_timeout if drain is None else check_number("drain", drain, zero=True)
+        with self._lock:
+            self._stopped = True
+            control, thread = self._control, self._thread
+        if control is None or thread is None:
+            return
+        if seconds:
+            control.advance(Phase.DRAINING)
+            self._wait(seconds)
+        control.advance(Phase.STOPPED)
+        thread.join()
+        control.close()
+
+    def serve_forever(self, *, ready: Callable[[Server], object] | None = None) -> ServerStats:
+        """Serves until stop() is called or, in the main thread, Ctrl-C or SIGTERM comes.
+
+        Starts the server if need be, and calls `ready` once it can be connected to. The first
+        signal drains for `drain_timeout` seconds, the second ends that. Outside the main thread
+        signals are left alone. Returns the counters; raises what start() raises.
+        """
+        with signals_to(self._wakeups.put):
+            with self._lock:
+                if not self._thread:
+                    self.start()
+            try:
+                if ready:
+                    ready(self)
+                self._wait(None)
+                self.stop()
+            finally:
+                self.stop(0)
+        return self.stats()
+
+    def _wait(self, timeout: float | None) -> None:
+        """Waits until the shape has ended, a signal has come, or `timeout` seconds are over."""
+        with suppress(queue.Empty):
+            self._wakeups.get(timeout=timeout)
+        if self._ended:
+            self._wakeups.put(None)  # for the next one who waits
+
+    def stats(self) -> ServerStats:
+        """The counters since start(), at any time and from any thread."""
+        return self._tally.stats(f"pure-{self._shape}", str(self._endpoint))
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def serve(
+    endpoint: Endpoint | str | tuple[Any, ...] = "tcp://127.0.0.1:7007",
+    *,
+    ready: Callable[[Server], object] | None = None,
+    **options: Any,
+) -> ServerStats:
+    """Serves until Ctrl-C or SIGTERM, and returns what was counted.
+
+    Takes the options of Server; see there and Server.serve_forever().
+    """
+    return Server(endpoint, **options).serve_forever(ready=ready)
+
+
+@contextmanager
+def signals_to(put: Callable[[None], None]) -> Iterator[None]:
+    """Has SIGINT and SIGTERM call put(None), if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: put(None)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: set by C code, and unknown to Python; the default is the nearest there is.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

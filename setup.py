@@ -1,0 +1,62 @@
+"""The build: one list of extension modules, one dict of Cython directives, switches by environment.
+
+FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefined -g"
+FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
+"""
+
+import os
+import shlex
+import sysconfig
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODULES = ["listener", "worker", "epoll", "histogram", "load", "floor"]
+
+# Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
+DIRECTIVES = {
+    "language_level": 3,
+    "freethreading_compatible": True,
+    "binding": True,
+    "embedsignature": True,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+}
+
+# -O3 was measured against -O2 and gained nothing (docs/benchmarks.md).
+CFLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+CFLAGS += shlex.split(os.environ.get("FASTSOCK_CFLAGS", ""))
+
+# A free-threaded interpreter has no stable ABI that Cython can target yet.
+free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+abi3 = os.environ.get("FASTSOCK_ABI3", "1") == "1" and not free_threaded
+macros = [("_GNU_SOURCE", "1")]
+if abi3:
+    macros.append(("Py_LIMITED_API", "0x030B0000"))
+
+
+def extension(module: str) -> Extension:
+    return Extension(
+        f"fastsock._native.{module}",
+        [f"fastsock/_native/{module}.pyx"],
+        define_macros=macros,
+        extra_compile_args=CFLAGS,
+        extra_link_args=shlex.split(os.environ.get("FASTSOCK_LDFLAGS", "")),
+        libraries=["pthread"],
+        py_limited_api=abi3,
+    )
+
+
+setup(
+    packages=["fastsock", "fastsock.cli", "fastsock._native", "fastsock.pure"],
+    package_dir={"fastsock.pure": "pysrc"},
+    package_data={"fastsock": ["py.typed", "_native/*.pyi"]},
+    ext_modules=cythonize(
+        [extension(module) for module in MODULES],
+        build_dir="build/cython",
+        compiler_directives=DIRECTIVES,
+    ),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},
+)

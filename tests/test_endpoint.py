@@ -1,0 +1,472 @@
+"""Tests of endpoint addresses: what is read, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, SocketAddress
+
+GOOD = [
+    ("tcp://127.0.0.1:7007", Endpoint("tcp", "127.0.0.1", 7007)),
+    ("tcp://0.0.0.0:0", Endpoint("tcp", "0.0.0.0", 0)),
+    ("tcp://255.255.255.255:65535", Endpoint("tcp", "255.255.255.255", 65535)),
+    ("udp://0.0.0.0:7007", Endpoint("udp", "0.0.0.0", 7007)),
+    ("tcp://[::1]:0", Endpoint("tcp", "::1", 0)),
+    ("tcp://[fe80::1%eth0]:7", Endpoint("tcp", "fe80::1%eth0", 7)),
+    ("tcp://[fe80::1%3]:7", Endpoint("tcp", "fe80::1%3", 7)),
+    ("tcp://[::ffff:127.0.0.1]:7", Endpoint("tcp", "::ffff:127.0.0.1", 7)),
+    ("tcp://[::]:7007?dual_stack=1", Endpoint("tcp", "::", 7007, dual_stack=True)),
+    ("udp://[::]:7007?dual_stack=0", Endpoint("udp", "::", 7007, dual_stack=False)),
+    ("tcp://localhost:80", Endpoint("tcp", "localhost", 80)),
+    ("tcp://example.com.:80", Endpoint("tcp", "example.com.", 80)),
+    ("tcp://1.echo_server.x-y:80", Endpoint("tcp", "1.echo_server.x-y", 80)),
+    ("tcp://3com:80", Endpoint("tcp", "3com", 80)),
+    (f"tcp://{'a' * 63}:80", Endpoint("tcp", "a" * 63, 80)),
+    ("unix:///run/echo.sock", Endpoint("unix", path="/run/echo.sock")),
+    ("unix:///run/my echo%20.sock", Endpoint("unix", path="/run/my echo%20.sock")),
+    ("unix://@abstract", Endpoint("unix", path="@abstract")),
+    ("unixgram:///run/echo.dgram", Endpoint("unixgram", path="/run/echo.dgram")),
+    ("unixgram://@a/b", Endpoint("unixgram", path="@a/b")),
+    (f"unix:///{'a' * 106}", Endpoint("unix", path="/" + "a" * 106)),
+    (f"unix://@{'a' * 107}", Endpoint("unix", path="@" + "a" * 107)),
+]
+
+CANONICAL = [
+    ("TCP://LocalHost:80", "tcp://localhost:80"),
+    ("tcp://[0:0:0:0:0:0:0:1]:80", "tcp://[::1]:80"),
+    ("tcp://[2001:DB8::00FF]:80", "tcp://[2001:db8::ff]:80"),
+    ("tcp://[FE80::1%Eth0]:80", "tcp://[fe80::1%Eth0]:80"),
+    ("tcp://[fe80::1%02]:80", "tcp://[fe80::1%2]:80"),
+    ("tcp://[::1%0]:80", "tcp://[::1]:80"),
+    ("tcp://[::ffff:7f00:1]:80", "tcp://[::ffff:127.0.0.1]:80"),
+]
+
+TUPLES = [
+    (("127.0.0.1", 80), "tcp://127.0.0.1:80"),
+    (("localhost", 0), "tcp://localhost:0"),
+    (("::1", 80), "tcp://[::1]:80"),
+    (("::1", 80, 0, 0), "tcp://[::1]:80"),
+    (("fe80::1", 80, 0, 2), "tcp://[fe80::1%2]:80"),
+    (("fe80::1%eth0", 80, 0, 2), "tcp://[fe80::1%2]:80"),
+    (("fe80::1%eth0", 80, 0, 0), "tcp://[fe80::1%eth0]:80"),
+    (("127.0.0.1", 80, 0, 0), "tcp://127.0.0.1:80"),
+]
+
+BAD_VALUES = [
+    ("", "write tcp://HOST:PORT"),
+    ("127.0.0.1:7007", "no scheme; write tcp://HOST:PORT"),
+    ("/run/echo.sock", "unix:///PATH"),
+    ("://127.0.0.1:80", "scheme '' is unknown"),
+    ("http://127.0.0.1:80", "scheme 'http' is unknown; write tcp://HOST:PORT"),
+    ("tcp://127.0.0.1", "no port"),
+    ("tcp://[::1]", "no port"),
+    ("tcp://", "no port"),
+    ("tcp://127.0.0.1:", "port '' is not decimal digits"),
+    ("tcp://127.0.0.1:٣", "port '٣' is not decimal digits"),
+    ("tcp://127.0.0.1:+1", "port '+1' is not decimal digits"),
+    ("tcp://127.0.0.1:-1", "port '-1' is not decimal digits"),
+    ("tcp://127.0.0.1: 80", "port ' 80' is not decimal digits"),
+    ("tcp://127.0.0.1:80\n", r"port '80\n' is not decimal digits"),
+    ("tcp://127.0.0.1:0x50", "port '0x50' is not decimal digits"),
+    ("tcp://127.0.0.1:8_0", "port '8_0' is not decimal digits"),
+    ("tcp://127.0.0.1:080", "port '080' is not decimal digits"),
+    ("tcp://127.0.0.1:65536", "port 65536 is not in 0 to 65535"),
+    ("tcp://127.0.0.1:" + "9" * 5000, "is not decimal digits, 0 to 65535"),
+    ("tcp://:80", "write 0.0.0.0 or [::] for every address"),
+    ("tcp://[]:80", "only IPv6 goes in brackets"),
+    ("tcp://[127.0.0.1]:80", "only IPv6 goes in brackets"),
+    ("tcp://[::1:80", "']' is missing"),
+    ("tcp://[::1]x:80", "'x' follows ']'"),
+    ("tcp://::1:80", "IPv6 needs brackets"),
+    ("tcp://fe80::1%eth0:80", "IPv6 needs brackets"),
+    ("tcp://[::1::2]:80", "is not an IPv6 address"),
+    ("tcp://[::g]:80", "is not an IPv6 address"),
+    ("tcp://[::1]]:80", "']' follows ']'"),
+    ("tcp://[fe80::1]:80", "link-local and needs its interface"),
+    ("tcp://[febf::1]:80", "link-local and needs its interface"),
+    ("tcp://[fe80::1%0]:80", "link-local and needs its interface"),
+    ("tcp://[fe80::1%]:80", "scope '' is not an interface"),
+    ("tcp://[fe80::1%a b]:80", "scope 'a b' is not an interface"),
+    ("tcp://[fe80::1%abcdefghijklmnop]:80", "is not an interface"),
+    ("tcp://[fe80::1%4294967296]:80", "scope '4294967296' is not in"),
+    ("tcp://1:80", "host '1' is not a dotted quad like 127.0.0.1"),
+    ("tcp://127.1:80", "is not a dotted quad"),
+    ("tcp://0x7f.1:80", "is not a dotted quad"),
+    ("tcp://0x7F000001:80", "is not a dotted quad"),
+    ("tcp://0177.0.0.1:80", "is not a dotted quad"),
+    ("tcp://127.0.0.1.:80", "is not a dotted quad"),
+    ("tcp://127.0.0.256:80", "is not a dotted quad"),
+    ("tcp://1.2.3.4.5:80", "is not a dotted quad"),
+    ("tcp://host.0x:80", "is not a dotted quad"),
+    ("tcp://-a:80", "RFC 1123"),
+    ("tcp://a-.b:80", "RFC 1123"),
+    ("tcp://a..b:80", "RFC 1123"),
+    ("tcp://.:80", "RFC 1123"),
+    ("tcp://a b:80", "RFC 1123"),
+    ("tcp://a\n:80", "RFC 1123"),
+    ("tcp://\u212aelvin:80", "RFC 1123"),
+    ("tcp://münchen:80", "RFC 1123"),
+    (f"tcp://{'a' * 64}:80", "RFC 1123"),
+    (f"tcp://{'.'.join(['a' * 49] * 6)}:80", "RFC 1123"),
+    ("tcp://user@127.0.0.1:80", "user names (@) are not supported"),
+    ("tcp://127.0.0.1:80#top", "fragments (#) are not supported"),
+    ("tcp://127.0.0.1:80/", "nothing may follow the port"),
+    ("tcp://127.0.0.1:80/a", "nothing may follow the port"),
+    ("tcp://[::]:80?", "query '' is unknown"),
+    ("tcp://[::]:80?dual_stack", "expected dual_stack=0 or dual_stack=1"),
+    ("tcp://[::]:80?dual_stack=true", "expected dual_stack=0 or dual_stack=1"),
+    ("tcp://[::]:80?dual_stack=1&dual_stack=1", "expected dual_stack=0 or dual_stack=1"),
+    ("tcp://[::]:80?backlog=1", "query 'backlog=1' is unknown"),
+    ("tcp://0.0.0.0:80?dual_stack=1", "dual_stack needs an IPv6 host"),
+    ("tcp://localhost:80?dual_stack=0", "dual_stack needs an IPv6 host"),
+    ("unix://", "the path is empty"),
+    ("unix://@", "the path is empty"),
+    ("unix://rel/path", "path 'rel/path' is relative; write unix:///ABSOLUTE/PATH"),
+    ("unix://./path", "is relative"),
+    ("unix:///a\0b", "holds a control character"),
+    ("unix://@a\0b", "holds a control character"),
+    ("unix:///a\nb", "holds a control character"),
+    ("unix:///a?dual_stack=1", "holds '?' or '#'"),
+    ("unix:///a#b", "holds '?' or '#'"),
+    (f"unix:///{'a' * 107}", "the path has 108 bytes; expected at most 107"),
+    (f"unix:///{'é' * 54}", "the path has 109 bytes; expected at most 107"),
+    (f"unixgram://@{'a' * 108}", "the path has 108 bytes; expected at most 107"),
+    ("unix:///\ud800", "cannot be encoded"),
+    ((), "expected (host, port)"),
+    (("127.0.0.1",), "expected (host, port)"),
+    (("127.0.0.1", 80, 0), "expected (host, port)"),
+    (("", 80), "write 0.0.0.0 or [::] for every address"),
+    (("[::1]", 80), "is not an IPv6 address"),
+    (("127.0.0.1", -1), "port -1 is not in 0 to 65535"),
+    (("127.0.0.1", 65536), "port 65536 is not in 0 to 65535"),
+    (("127.0.0.1", 10**5000), "port <int> is not in 0 to 65535"),
+    (("::1", 80, 1, 0), "flowinfo 1 is not supported"),
+    (("::1", 80, 0, -1), "scope_id -1 is not in"),
+    (("::1", 80, 0, 2**32), "is not in 0 to 4294967295"),
+    (("127.0.0.1", 80, 0, 1), "scope_id 1 needs an IPv6 host"),
+    (("fe80::1", 80, 0, 0), "link-local and needs its interface"),
+]
+
+BAD_TYPES = [
+    (None, "endpoint None is NoneType; expected a URL str"),
+    (7007, "endpoint 7007 is int"),
+    (b"tcp://127.0.0.1:80", "is bytes"),
+    (["127.0.0.1", 80], "is list"),
+    (("127.0.0.1", True), "port True is bool; expected an int"),
+    (("127.0.0.1", None), "port None is NoneType"),
+    (("127.0.0.1", 80.0), "port 80.0 is float"),
+    (("127.0.0.1", "80"), "port '80' is str"),
+    ((None, 80), "host None is NoneType; expected a str"),
+    ((b"::1", 80, 0, 1), "is bytes; expected a str"),
+    (("::1", 80, None, 0), "flowinfo None is NoneType"),
+    (("::1", 80, 0, True), "scope_id True is bool"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), GOOD)
+def test_parse_reads_each_field(text: str, expected: Endpoint) -> None:
+    """A canonical URL gives its fields, and printing them gives it back."""
+    assert Endpoint.parse(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize(("text", "expected"), CANONICAL)
+def test_parse_gives_one_canonical_form(text: str, expected: str) -> None:
+    """Two spellings of one address are equal and print the same."""
+    assert str(Endpoint.parse(text)) == expected
+    assert Endpoint.parse(text) == Endpoint.parse(expected)
+
+
+@pytest.mark.parametrize(("address", "expected"), TUPLES)
+def test_parse_reads_a_socket_address_as_tcp(address: tuple[object, ...], expected: str) -> None:
+    """A socket address tuple means tcp, as in the standard library."""
+    assert str(Endpoint.parse(address)) == expected
+
+
+@pytest.mark.parametrize(("value", "reason"), BAD_VALUES)
+def test_parse_refuses_a_bad_value(value: str | tuple[object, ...], reason: str) -> None:
+    """A bad value is a ValueError of one bounded line that names it and what was expected."""
+    with pytest.raises(ValueError) as caught:
+        Endpoint.parse(value)
+    message = str(caught.value)
+    assert message.startswith("endpoint ")
+    assert reason in message
+    assert message.isprintable()
+    assert len(message) < 320
+
+
+@pytest.mark.parametrize(("value", "reason"), BAD_TYPES)
+def test_parse_refuses_a_wrong_type(value: object, reason: str) -> None:
+    """A wrong type is a TypeError of one line that names it and what was expected."""
+    with pytest.raises(TypeError) as caught:
+        Endpoint.parse(value)  # type: ignore[arg-type]
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_long_input_is_cut_in_the_message() -> None:
+    """A message quotes at most 80 characters of the input."""
+    with pytest.raises(ValueError) as caught:
+        Endpoint.parse("x" * 1_000_000)
+    assert str(caught.value).startswith(f"endpoint '{'x' * 76}...: no scheme")
+
+
+def test_a_repr_of_many_lines_is_one_line_in_the_message() -> None:
+    """A type error stays one line when the value's repr has several."""
+
+    class Lines:
+        def __repr__(self) -> str:
+            return "a\nb"
+
+    with pytest.raises(TypeError, match="endpoint a b is Lines"):
+        Endpoint.parse(Lines())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"scheme": "sctp"}, ValueError),
+        ({"scheme": None}, TypeError),
+        ({"scheme": "tcp", "host": "1"}, ValueError),
+        ({"scheme": "tcp", "host": "[::1]"}, ValueError),
+        ({"scheme": "tcp", "host": "::1", "path": "/x"}, ValueError),
+        ({"scheme": "tcp", "host": "::1", "path": b"/x"}, TypeError),
+        ({"scheme": "tcp", "host": "::1", "dual_stack": 1}, TypeError),
+        ({"scheme": "unix", "path": "/x", "host": "::1"}, ValueError),
+        ({"scheme": "unix", "path": "/x", "port": 1}, ValueError),
+        ({"scheme": "unix", "path": "/x", "dual_stack": True}, ValueError),
+    ],
+)
+def test_fields_are_checked_like_text(fields: dict[str, object], error: type[Exception]) -> None:
+    """An invalid endpoint cannot be made from fields either."""
+    with pytest.raises(error):
+        Endpoint(**fields)  # type: ignore[arg-type]
+
+
+def test_fields_are_made_canonical_like_text() -> None:
+    """An endpoint made from fields equals the one read from text."""
+    assert Endpoint("tcp", "0:0::1", 1) == Endpoint.parse("tcp://[::1]:1")
+
+
+def test_an_endpoint_parses_to_itself() -> None:
+    """An endpoint is accepted where its text is."""
+    assert Endpoint.parse(DEFAULT_ENDPOINT) is DEFAULT_ENDPOINT
+
+
+def test_the_default_is_loopback() -> None:
+    """Nothing is exposed to a network unless asked for."""
+    assert str(DEFAULT_ENDPOINT) == "tcp://127.0.0.1:7007"
+
+
+def test_endpoints_are_values() -> None:
+    """Endpoints are immutable, hashable and survive pickling."""
+    endpoint = Endpoint.parse("tcp://[::]:1?dual_stack=1")
+    assert {endpoint: 1}[Endpoint.parse(str(endpoint))] == 1
+    assert pickle.loads(pickle.dumps(endpoint)) == endpoint
+    with pytest.raises(FrozenInstanceError):
+        endpoint.port = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_unix", "is_stream"),
+    [
+        ("tcp://[::1]:1", False, True),
+        ("udp://[::1]:1", False, False),
+        ("unix://@a", True, True),
+        ("unixgram://@a", True, False),
+    ],
+)
+def test_scheme_gives_family_and_type(text: str, is_unix: bool, is_stream: bool) -> None:
+    """The scheme says whether the socket is a unix one, and whether it is a stream."""
+    endpoint = Endpoint.parse(text)
+    assert (endpoint.is_unix, endpoint.is_stream) == (is_unix, is_stream)
+
+
+def test_with_port_changes_the_port_only() -> None:
+    """Another port leaves every other field as it was."""
+    endpoint = Endpoint.parse("udp://[::]:0?dual_stack=1")
+    assert str(endpoint.with_port(9)) == "udp://[::]:9?dual_stack=1"
+    with pytest.raises(ValueError, match="port 65536 is not in 0 to 65535"):
+        endpoint.with_port(65536)
+    with pytest.raises(TypeError, match="port True is bool"):
+        endpoint.with_port(True)
+
+
+def test_with_port_refuses_a_unix_endpoint() -> None:
+    """A unix endpoint has no port to change."""
+    with pytest.raises(ValueError, match="unix endpoints have no port"):
+        Endpoint.parse("unix://@a").with_port(0)
+
+
+def _no_system_call(*_args: object, **_kwargs: object) -> None:
+    raise AssertionError("a system call was made")
+
+
+@pytest.fixture
+def no_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("getaddrinfo", "if_nametoindex", "socket"):
+        monkeypatch.setattr(socket, name, _no_system_call)
+
+
+@pytest.mark.usefixtures("no_lookups")
+@pytest.mark.parametrize("value", [text for text, _ in GOOD + BAD_VALUES])
+def test_parsing_looks_nothing_up(value: str | tuple[object, ...]) -> None:
+    """Good or bad, an address is judged without asking a name server or the kernel."""
+    with suppress(ValueError):
+        Endpoint.parse(value)
+
+
+def test_importing_is_cheap() -> None:
+    """Reading addresses loads neither socket nor ipaddress until they are needed."""
+    script = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); "
+        "sys.exit(bool({'socket', 'ipaddress', 'urllib.parse'} & sys.modules.keys()))"
+    )
+    source = sys.modules["fastsock.endpoint"].__file__
+    assert source is not None
+    # -S: site may import anything, by the .pth files of an environment.
+    subprocess.run([sys.executable, "-S", "-c", script, source], check=True, timeout=30)
+
+
+@pytest.mark.usefixtures("no_lookups")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tcp://127.0.0.1:80", SocketAddress(socket.AF_INET, "127.0.0.1", 80)),
+        ("udp://[::1]:80", SocketAddress(socket.AF_INET6, "::1", 80)),
+        ("tcp://[fe80::1%7]:80", SocketAddress(socket.AF_INET6, "fe80::1", 80, 7)),
+        ("unix:///run/x", SocketAddress(socket.AF_UNIX, path="/run/x")),
+        ("unixgram://@x", SocketAddress(socket.AF_UNIX, path="@x")),
+    ],
+)
+def test_resolve_of_numbers_looks_nothing_up(text: str, expected: SocketAddress) -> None:
+    """A numeric address never asks a name server."""
+    assert Endpoint.parse(text).resolve() == expected
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_resolve_takes_the_first_answer(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """A host name gives the first address of getaddrinfo, asked for the right socket type."""
+    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+    def getaddrinfo(host: bytes, port: int, *, type: int) -> list[tuple[object, ...]]:
+        assert (host, port, type) == (b"echo.test", 80, kinds[scheme])
+        return [
+            (socket.AF_INET6, type, 0, "", ("fe80::1%eth0", 80, 0, 2)),
+            (socket.AF_INET, type, 0, "", ("192.0.2.1", 80)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    expected = SocketAddress(socket.AF_INET6, "fe80::1", 80, 2)
+    assert Endpoint(scheme, "echo.test", 80).resolve() == expected
+
+
+def test_resolve_of_localhost_is_loopback() -> None:
+    """The name of the own host gives a loopback address."""
+    found = Endpoint.parse("tcp://localhost:80").resolve()
+    assert ipaddress.ip_address(found.host).is_loopback
+    assert found.port == 80
+
+
+def test_resolve_failure_names_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown host is an OSError that names the step and the endpoint."""
+
+    def getaddrinfo(*_args: object, **_kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(socket.gaierror) as caught:
+        Endpoint.parse("tcp://no.such.host:1").resolve()
+    assert caught.value.errno == socket.EAI_NONAME
+    assert caught.value.strerror == "resolve tcp://no.such.host:1: Name or service not known"
+
+
+def test_resolve_finds_the_interface() -> None:
+    """An interface name becomes its index."""
+    index, name = socket.if_nameindex()[0]
+    found = Endpoint.parse(f"tcp://[fe80::1%{name}]:80").resolve()
+    assert found == SocketAddress(socket.AF_INET6, "fe80::1", 80, index)
+
+
+def test_resolve_names_an_unknown_interface() -> None:
+    """An interface that does not exist is an OSError that names it."""
+    with pytest.raises(OSError, match="no network interface 'none-such'") as caught:
+        Endpoint.parse("tcp://[fe80::1%none-such]:80").resolve()
+    assert caught.value.errno == errno.ENODEV
+
+
+LABEL = st.from_regex(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,20}[A-Za-z0-9_])?", fullmatch=True)
+LAST_LABEL = st.from_regex(r"[A-Za-z_]([A-Za-z0-9_-]{0,20}[A-Za-z0-9_])?", fullmatch=True)
+NAMES = st.builds(
+    lambda labels, last, dot: ".".join([*labels, last]) + dot,
+    st.lists(LABEL, max_size=4),
+    LAST_LABEL,
+    st.sampled_from(["", "."]),
+)
+SCOPES = st.integers(1, 2**32 - 1).map(str) | st.sampled_from(["eth0", "lo", "wg-1.2_~", "0x1"])
+IPV6 = st.builds(
+    lambda address, scope: f"{address}%{scope}" if scope else str(address),
+    st.ip_addresses(v=6),
+    st.none() | SCOPES,
+).filter(lambda host: "%" in host or not ipaddress.ip_address(host).is_link_local)
+INET_SCHEMES = st.sampled_from(["tcp", "udp"])
+PORTS = st.integers(0, 65535)
+PATH_TEXT = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="?#"), min_size=1
+).filter(lambda text: len(os.fsencode(text)) <= 106)
+ENDPOINTS = st.one_of(
+    st.builds(Endpoint, INET_SCHEMES, NAMES | st.ip_addresses(v=4).map(str), PORTS),
+    st.builds(Endpoint, INET_SCHEMES, IPV6, PORTS, dual_stack=st.none() | st.booleans()),
+    st.builds(
+        lambda scheme, start, text: Endpoint(scheme, path=start + text),
+        st.sampled_from(["unix", "unixgram"]),
+        st.sampled_from("/@"),
+        PATH_TEXT,
+    ),
+)
+PIECES = "tcp udp unix :// : [ ] :: % ?dual_stack= 0 1 / @ # . 127 fe80 lo - 0x \0 ٣ é \ud800"
+ALMOST = st.lists(st.sampled_from([*PIECES.split(), " ", "\n"])).map("".join)
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+@given(ENDPOINTS)
+def test_what_is_printed_parses_back(endpoint: Endpoint) -> None:
+    """Parsing the text of any endpoint gives the endpoint."""
+    assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@given(st.text() | ALMOST | ALMOST.map("tcp://".__add__) | ALMOST.map("unix://".__add__))
+@example("tcp://[::1%\u0663]:1")
+def test_text_is_an_endpoint_or_a_value_error(text: str) -> None:
+    """Any text at all is an endpoint that round-trips, or a ValueError of one line."""
+    try:
+        endpoint = Endpoint.parse(text)
+    except ValueError as error:
+        assert type(error) is ValueError
+        assert str(error).isprintable()
+    else:
+        assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@given(st.lists(ANYTHING, max_size=5).map(tuple) | st.tuples(NAMES | IPV6, ANYTHING))
+def test_a_tuple_is_an_endpoint_or_a_typed_error(address: tuple[object, ...]) -> None:
+    """Any tuple at all is a tcp endpoint, or a ValueError or TypeError of one line."""
+    try:
+        endpoint = Endpoint.parse(address)
+    except (ValueError, TypeError) as error:
+        assert type(error) in (ValueError, TypeError)
+        assert str(error).isprintable()
+    else:
+        assert endpoint.scheme == "tcp"
