@@ -1,0 +1,149 @@
+/*
+ * epoll_echo HOST PORT: a plain TCP echo server, one thread, one level-triggered epoll loop.
+ *
+ * It is the yardstick: about the least a correct server can do with readiness events. A ready
+ * connection costs one recv and one send; everything else below is off that path.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { BUFFER_SIZE = 64 * 1024, MAX_FDS = 65536, BATCH = 256 };
+
+/* What a connection still owes its client after a short send. The kernel hands out the lowest
+ * free descriptor, so the descriptor itself is a dense index. */
+static struct debt { char *bytes; size_t size; } debts[MAX_FDS];
+static char buffer[BUFFER_SIZE];
+static int loop;
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void on_signal(int number)
+{
+    (void)number;
+    _exit(0);
+}
+
+static void watch(int operation, int fd, uint32_t events)
+{
+    struct epoll_event event = { .events = events, .data.fd = fd };
+    if (epoll_ctl(loop, operation, fd, &event) < 0)
+        die("epoll_ctl");
+}
+
+static void hang_up(int fd)
+{
+    free(debts[fd].bytes);
+    debts[fd].bytes = NULL;
+    close(fd); /* also takes it out of the epoll set */
+}
+
+/* Sends these bytes: fresh ones in the shared buffer, or what the connection already owes. */
+static void deliver(int fd, const char *bytes, size_t size)
+{
+    struct debt *debt = &debts[fd];
+    ssize_t sent = send(fd, bytes, size, MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN) {
+        hang_up(fd);
+        return;
+    }
+    size_t left = size - (sent < 0 ? 0 : sent);
+    if (left == 0 && !debt->bytes)
+        return; /* the usual case */
+    if (left == 0) {
+        free(debt->bytes);
+        debt->bytes = NULL;
+        watch(EPOLL_CTL_MOD, fd, EPOLLIN);
+        return;
+    }
+    /* A slow reader. Keep the rest, and stop reading until it is gone: one buffer is the bound,
+     * and TCP's own flow control passes the wait on to the client. */
+    if (!debt->bytes) {
+        if (!(debt->bytes = malloc(left)))
+            die("malloc");
+        watch(EPOLL_CTL_MOD, fd, EPOLLOUT);
+    }
+    memmove(debt->bytes, bytes + size - left, left);
+    debt->size = left;
+}
+
+static void echo(int fd)
+{
+    ssize_t size = recv(fd, buffer, sizeof buffer, 0);
+    /* At end of file nothing is owed: a connection in debt is not read. So closing loses nothing,
+     * and the client that shut down its sending half gets its whole echo, then our FIN. */
+    if (size > 0)
+        deliver(fd, buffer, size);
+    else if (size == 0 || errno != EAGAIN)
+        hang_up(fd);
+}
+
+static void accept_all(int listener)
+{
+    int fd;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        if (fd < MAX_FDS)
+            watch(EPOLL_CTL_ADD, fd, EPOLLIN);
+        else
+            close(fd);
+    }
+    /* A client may leave before it is accepted. Anything else, such as no descriptors left, would
+     * spoil the measurement: better to stop than to be compared. */
+    if (errno != EAGAIN && errno != ECONNABORTED)
+        die("accept4");
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET };
+    socklen_t length = sizeof address;
+    struct epoll_event events[BATCH];
+    int on = 1;
+    if (argc != 3 || inet_pton(AF_INET, argv[1], &address.sin_addr) != 1) {
+        fprintf(stderr, "usage: epoll_echo HOST PORT (numeric IPv4; port 0 picks one)\n");
+        return 2;
+    }
+    address.sin_port = htons(atoi(argv[2]));
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
+
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        die("socket");
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    /* On Linux accepted sockets inherit it: no system call per connection. */
+    setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&address, length) < 0 || listen(listener, SOMAXCONN) < 0)
+        die("bind");
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    loop = epoll_create1(EPOLL_CLOEXEC);
+    watch(EPOLL_CTL_ADD, listener, EPOLLIN);
+    fprintf(stderr, "listening on tcp://%s:%d (C epoll)\n", argv[1], ntohs(address.sin_port));
+
+    for (;;) {
+        int count = epoll_wait(loop, events, BATCH, -1); /* -1 after a SIGCONT: wait again */
+        /* Only a connection's own event closes it, and it has one per batch, so no event here can
+         * belong to the previous owner of a reused descriptor. */
+        for (int i = 0; i < count; i++) {
+            int fd = events[i].data.fd;
+            if (fd == listener)
+                accept_all(listener);
+            else if (debts[fd].bytes)
+                deliver(fd, debts[fd].bytes, debts[fd].size);
+            else
+                echo(fd);
+        }
+    }
+}
