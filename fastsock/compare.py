@@ -56,11 +56,16 @@ def pure(shape: str) -> Contender:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The load that every contender gets; see `fastsock.load()`."""
+    """The load that every contender gets; see `fastsock.load()`.
+
+    Not `pinned`, server and client share all CPUs and the client sleeps while it waits: for
+    servers that keep more than one CPU busy.
+    """
 
     connections: int = 64
     size: int = 64
     depth: int = 1
+    pinned: bool = True
 
 
 @dataclass(slots=True)
@@ -215,7 +220,7 @@ def compare(
         RuntimeError: a contender did not start; the text has what it said.
 
     """
-    server_cpu, client_cpu = cpus_for_both()
+    server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
     results = tuple(Result(contender.name) for contender in contenders)
     floors: list[float] = []
     with ExitStack() as stack:
@@ -245,6 +250,7 @@ def run_window(server: RunningServer, case: Case, window: float, warmup: float) 
         depth=case.depth,
         duration=window,
         warmup=warmup,
+        wait="spin" if case.pinned else "block",
         server_pid=server.pid,
     )
 

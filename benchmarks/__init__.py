@@ -1,0 +1,1 @@
+"""How fastsock compares: the cases, the contenders, and the runs behind docs/benchmarks.md."""

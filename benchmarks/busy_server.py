@@ -1,0 +1,38 @@
+"""A server in the background of a process whose main thread computes in Python.
+
+``python -m benchmarks.busy_server epoll`` serves natively; ``threads``, ``selectors`` and
+``asyncio`` are the twin's shapes. Ends with SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import fastsock.pure
+
+import fastsock
+from fastsock import engines
+
+
+def main(kind: str) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    server: fastsock.Server | fastsock.pure.Server
+    if kind in engines.WORKERS:
+        server = fastsock.Server("tcp://127.0.0.1:0", engine=kind)
+    else:
+        server = fastsock.pure.Server("tcp://127.0.0.1:0", shape=kind)
+    with server:
+        print(f"listening on {server.endpoint} ({kind})", file=sys.stderr, flush=True)
+        compute_for_ever()
+
+
+def compute_for_ever() -> None:
+    """What a test or a simulation does: pure Python that never waits and never gives up the GIL."""
+    number = 1
+    while True:
+        number = (number * 1103515245 + 12345) % 2147483648
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,48 @@
+"""Every server that takes part, as the command that starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from benchmarks.rivals.build import compile_rival
+from fastsock import engines
+from fastsock.compare import PURE_SHAPES, Contender, native, pure
+
+ADDRESS = ("127.0.0.1", "0")
+
+
+def natives() -> list[Contender]:
+    return [native(engine) for engine in engines.WORKERS]
+
+
+def pures(connections: int) -> list[Contender]:
+    """The twin's shapes; serial serves one client at a time, so only where there is one."""
+    return [pure(shape) for shape in PURE_SHAPES if shape != "serial" or connections == 1]
+
+
+def rivals() -> list[Contender]:
+    """The rivals that can run here: the C loop always, uvloop where it is installed."""
+    found = [
+        Contender("C epoll", (str(compile_rival("epoll_echo")), *ADDRESS)),
+        protocol("asyncio"),
+    ]
+    if importlib.util.find_spec("uvloop"):
+        found.append(protocol("uvloop"))
+    return found
+
+
+def protocol(loop: str) -> Contender:
+    command = (sys.executable, "-m", "benchmarks.rivals.protocol_echo", *ADDRESS, "--loop", loop)
+    return Contender(f"{loop} Protocol", command)
+
+
+def beside_busy_main_thread() -> list[Contender]:
+    """Servers in a background thread of a process whose main thread computes in Python."""
+    kinds = [*engines.WORKERS, *(shape for shape in PURE_SHAPES if shape != "serial")]
+    return [
+        Contender(
+            f"{kind}, busy main thread", (sys.executable, "-m", "benchmarks.busy_server", kind)
+        )
+        for kind in kinds
+    ]

@@ -1,0 +1,23 @@
+class Listener:
+    @property
+    def fd(self) -> int: ...
+    @property
+    def where(self) -> str: ...
+    def __init__(
+        self,
+        family: int,
+        host: str,
+        port: int,
+        scope_id: int,
+        where: str,
+        *,
+        backlog: int,
+        reuse_port: bool = False,
+        dual_stack: bool = False,
+        nodelay: bool = True,
+        rcvbuf: int = 0,
+        sndbuf: int = 0,
+    ) -> None: ...
+    @property
+    def port(self) -> int: ...
+    def close(self) -> None: ...
