@@ -52,6 +52,7 @@ def extension(module: str) -> Extension:
 setup(
     packages=["fastsock", "fastsock.cli", "fastsock._native", "fastsock.pure"],
     package_dir={"fastsock.pure": "pysrc"},
+    include_package_data=False,  # the sources of the extensions go into the sdist only
     package_data={"fastsock": ["py.typed", "_native/*.pyi"]},
     ext_modules=cythonize(
         [extension(module) for module in MODULES],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -255,8 +256,14 @@ def _in_threads(
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
-    for thread in threads:
-        thread.start()
+    # The threads inherit the mask. A signal that came while the process was stopped goes to any
+    # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     interrupts = 0
     start = time.monotonic()
     while any(thread.is_alive() for thread in threads):

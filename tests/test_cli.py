@@ -1,0 +1,253 @@
+"""The command line: what it prints where, its exit codes, and its errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import fastsock
+from fastsock.cli import run
+
+FASTSOCK = (sys.executable, "-m", "fastsock")
+
+
+@pytest.fixture
+def server() -> Iterator[fastsock.Server]:
+    with fastsock.Server("tcp://127.0.0.1:0") as running:
+        yield running
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run ``fastsock serve`` on a free port; give the process and its endpoint."""
+    process = subprocess.Popen(
+        [*FASTSOCK, "serve", "tcp://127.0.0.1:0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.fullmatch(
+                r"listening on (tcp://127\.0\.0\.1:\d+) \(epoll, 1 worker\)\n", line
+            )
+            assert found, line
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"]
+)
+def test_serve_ends_with_a_signal(number: signal.Signals, code: int) -> None:
+    """serve says where it listens, ends with a signal, and sums up on stderr alone."""
+    with serving() as (process, endpoint):
+        assert fastsock.load(endpoint, messages=10).valid
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=10)
+        assert process.returncode == code
+        assert stdout == ""
+        assert stderr == "served 1 connections: 640B in, 640B out; errors: none\n"
+
+
+def test_serve_writes_its_counters(tmp_path: Path) -> None:
+    """serve --json FILE holds the counters at the end."""
+    target = tmp_path / "stats.json"
+    with serving("--json", str(target)) as (process, endpoint):
+        fastsock.load(endpoint, messages=10)
+        process.terminate()
+        process.wait(timeout=10)
+    assert json.loads(target.read_text())["accepted"] == 1
+
+
+def test_load_prints_a_report(server: fastsock.Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """load prints an aligned report on stdout and nothing on stderr."""
+    assert run(["load", str(server.endpoint), "-n", "1000", "-c", "4", "-s", "1k"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"{server.endpoint}: 4 connections, 1KiB messages, depth 1, window ")
+    assert "\nmessages  1000 " in out
+    assert out.endswith("valid     yes\n")
+
+
+def test_load_shows_both_latencies_of_an_open_loop(
+    server: fastsock.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --rate the intended and the actual send time have a line each."""
+    assert run(["load", str(server.endpoint), "--rate", "1k/s", "-d", "300ms"]) in (0, 4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines][3:5] == ["intended", "sent"]
+
+
+def test_load_writes_json_to_stdout(
+    server: fastsock.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json - stdout is one JSON document and nothing else."""
+    assert run(["load", str(server.endpoint), "-n", "10", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "fastsock.load/1"
+    assert document["messages"] == 10
+
+
+def test_a_result_is_not_lost_when_its_file_cannot_be_written(
+    server: fastsock.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When writing fails after the run, the JSON goes to stdout and the exit code is 1."""
+    assert run(["load", str(server.endpoint), "-n", "10", "--json", "/dev/full"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out[out.index("{") :])["messages"] == 10
+    assert err == "Error: cannot write /dev/full: No space left on device; the result follows\n"
+
+
+def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused target is one line that says so, exit code 1."""
+    with fastsock.Server("tcp://127.0.0.1:0") as gone:
+        endpoint = str(gone.endpoint)
+    assert run(["load", endpoint, "-d", "1s"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f"{endpoint}: connections refused: 1" in err
+
+
+USAGE_ERRORS = [
+    (["serve", "--engine", "kqueue"], "engine 'kqueue' is unknown"),
+    (["serve", "--engine", "io_uring"], "engine 'io_uring' is not built yet"),
+    (["serve", "--buffer-size", "0"], "buffer_size 0 is out of range"),
+    (["serve", "--backlog", "0"], "backlog 0 is out of range"),
+    (["serve", "--drain-timeout", "-1s"], "--drain-timeout"),
+    (["serve", "udp://127.0.0.1:0"], "udp endpoints are not supported yet"),
+    (["serve", "tcp://1:80"], "host '1' is not a dotted quad"),
+    (["serve", "--json", "/no/such/place"], "cannot write /no/such/place"),
+    (["load"], "Missing argument 'ENDPOINT'"),
+    (["load", "127.0.0.1:7"], "no scheme"),
+    (["load", "tcp://127.0.0.1:0"], "port 0 cannot be connected to"),
+    (["load", "tcp://127.0.0.1:7", "--size", "0"], "size 0 is out of range"),
+    (["load", "tcp://127.0.0.1:7", "--size", "12 parsecs"], "parsecs"),
+    (["load", "tcp://127.0.0.1:7", "--rate", "0"], "rate 0"),
+    (["load", "tcp://127.0.0.1:7", "--duration", "-1s"], "--duration"),
+    (["load", "tcp://127.0.0.1:7", "--depth", "64", "--size", "1M"], "in flight"),
+    (["load", "tcp://127.0.0.1:7", "-n", "5", "-d", "1s"], "messages does not go with duration"),
+    (["load", "tcp://127.0.0.1:7", "--threads", "2"], "threads 2 is out of range"),
+    (["bench", "--connections", "0"], "connections 0 is out of range"),
+    (["bench", "--rival", "nothing"], "'nothing' is not NAME=COMMAND"),
+    (["bench", "--windows", "0"], "--windows"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), USAGE_ERRORS, ids=[" ".join(row[0]) for row in USAGE_ERRORS]
+)
+def test_usage_errors(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad argument is exit code 2 and one line that says what was wrong."""
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert "Traceback" not in err
+
+
+def test_port_in_use(server: fastsock.Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that is taken is exit code 1 and one line that names it."""
+    assert run(["serve", str(server.endpoint)]) == 1
+    assert capsys.readouterr().err == (
+        f"Error: bind {server.endpoint}: Address already in use "
+        "(another socket is bound to it; port 0 picks a free one)\n"
+    )
+
+
+def test_unresolvable_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """A host that does not exist is exit code 1 and one line that names it."""
+    assert run(["load", "tcp://no-such-host.invalid:7", "-d", "1s"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Error: resolve tcp://no-such-host.invalid:7: ")
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_reports_what_was_measured(server: fastsock.Server) -> None:
+    """Ctrl-C ends a load run with its report and exit code 130."""
+    process = subprocess.Popen(
+        [*FASTSOCK, "load", str(server.endpoint), "-d", "60s", "--warmup", "0s", "--wait", "block"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        while server.stats().bytes_in < 64_000:
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130, stderr
+    assert "valid     NO: interrupted by Ctrl-C" in stdout
+    assert "Traceback" not in stderr
+
+
+def test_options_come_from_the_environment(
+    server: fastsock.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """FASTSOCK_LOAD_SIZE sets load --size."""
+    monkeypatch.setenv("FASTSOCK_LOAD_SIZE", "2k")
+    assert run(["load", str(server.endpoint), "-n", "10", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["size"] == 2048
+
+
+def test_info_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    """info says of every engine whether it is available, and why not; --json says the same."""
+    assert run(["info"]) == 0
+    text = capsys.readouterr().out
+    assert run(["info", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for name, state in document["engines"].items():
+        assert re.search(rf"^  {name} +{state}$", text, re.MULTILINE)
+
+
+def test_bench_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bench runs native, twin and rivals in turns, and writes ratios as JSON."""
+    target = tmp_path / "bench.json"
+    rival = f"again={sys.executable} -m fastsock serve tcp://127.0.0.1:0"
+    arguments = ["bench", "-c", "1", "--windows", "2", "--window", "50ms", "--warmup", "10ms"]
+    assert run([*arguments, "--rival", rival, "--json", str(target)]) == 0
+    document = json.loads(target.read_text())
+    assert document["schema"] == "fastsock.bench/1"
+    assert document["floor_us"]["median"] > 0
+    names = [result["name"] for result in document["results"]]
+    assert names[0] == "fastsock epoll"
+    assert {"stdlib threads", "stdlib serial", "again"} <= set(names)
+    for result in document["results"]:
+        assert result["windows"] == 2
+        assert result["problems"] == []
+        assert result["server_cpu_us_per_echo"]["median"] > 0
+        assert result["first_over_this_rate"]["median"] > 0
+    assert "fastsock epoll" in capsys.readouterr().out
+
+
+def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
+    """A contender that ends without listening is an error that repeats what it said."""
+    rival = "broken=sh -c 'echo no luck >&2'"
+    assert run(["bench", "-c", "1", "--windows", "1", "--rival", rival]) == 1
+    assert "broken did not start; it said: no luck" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "load", "bench", "info"])
+def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help works for every command."""
+    assert run([command, "--help"]) == 0
+    assert "Usage: fastsock" in capsys.readouterr().out
