@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,8 @@ def load(
         wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
         threads: native threads that share the connections.
         nodelay: TCP_NODELAY.
-        timeout: seconds without progress after which a connection that is owed bytes has failed.
+        timeout: seconds without progress after which a connection that is owed bytes has failed;
+            answers still owed at the end get the length of the run so far and this long.
         server_pid: process, on this machine, whose CPU time over the window is to be reported.
         progress: called in this thread about every 0.1 s with the seconds since the start.
 
@@ -159,7 +161,7 @@ def check_options(
         warmup = duration / 10 if warmup is None else warmup
     else:
         check_int("messages", messages, 1, _MAX_MESSAGES)
-        if duration is not None or warmup:
+        if duration is not None or warmup not in (None, 0):
             raise ValueError("messages does not go with duration or warmup; give one or the other")
     check_int("connections", connections, 1, _MAX_CONNECTIONS)
     check_int("size", size, 1, _MAX_SIZE)
@@ -179,7 +181,9 @@ def check_options(
         depth=depth,
         duration=duration,
         messages=messages,
-        warmup=check_number("warmup", warmup or 0.0, 0, _MAX_SECONDS, "seconds"),
+        warmup=check_number(
+            "warmup", 0.0 if warmup is None else warmup, 0, _MAX_SECONDS, "seconds"
+        ),
         rate=rate,
         verify=check_bool("verify", verify),
         wait=check_choice("wait", wait, ("spin", "block")),
@@ -248,37 +252,66 @@ def _in_threads(
 ) -> bool:
     """Run the tasks side by side. Not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
+    ended: list[None] = []
+    all_ended = threading.Event()
 
     def guarded(task: Callable[[], None]) -> None:
         try:
             task()
         except BaseException as error:
             failures.append(error)
+        ended.append(None)
+        if len(ended) == len(tasks):
+            all_ended.set()
 
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
-    # The threads inherit the mask. A signal that came while the process was stopped goes to any
-    # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        for thread in threads:
-            thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    interrupts = 0
     start = time.monotonic()
-    while any(thread.is_alive() for thread in threads):
+    with _ctrl_c_cancels(loaders) as interrupts:
+        # The threads inherit the mask. A signal that came while the process was stopped goes to any
+        # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             for thread in threads:
-                thread.join(_TICK if progress else None)
-            if progress:
-                progress(time.monotonic() - start)
-        except KeyboardInterrupt:
-            interrupts += 1
+                thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            while not all_ended.wait(_TICK if progress else None):
+                if progress:
+                    progress(time.monotonic() - start)
+        except BaseException:  # of `progress`
             for loader in loaders:
-                loader.cancel(drop_everything=interrupts > 1)
+                loader.cancel(drop_everything=True)
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
     if failures:
         raise failures[0]
-    return interrupts > 0
+    return bool(interrupts)
+
+
+@contextmanager
+def _ctrl_c_cancels(loaders: Sequence[Loader]) -> Iterator[list[int]]:
+    """Count Ctrl-C where it would have raised KeyboardInterrupt: at any point of a wait."""
+    interrupts: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield interrupts
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        interrupts.append(number)
+        for loader in loaders:
+            loader.cancel(drop_everything=len(interrupts) > 1)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _report(
@@ -295,6 +328,7 @@ def _report(
     messages = total("messages")
     errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
     lost, corrupt = total("lost_bytes"), total("corrupt_bytes")
+    server_cpu_ns = results[0]["server_cpu_ns"]
     other_errno = max(result["other_errno"] for result in results)
     return LoadReport(
         endpoint=str(target),
@@ -318,7 +352,7 @@ def _report(
         client_busy=max(0.0, 1 - total("idle_ns") / 1e9 / duration / len(results))
         if duration
         else 0.0,
-        server_cpu=results[0]["server_cpu_ns"] / 1e9 if options.server_pid else None,
+        server_cpu=None if server_cpu_ns is None else server_cpu_ns / 1e9,
         host=host_facts(),
     )
 
@@ -338,7 +372,7 @@ def _error_reasons(errors: Counter[str], other_errno: int) -> list[str]:
 def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[str]:
     if messages == 0:
         return ["no message was answered in the window"]
-    if options.rate is None or options.messages is not None:
+    if options.rate is None or duration == 0:
         return []
     offered = options.rate * duration
     # In a steady state as many answers come in from before the window as are owed at its end.

@@ -32,7 +32,10 @@ def check_number(name: str, value: Any, low: float, high: float, unit: str) -> f
     """A finite number from `low` to `high`, both allowed, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a number of {unit}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or not low <= number <= high:
         raise ValueError(f"{name} {value} is out of range; expected {low:g} to {high:g} {unit}")
     return number

@@ -84,7 +84,7 @@ class Server:
         for endpoint in self._asked:
             check_served(endpoint)
         self.engine = engines.choose(engine)
-        self._listener_options = {
+        self._listener_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
             "reuse_port": check_bool("reuse_port", reuse_port),
             "nodelay": check_bool("nodelay", nodelay),

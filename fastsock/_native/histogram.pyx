@@ -44,7 +44,7 @@ cdef class Histogram:
             mine.counts[i] += theirs.counts[i]
 
     def percentile(self, double percent) -> int:
-        """The latency in ns that `percent` (0 to 100) of all values do not exceed; 0 if empty."""
+        """The latency in ns at the rank nearest to `percent` (0 to 100); 0 if empty."""
         cdef Recorder *recorder = self.recorder
         cdef uint64_t rank, seen = 0
         cdef int i

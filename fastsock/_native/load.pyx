@@ -86,6 +86,7 @@ cdef struct Run:
     int64_t begin_ns, window_start, window_end
     uint64_t next_due               # open loop: number of the next message of this thread
     int64_t next_sweep
+    int64_t give_up_at              # when what is owed at the end is given up, ns
     char *pattern                   # the table that pattern.fill() made
     char *buffer                    # what was received last
     Peer *peers
@@ -201,7 +202,9 @@ cdef class Loader:
             "window_end_ns": run.window_end,
             "last_answer_ns": run.last_answer,
             "idle_ns": run.idle_ns,
-            "server_cpu_ns": run.cpu_end - run.cpu_start,
+            # None: not asked for, the window never began, or the process is gone.
+            "server_cpu_ns": (
+                run.cpu_end - run.cpu_start if run.cpu_start and run.cpu_end else None),
             "lost_bytes": run.lost,
             "corrupt_bytes": run.corrupt,
             "other_errno": run.other_errno,
@@ -273,6 +276,8 @@ cdef void load(Run *run) noexcept nogil:
         run.window_end = run.last_answer
     elif run.phase != FINISHING:
         run.window_end = min(run.window_end, now)   # no connection, or no wish, was left
+        if run.watch_cpu and run.cpu_start:
+            run.cpu_end = posix.clock_ns(run.cpu_clock)
 
 
 cdef bint finished(Run *run, int64_t now) noexcept nogil:
@@ -295,7 +300,9 @@ cdef void finish(Run *run, int64_t now) noexcept nogil:
     if run.interval_ns and now >= run.window_end:
         start_due(run, run.window_end)
     run.phase = FINISHING
-    if run.watch_cpu:
+    # A backlog may take as long to work off as it took to build up, and no longer.
+    run.give_up_at = now + max(now - run.begin_ns, 0) + run.timeout_ns
+    if run.watch_cpu and run.cpu_start:
         run.cpu_end = posix.clock_ns(run.cpu_clock)
     if run.window_end > now and not run.quota:
         run.window_end = now        # cancelled
@@ -431,11 +438,11 @@ cdef int open_peer(Run *run, uint32_t i) noexcept nogil:
     run.connecting += 1
     if (posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
             and posix.errno != posix.EINPROGRESS):
-        fail(run, peer, failure_of(posix.errno))
+        fail(run, peer, failure_of_errno(run, posix.errno))
         return 0
     peer.watched = posix.EPOLLOUT
     if watch(run, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
-        fail(run, peer, failure_of(posix.errno))
+        fail(run, peer, failure_of_errno(run, posix.errno))
     return 0
 
 
@@ -480,8 +487,11 @@ cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
     """Step 7: start what is due, send what the socket takes, half-close after the last byte."""
     cdef Peer *peer = &run.peers[i]
     cdef ssize_t sent
-    start_messages(run, peer, now)
-    while peer.to_send:
+    while True:
+        if peer.to_send == 0:
+            start_messages(run, peer, now)
+            if peer.to_send == 0:
+                break
         sent = posix.send(peer.fd, run.pattern + peer.send_offset,
                           min(peer.to_send, <uint64_t>pattern.PIECE), posix.MSG_NOSIGNAL)
         if sent < 0:
@@ -494,8 +504,8 @@ cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
             return
         peer.to_send -= sent
         peer.send_offset = pattern.advance(peer.send_offset, sent)
-        if peer.to_send == 0 and run.interval_ns:
-            start_messages(run, peer, posix.monotonic_ns())
+        if peer.to_send == 0 and peer.started < peer.due:
+            now = posix.monotonic_ns()
     if peer.watched != posix.EPOLLIN:
         rewatch(run, i, posix.EPOLLIN)
     if run.phase == FINISHING and peer.state == OPEN and peer.started == peer.due:
@@ -505,12 +515,10 @@ cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
 
 
 cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogil:
-    """Note the send time of what may be sent and has not been; it joins `to_send`."""
-    if peer.to_send and run.interval_ns:
-        return                      # a message starts when the socket can take its first byte
+    """Note the send time of what is sent next, a piece at most: the rest may have to wait."""
     if peer.started == peer.answered:
         peer.active_at = now        # the time without progress starts with the first one owed
-    while peer.started < peer.due:
+    while peer.started < peer.due and peer.to_send < pattern.PIECE:
         if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
             return
         peer.sent_at[peer.started & peer.ring_mask] = now
@@ -605,15 +613,19 @@ cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
 
 
 cdef void sweep(Run *run, int64_t now) noexcept nogil:
-    """Fail the connections that owe something and made no progress for too long."""
+    """Fail the connections that are owed something and made no progress for too long."""
     cdef uint32_t i
     cdef Peer *peer
     run.next_sweep = now + SWEEP_NS
     for i in range(run.count):
         peer = &run.peers[i]
-        if peer.state == CLOSED or now - peer.active_at < run.timeout_ns:
+        if peer.state == CLOSED:
             continue
-        if peer.state != OPEN or peer.started > peer.answered:
+        if run.phase == FINISHING and now >= run.give_up_at:
+            fail(run, peer, TIMEOUT)
+        elif now - peer.active_at < run.timeout_ns:
+            continue
+        elif peer.state != OPEN or peer.started > peer.answered:
             fail(run, peer, TIMEOUT)
 
 
