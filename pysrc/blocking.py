@@ -33,7 +33,7 @@ class Clients:
             if sock is not None:
                 return self._tally.opened(sock)
             if self._acceptor.pause:
-                control.sleep(self._acceptor.pause)
+                control.wait(self._acceptor.pause)
             elif control.phase is Phase.DRAINING:
                 break
             else:

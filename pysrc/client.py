@@ -51,17 +51,16 @@ def load(
     check_tcp(endpoint)
     if endpoint.port == 0:
         raise ValueError(f"{endpoint}: port 0 cannot be connected to")
-    if messages is not None and (duration is not None or warmup):
-        raise ValueError("messages does not go with duration or warmup; give one or the other")
-    if rate is not None and depth != 1:
-        raise ValueError("depth does not go with rate, which sends whether or not answers came")
     if messages is None and duration is None:
         duration = DEFAULT_DURATION
-    check_counts(connections=connections, size=size, depth=depth, messages=messages)
-    check_times(duration=duration, warmup=warmup, rate=rate, timeout=timeout)
-    if warmup is None:
-        warmup = duration * WARMUP_SHARE if duration else 0.0
-    plan = Plan(connections, size, depth, duration, messages, warmup, rate, verify, timeout)
+    if warmup is None and duration is not None:
+        warmup = WARMUP_SHARE * check_number("duration", duration, zero=False)
+    plan = Plan(connections, size, depth, duration, messages, warmup or 0.0, rate, verify, timeout)
+    check(plan)
+    return report(endpoint, plan)
+
+
+def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
     loop = LoadLoop(*tcp_address(endpoint), plan)
     loop.run()
     return LoadReport(
@@ -69,10 +68,10 @@ def load(
         options=asdict(plan),
         duration=loop.duration,
         messages=loop.messages,
-        bytes=loop.messages * size,
+        bytes=loop.messages * plan.size,
         latency=loop.from_intended.summary(),
         latency_from_send=loop.from_send.summary(),
-        offered_per_s=rate,
+        offered_per_s=plan.rate,
         errors=dict(loop.errors),
         lost_bytes=loop.lost_bytes,
         corrupt_bytes=loop.corrupt_bytes,
@@ -82,16 +81,21 @@ def load(
     )
 
 
-def check_counts(**options: int | None) -> None:
-    for name, value in options.items():
+def check(plan: Plan) -> None:
+    for name in ("connections", "size", "depth", "messages"):
+        value = getattr(plan, name)
         if value is not None:
             check_int(name, value)
-
-
-def check_times(**options: float | None) -> None:
-    for name, value in options.items():
+    for name in ("duration", "warmup", "rate", "timeout"):
+        value = getattr(plan, name)
         if value is not None:
             check_number(name, value, zero=name == "warmup")
+    if not isinstance(plan.verify, bool):
+        raise TypeError(f"verify {plan.verify!r} is {type(plan.verify).__name__}; expected a bool")
+    if plan.messages is not None and (plan.duration is not None or plan.warmup):
+        raise ValueError("messages does not go with duration or warmup; give one or the other")
+    if plan.rate is not None and plan.depth != 1:
+        raise ValueError("depth does not go with rate, which sends whether or not answers came")
 
 
 def reasons(loop: LoadLoop, plan: Plan) -> tuple[str, ...]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -15,9 +13,11 @@ from ..endpoint import Endpoint
 from ..report import ServerStats
 from . import asyncio_streams, selector_loop, serial, threads
 from .address import check_tcp
+from .bell import Bell
 from .control import Control, Phase
 from .listener import open_listener
 from .options import check_int, check_number
+from .signals import signals_to, wait_for_end
 from .tally import Tally
 
 
@@ -66,6 +66,8 @@ class Server:
         buffer_size: int = 65536,
         drain_timeout: float = 0.0,
     ) -> None:
+        if not isinstance(shape, str):
+            raise TypeError(f"shape {shape!r} is {type(shape).__name__}; expected a str")
         if shape not in RUNS:
             raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
         self._endpoint = Endpoint.parse(endpoint)
@@ -82,9 +84,7 @@ class Server:
         # Makes a stop() during start-up wait for it. Reentrant, because a signal handler may call
         # stop() while its thread is in start().
         self._lock = threading.RLock()
-        # Gets an item when the shape has ended, or when a signal has come. A SimpleQueue, because
-        # its put() is safe in a signal handler; Event.set() can deadlock there.
-        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bells: list[Bell] = []  # of those who wait in serve_forever()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -121,8 +121,11 @@ class Server:
             with listener:
                 RUNS[self._shape](listener, control, self._tally, self._buffer_size)
         finally:
-            self._ended = True
-            self._wakeups.put(None)
+            self._tally.shut_down()  # a shape that crashed must not leave its clients waiting
+            with self._lock:
+                self._ended = True
+                for bell in self._bells:
+                    bell.ring()
 
     def stop(self, drain: float | None = None) -> None:
         """Stops serving; returns when the port is free and no thread is left.
@@ -140,7 +143,7 @@ class Server:
             return
         if seconds:
             control.advance(Phase.DRAINING)
-            self._wait(seconds)
+            thread.join(seconds)
         control.advance(Phase.STOPPED)
         thread.join()
         control.close()
@@ -152,25 +155,36 @@ class Server:
         signal drains for `drain_timeout` seconds, the second ends that. Outside the main thread
         signals are left alone. Returns the counters; raises what start() raises.
         """
-        with signals_to(self._wakeups.put):
+        with closing(Bell()) as bell, signals_to(bell):
             with self._lock:
                 if not self._thread:
                     self.start()
             try:
                 if ready:
                     ready(self)
-                self._wait(None)
-                self.stop()
+                with self._rung_at_end(bell):
+                    self._serve_until_rung(bell)
             finally:
                 self.stop(0)
         return self.stats()
 
-    def _wait(self, timeout: float | None) -> None:
-        """Waits until the shape has ended, a signal has come, or `timeout` seconds are over."""
-        with suppress(queue.Empty):
-            self._wakeups.get(timeout=timeout)
-        if self._ended:
-            self._wakeups.put(None)  # for the next one who waits
+    def _serve_until_rung(self, bell: Bell) -> None:
+        wait_for_end(bell, None)
+        if self._control and self._drain_timeout and not self._ended:
+            self._control.advance(Phase.DRAINING)
+            wait_for_end(bell, self._drain_timeout)
+
+    @contextmanager
+    def _rung_at_end(self, bell: Bell) -> Iterator[None]:
+        with self._lock:
+            self._bells.append(bell)
+            if self._ended:
+                bell.ring()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bells.remove(bell)
 
     def stats(self) -> ServerStats:
         """The counters since start(), at any time and from any thread."""
@@ -200,19 +214,3 @@ def serve(
     Takes the options of Server; see there and Server.serve_forever().
     """
     return Server(endpoint, **options).serve_forever(ready=ready)
-
-
-@contextmanager
-def signals_to(put: Callable[[None], None]) -> Iterator[None]:
-    """Has SIGINT and SIGTERM call put(None), if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: put(None)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            # None: set by C code, and unknown to Python; the default is the nearest there is.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
