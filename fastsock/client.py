@@ -276,7 +276,8 @@ def _in_threads(
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
-            while not all_ended.wait(_TICK if progress else None):
+            # Never for long: Ctrl-C just before a sleep is slept over.
+            while not all_ended.wait(_TICK):
                 if progress:
                     progress(time.monotonic() - start)
         except BaseException:  # of `progress`

@@ -10,8 +10,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
@@ -19,9 +18,10 @@ from fastsock._native.listener import Listener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_int, check_number
 from fastsock.report import ServerStats
+from fastsock.signals import stop_signals
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from types import TracebackType
 
     from fastsock._native.worker import Worker
 
@@ -160,13 +160,15 @@ class Server:
 
         """
         self._check_process()
-        with self._stop_signals():
-            if self._state == "new":
-                self.start()
-            if ready is not None:
-                ready(self)
-            failed = self._watch(self._workers)
-            self.stop()
+        with stop_signals(self._on_signal) as signal_fd:
+            try:
+                if self._state != "running":
+                    self.start()
+                if ready is not None:
+                    ready(self)
+                failed = self._watch(self._workers, signal_fd)
+            finally:
+                self.stop(0)
         if failed:
             where = ", ".join(map(str, self._bound))
             raise OSError(failed, f"accept {where}: {os.strerror(failed)} (the listener was shut)")
@@ -278,15 +280,18 @@ class Server:
         self._workers = ()
         _running.discard(self)
 
-    def _watch(self, workers: tuple[Worker, ...]) -> int:
+    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> int:
         """Wait until all loops have ended, and log what they notice; return a listener's errno."""
         by_notice = {worker.notice_fd: worker for worker in workers}
         running = {worker.done_fd for worker in workers}
+        signals = set() if signal_fd is None else {signal_fd}
         failed = 0
         while running:
-            for fd in _wait_any(running | by_notice.keys()):
+            for fd in _wait_any(running | signals | by_notice.keys()):
                 if fd in running:
                     running.discard(fd)
+                elif fd in signals:
+                    os.read(fd, 4096)  # its handler has run, or runs before the next wait
                 else:
                     failed = self._on_notice(by_notice[fd]) or failed
         return failed
@@ -305,23 +310,10 @@ class Server:
             )
         return int(failed)
 
-    @contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            again = self.stopped_by is not None
-            self.stopped_by = signal.Signals(number)
-            self._request_stop(0 if again else self._deadline(None))
-
-        before = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _on_signal(self, number: signal.Signals) -> None:
+        again = self.stopped_by is not None
+        self.stopped_by = number
+        self._request_stop(0 if again else self._deadline(None))
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -355,7 +347,6 @@ def check_served(endpoint: Endpoint) -> None:
         )
 
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
