@@ -33,6 +33,7 @@ cdef class Worker:
         self.context.notice_fd = -1
         self.context.done_fd = -1
         self.context.stop_at = engine.NEVER
+        self.context.resume_at = engine.NEVER
 
     def __init__(self, Listener listener not None, *, size_t buffer_size):
         self.context.buffer_size = buffer_size
