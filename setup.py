@@ -11,7 +11,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["listener", "worker", "epoll", "histogram", "load", "floor"]
+MODULES = ["listener", "worker", "epoll", "poll", "histogram", "load", "floor"]
 
 # Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {

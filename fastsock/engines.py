@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastsock._native.epoll import EpollWorker
+from fastsock._native.poll import PollWorker
 from fastsock.options import check_choice
 
 if TYPE_CHECKING:
     from fastsock._native.worker import Worker
 
 #: Engines that can be used, and the worker that runs each.
-WORKERS: dict[str, type[Worker]] = {"epoll": EpollWorker}
+WORKERS: dict[str, type[Worker]] = {"epoll": EpollWorker, "poll": PollWorker}
 
 #: Engines that are planned, so that asking for one says more than "unknown".
 MISSING = {
     "serial": "not built yet",
     "threads": "not built yet",
     "fork": "not built yet",
-    "poll": "not built yet",
     "io_uring": "not built yet",
 }
 

@@ -76,6 +76,17 @@ cdef extern from "<arpa/inet.h>" nogil:
     uint16_t ntohs(uint16_t value)
     int inet_pton(int family, const char *text, void *address)
 
+cdef extern from "<poll.h>" nogil:
+    short POLLIN, POLLOUT
+    ctypedef unsigned long nfds_t
+
+    struct pollfd:
+        int fd
+        short events
+        short revents
+
+    int poll(pollfd *list, nfds_t count, int timeout_ms)
+
 cdef extern from "<sys/epoll.h>" nogil:
     unsigned int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
     int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
