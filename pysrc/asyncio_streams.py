@@ -85,21 +85,23 @@ class Streams:
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):
-            if self._control.phase is Phase.STOPPED or self._listener.fileno() < 0:
+            # Read before accept(): only a queue found empty after the drain began is done with.
+            phase = self._control.phase
+            if phase is Phase.STOPPED or self._listener.fileno() < 0:
                 break
             sock = self._acceptor.accept()
             if sock is None:
-                self._rest()
+                self._rest(phase)
                 break
             self._start(sock)
         self._check_finished()
 
-    def _rest(self) -> None:
+    def _rest(self, phase: Phase) -> None:
         if self._acceptor.pause:
             # It stays readable all the while: left registered, the loop would spin.
             self._loop.remove_reader(self._listener)
             self._loop.call_later(self._acceptor.pause, self._resume)
-        elif self._control.phase is Phase.DRAINING:
+        elif phase is Phase.DRAINING:
             self._close_listener()
 
     def _resume(self) -> None:

@@ -28,13 +28,14 @@ class Clients:
 
     def __next__(self) -> Connection:
         control = self._control
-        while control.phase is not Phase.STOPPED:
+        # Read before accept(): only a queue found empty after the drain began is done with.
+        while (phase := control.phase) is not Phase.STOPPED:
             sock = self._acceptor.accept()
             if sock is not None:
                 return self._tally.opened(sock)
             if self._acceptor.pause:
                 control.wait(self._acceptor.pause)
-            elif control.phase is Phase.DRAINING:
+            elif phase is Phase.DRAINING:
                 break
             else:
                 self._poll.poll()

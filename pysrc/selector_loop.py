@@ -84,7 +84,9 @@ class SelectorLoop:
         if not self._listening() or self._accept_at is not None:
             return
         for _ in range(ACCEPT_BATCH):
-            if self._control.phase is Phase.STOPPED:
+            # Read before accept(): only a queue found empty after the drain began is done with.
+            phase = self._control.phase
+            if phase is Phase.STOPPED:
                 return
             sock = self._acceptor.accept()
             if sock is None:
@@ -96,7 +98,7 @@ class SelectorLoop:
             # It stays readable all the while: left registered, the loop would spin.
             self._selector.unregister(self._listener)
             self._accept_at = time.monotonic() + self._acceptor.pause
-        elif self._control.phase is Phase.DRAINING:
+        elif phase is Phase.DRAINING:
             self._selector.unregister(self._listener)
             self._listener.close()
 
