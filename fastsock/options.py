@@ -28,6 +28,32 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_ranges(name: str, value: Any) -> tuple[tuple[bytes, int], ...]:
+    """Address ranges (CIDR) as pairs of a 16-byte IPv6 network and its prefix length.
+
+    IPv4 becomes IPv4-mapped IPv6 (RFC 4291 2.5.5.2), as which a dual-stack socket sees it too.
+    """
+    import ipaddress  # not at the top: most servers have no ranges
+
+    if isinstance(value, str):
+        raise TypeError(f"{name} {value!r} is str; expected a list of ranges such as 10.0.0.0/8")
+    ranges = []
+    for text in value:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} {text!r} is {type(text).__name__}; expected a str")
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} {text!r}: {error}; expected a range like 10.0.0.0/8"
+            ) from None
+        packed, bits = network.network_address.packed, network.prefixlen
+        if network.version == 4:
+            packed, bits = bytes(10) + b"\xff\xff" + packed, bits + 96
+        ranges.append((packed, bits))
+    return tuple(ranges)
+
+
 def check_number(name: str, value: Any, low: float, high: float, unit: str) -> float:
     """A finite number from `low` to `high`, both allowed, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -19,14 +19,20 @@ LOAD_SCHEMA = "fastsock.load/1"
 LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
 
 
+#: Every way in which a connection of a server can end.
+CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
+
+
 @dataclass(frozen=True, slots=True)
 class ServerStats:
     """Counters of a server since its start, summed over its workers.
 
     ``closed`` counts connections by the reason of their end: "eof" (the client half-closed and got
-    everything back), "reset" (ECONNRESET or EPIPE), "error" (any other errno) and "stopped" (still
-    open when the server stopped). ``errors`` counts failed calls by errno name. ``accept_pauses``
-    counts how often the listener was paused for want of descriptors or memory.
+    everything back), "reset" (ECONNRESET or EPIPE), "error" (any other errno), "stopped" (still
+    open when the server stopped), "idle" (``idle_timeout``) and "close_on" (the client sent that
+    line). ``rejected`` counts connections from outside ``allow``, which are closed before they
+    count as accepted. ``errors`` counts failed calls by errno name. ``accept_pauses`` counts how
+    often the listener was paused for want of descriptors or memory.
     """
 
     engine: str
@@ -38,6 +44,8 @@ class ServerStats:
     bytes_out: int
     errors: Mapping[str, int]
     accept_pauses: int
+    rejected: int = 0
+    accepted_per_worker: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {name: _plain(getattr(self, name)) for name in self.__slots__}

@@ -10,14 +10,14 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
 from fastsock._native.listener import Listener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
-from fastsock.options import check_bool, check_int, check_number
-from fastsock.report import ServerStats
+from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
+from fastsock.report import CLOSE_REASONS, ServerStats
 from fastsock.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ _NEVER = 2**63 - 1  # ns on CLOCK_MONOTONIC
 _MAX_DRAIN = 86400.0  # seconds
 _BUFFER_SIZES = (1, 16 * 1024 * 1024)  # bytes; a connection's unsent rest is counted in 32 bits
 _MAX_INT = 2**31 - 1
+_MAX_WORKERS = 1024
+_MAX_IDLE = 365 * 86400.0  # seconds
+_MAX_LINE = 4096  # bytes of `close_on`
+
+SERVICES = ("echo", "discard", "chargen")
 
 EndpointLike = Endpoint | str | tuple[Any, ...]
 
@@ -52,8 +57,19 @@ class Server:
         nodelay: TCP_NODELAY, without which small answers wait for acknowledgements.
         rcvbuf: SO_RCVBUF in bytes; 0 leaves the kernel's autotuning on.
         sndbuf: SO_SNDBUF in bytes; 0 as above.
+        workers: native threads per endpoint, each with its own listener (SO_REUSEPORT).
+        cpus: the CPUs that the workers run on, in turn; None is any.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
+        max_connections: at so many open ones no more are accepted, and new ones wait in the
+            backlog until one closes; shared out evenly over the workers. 0 is no limit.
+        idle_timeout: seconds after which a connection that neither sent nor took a byte is closed;
+            0 is never, as RFC 862 has it.
+        allow: address ranges such as "10.0.0.0/8" or "::1/128"; who comes from elsewhere is closed
+            at once and counted. Empty allows everybody.
         drain_timeout: seconds that `stop()` and the first signal leave to the clients to finish.
+        service: "echo" (RFC 862), "discard" (RFC 863) or "chargen" (RFC 864).
+        close_on: an echo ends when the client sends a line equal to this, ended by LF or CR LF;
+            it is echoed, and then the connection is closed. Empty is never.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -74,9 +90,17 @@ class Server:
         rcvbuf: int = 0,
         sndbuf: int = 0,
         # engine
+        workers: int = 1,
+        cpus: Sequence[int] | None = None,
         buffer_size: int = 65536,
         # limits
+        max_connections: int = 0,
+        idle_timeout: float = 0.0,
+        allow: Iterable[str] = (),
         drain_timeout: float = 0.0,
+        # service
+        service: str = "echo",
+        close_on: bytes = b"",
     ) -> None:
         self._asked = tuple(
             Endpoint.parse(endpoint) for endpoint in endpoints or (DEFAULT_ENDPOINT,)
@@ -86,13 +110,29 @@ class Server:
         self.engine = engines.choose(engine)
         self._listener_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
-            "reuse_port": check_bool("reuse_port", reuse_port),
             "nodelay": check_bool("nodelay", nodelay),
             "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
             "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
         }
         self._dual_stack = check_bool("dual_stack", dual_stack)
-        self._buffer_size = check_int("buffer_size", buffer_size, *_BUFFER_SIZES)
+        self._reuse_port = check_bool("reuse_port", reuse_port)
+        #: Native threads per endpoint.
+        self.workers = check_int("workers", workers, 1, _MAX_WORKERS)
+        self._cpus = check_cpus(cpus)
+        shares = workers * len(self._asked)
+        if check_int("max_connections", max_connections, 0, _MAX_INT) and max_connections < shares:
+            raise ValueError(
+                f"max_connections {max_connections} is shared by {shares} workers; "
+                f"expected 0 for no limit, or at least {shares}"
+            )
+        self._max_connections = max_connections
+        self._worker_options: dict[str, Any] = {
+            "buffer_size": check_int("buffer_size", buffer_size, *_BUFFER_SIZES),
+            "idle_timeout": check_number("idle_timeout", idle_timeout, 0, _MAX_IDLE, "seconds"),
+            "allow": check_ranges("allow", allow),
+            "service": check_choice("service", service, SERVICES),
+            "close_on": check_close_on(close_on, service),
+        }
         self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
         self._state = "new"  # "running", then "stopped"
@@ -116,12 +156,15 @@ class Server:
         with self._lock:
             if self._state != "new":
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
-            listeners = [self._listen(endpoint) for endpoint in self._asked]
-            self._bound = tuple(
-                endpoint.with_port(listener.port)
-                for endpoint, listener in zip(self._asked, listeners, strict=True)
-            )
-            self._workers = self._start_workers(listeners)
+            listeners: list[Listener] = []
+            try:
+                self._bound = tuple(self._listen(endpoint, listeners) for endpoint in self._asked)
+                self._workers = self._start_workers(listeners)
+            except BaseException:
+                self._bound = ()
+                for listener in listeners:
+                    listener.close()
+                raise
             self._state = "running"
             _running.add(self)
             self._request_stop(self._stop_at)  # a signal may have come meanwhile
@@ -197,7 +240,9 @@ class Server:
             endpoints=tuple(map(str, self._bound)),
             accepted=accepted,
             open=accepted - closed.total(),
-            closed={reason: closed[reason] for reason in ("eof", "reset", "error", "stopped")},
+            closed={reason: closed[reason] for reason in CLOSE_REASONS},
+            rejected=sum(c["rejected"] for c in counters),
+            accepted_per_worker=tuple(c["accepted"] for c in counters),
             bytes_in=sum(c["bytes_in"] for c in counters),
             bytes_out=sum(c["bytes_out"] for c in counters),
             errors=dict(sum((Counter(c["errors"]) for c in counters), Counter())),
@@ -232,25 +277,40 @@ class Server:
 
         await asyncio.to_thread(self.stop)
 
-    def _listen(self, endpoint: Endpoint) -> Listener:
+    def _listen(self, endpoint: Endpoint, listeners: list[Listener]) -> Endpoint:
+        """Append a listener for each worker; return the endpoint with its real port."""
         address = endpoint.resolve()
         dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
-        return Listener(
-            address.family,
-            address.host,
-            address.port,
-            address.scope_id,
-            str(endpoint),
-            dual_stack=dual_stack,
-            **self._listener_options,
-        )
+        port = address.port
+        for _ in range(self.workers):
+            listener = Listener(
+                address.family,
+                address.host,
+                port,
+                address.scope_id,
+                str(endpoint),
+                dual_stack=dual_stack,
+                # The kernel spreads new connections over the sockets that share a port this way.
+                reuse_port=self._reuse_port or self.workers > 1,
+                **self._listener_options,
+            )
+            port = listener.port
+            listeners.append(listener)
+        return endpoint.with_port(port)
 
     def _start_workers(self, listeners: list[Listener]) -> tuple[Worker, ...]:
         worker_type = engines.WORKERS[self.engine]
         started: list[Worker] = []
         try:
-            for listener in listeners:
-                worker = worker_type(listener, buffer_size=self._buffer_size)
+            for number, listener in enumerate(listeners):
+                worker = worker_type(
+                    listener,
+                    # The first workers take what does not divide evenly.
+                    max_connections=(self._max_connections + len(listeners) - 1 - number)
+                    // len(listeners),
+                    cpu=self._cpus[number % len(self._cpus)] if self._cpus else -1,
+                    **self._worker_options,
+                )
                 worker.start()
                 started.append(worker)
         except BaseException:
@@ -339,6 +399,26 @@ def serve(
     return Server(*endpoints, **options).serve_forever(ready=ready)
 
 
+def check_cpus(cpus: Sequence[int] | None) -> tuple[int, ...]:
+    if cpus is None:
+        return ()
+    usable = os.sched_getaffinity(0)
+    for cpu in cpus:
+        if check_int("cpu", cpu, 0, _MAX_INT) not in usable:
+            raise ValueError(f"cpu {cpu} cannot be used; expected some of {sorted(usable)}")
+    return tuple(cpus)
+
+
+def check_close_on(line: bytes, service: str) -> bytes:
+    if not isinstance(line, bytes):
+        raise TypeError(f"close_on {line!r} is {type(line).__name__}; expected bytes")
+    if line and service != "echo":
+        raise ValueError(f"close_on goes with the service echo, not with {service}")
+    if b"\n" in line or b"\r" in line or len(line) > _MAX_LINE:
+        raise ValueError(f"close_on {line[:40]!r} is not one line of at most {_MAX_LINE} bytes")
+    return line
+
+
 def check_served(endpoint: Endpoint) -> None:
     """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
     if endpoint.scheme != "tcp":
@@ -350,7 +430,7 @@ def check_served(endpoint: Endpoint) -> None:
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
-def _wait_any(fds: set[int]) -> list[int]:
+def _wait_any(fds: set[int], timeout_ms: int | None = None) -> list[int]:
     """Wait until one of the descriptors is readable; return those that are.
 
     Signal handlers run meanwhile, and the wait goes on after them (PEP 475).
@@ -358,13 +438,14 @@ def _wait_any(fds: set[int]) -> list[int]:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll()]
+    return [fd for fd, _ in poll.poll(timeout_ms)]
 
 
 def _wait_readable(fds: set[int]) -> None:
     waiting = set(fds)
     while waiting:
-        waiting.difference_update(_wait_any(waiting))
+        # Never for long: Ctrl-C just before a sleep is slept over.
+        waiting.difference_update(_wait_any(waiting, 100))
 
 
 def _forget_after_fork() -> None:

@@ -4,9 +4,10 @@
 # come to spin. Here the listener rests for a while, unwatched, and comes back by itself; so does
 # the queue, because the kernel keeps it.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from fastsock._native cimport atomic, engine, posix
+from fastsock._native.allow cimport allowed
 from fastsock._native.engine cimport Context
 
 cdef enum:
@@ -25,10 +26,20 @@ cdef enum:                          # how an attempt to accept ended
 
 cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
     """Accept a connection; `flags` are those of accept4, SOCK_CLOEXEC is always set."""
-    fd[0] = posix.accept4(context.listen_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
-    if fd[0] >= 0:
+    cdef posix.sockaddr_storage peer
+    cdef posix.socklen_t size = sizeof(peer)
+    if context.allow_count == 0:
+        fd[0] = posix.accept4(context.listen_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
+        return ACCEPTED if fd[0] >= 0 else accept_failed(context, posix.errno)
+    fd[0] = posix.accept4(context.listen_fd, <posix.sockaddr *>&peer, &size,
+                          flags | posix.SOCK_CLOEXEC)
+    if fd[0] < 0:
+        return accept_failed(context, posix.errno)
+    if allowed(&peer, context.allow, context.allow_count):
         return ACCEPTED
-    return accept_failed(context, posix.errno)
+    posix.close(fd[0])
+    atomic.count(&context.counters.rejected, 1)
+    return TRY_NEXT
 
 
 cdef inline int accept_failed(Context *context, int error) noexcept nogil:
@@ -65,6 +76,14 @@ cdef inline void note_failure(Context *context, int error) noexcept nogil:
 
 cdef inline bint resting(Context *context) noexcept nogil:
     return context.resume_at != engine.NEVER
+
+
+cdef inline bint full(Context *context, uint32_t open) noexcept nogil:
+    """Whether `max_connections` is reached; if so the listener rests until one of them closes."""
+    if context.max_connections == 0 or open < context.max_connections:
+        return False
+    context.resume_at = engine.NEVER - 1
+    return True
 
 
 cdef inline void close_listener(Context *context) noexcept nogil:

@@ -5,23 +5,27 @@
 # TCP's flow control does the rest. And because nothing is read while something is owed, end-of-file
 # can only be seen when nothing is owed: a half-close needs no state of its own.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from fastsock._native cimport atomic, engine, posix
+from fastsock._native cimport atomic, engine, posix, service
 from fastsock._native.engine cimport Context
 
 cdef enum:                          # what a connection waits for after advance()
     AWAITS_INPUT
     AWAITS_ROOM                     # for output: the socket's send buffer is full
+    AWAITS_BOTH
     ENDED                           # nothing; ENDED + a close reason says why
 
 cdef struct Connection:
     int fd                          # -1: this record is free
     uint32_t generation             # goes up with each owner, so that old events miss
     uint32_t next_free              # slot number, while free
-    uint32_t awaits                 # AWAITS_INPUT or AWAITS_ROOM
+    uint32_t awaits
+    uint32_t line_matched           # of the current line, see service.end_of_line()
+    bint closing                    # the `close_on` line came: nothing more is sent back
+    int64_t active_at               # when something last came or went, if somebody sweeps
     uint32_t rest_start             # what send() left: rest[rest_start:rest_end]
     uint32_t rest_end
     char *rest                      # NULL while the client keeps up
@@ -33,25 +37,96 @@ cdef inline uint32_t advance(Connection *connection, Context *context,
 
     One of each, so that every connection gets its turn: readiness that is left is reported again.
     """
+    if connection.closing and connection.rest == NULL:
+        return discard(connection, context, buffer, engine.CLOSED_LINE)
+    connection.active_at = context.now
     if connection.rest != NULL:
         return flush(connection, context)
-    return receive(connection, context, buffer)
+    if context.service == service.ECHO:
+        return echo(connection, context, buffer)
+    if context.service == service.DISCARD:
+        return discard(connection, context, buffer, engine.CLOSED_EOF)
+    return generate(connection, context, buffer)
 
 
-cdef inline uint32_t receive(Connection *connection, Context *context,
-                             char *buffer) noexcept nogil:
+cdef inline uint32_t first_awaits(Context *context) noexcept nogil:
+    """What a new connection waits for."""
+    return AWAITS_BOTH if context.service == service.CHARGEN else AWAITS_INPUT
+
+
+cdef inline bint overdue(Connection *connection, Context *context) noexcept nogil:
+    """Whether a connection has been idle, or is taking its leave, for too long."""
+    cdef int64_t limit = context.idle_ns
+    if connection.closing and (limit == 0 or limit > engine.LINGER_NS):
+        limit = engine.LINGER_NS
+    return limit != 0 and context.now - connection.active_at >= limit
+
+
+cdef inline int idle_reason(Connection *connection) noexcept nogil:
+    return engine.CLOSED_LINE if connection.closing else engine.CLOSED_IDLE
+
+
+cdef inline uint32_t echo(Connection *connection, Context *context, char *buffer) noexcept nogil:
     cdef ssize_t size = posix.recv(connection.fd, buffer, context.buffer_size, 0)
     cdef ssize_t sent
-    if size > 0:
-        atomic.count(&context.counters.bytes_in, size)
-        sent = send_some(connection, context, buffer, size)
-        if sent == size:
-            return AWAITS_INPUT
-        if sent >= 0 and keep_rest(connection, buffer + sent, size - sent):
-            return AWAITS_ROOM
+    if size <= 0:
+        return nothing_received(context, size, engine.CLOSED_EOF)
+    atomic.count(&context.counters.bytes_in, size)
+    if context.close_line != NULL:
+        size = up_to_closing_line(connection, context, buffer, size)
+    sent = send_some(connection, context, buffer, size)
+    if sent == size:
+        return sent_all(connection)
+    if sent >= 0 and keep_rest(connection, buffer + sent, size - sent):
+        return AWAITS_ROOM
+    return failed(context, posix.errno)
+
+
+cdef inline size_t up_to_closing_line(Connection *connection, Context *context,
+                                      const char *data, size_t size) noexcept nogil:
+    """How much of `data` is to be sent back; notes when that is the end."""
+    cdef size_t end = service.end_of_line(&connection.line_matched, context.close_line,
+                                          context.close_line_size, data, size)
+    connection.closing = end != 0
+    return end if end else size
+
+
+cdef inline uint32_t sent_all(Connection *connection) noexcept nogil:
+    if connection.closing:
+        # Not close(): with input unread that would be a reset, which may destroy what was just
+        # sent (RFC 1122 4.2.2.13). The client sees the end and closes; see discard().
+        posix.shutdown(connection.fd, posix.SHUT_WR)
+    return AWAITS_INPUT
+
+
+cdef inline uint32_t discard(Connection *connection, Context *context, char *buffer,
+                             int reason) noexcept nogil:
+    cdef ssize_t size = posix.recv(connection.fd, buffer, context.buffer_size, 0)
+    if size <= 0:
+        return nothing_received(context, size, reason)
+    atomic.count(&context.counters.bytes_in, size)
+    return AWAITS_INPUT
+
+
+cdef inline uint32_t generate(Connection *connection, Context *context,
+                              char *buffer) noexcept nogil:
+    """Throw away what comes in, and send on from where the lines stopped: at `rest_start`."""
+    cdef uint32_t awaits = discard(connection, context, buffer, engine.CLOSED_EOF)
+    cdef ssize_t sent
+    if awaits >= ENDED:
+        return awaits
+    sent = send_some(connection, context, context.chargen + connection.rest_start,
+                     context.buffer_size)
+    if sent < 0:
         return failed(context, posix.errno)
+    connection.rest_start = <uint32_t>((connection.rest_start + sent) % service.PERIOD)
+    return AWAITS_BOTH
+
+
+cdef inline uint32_t nothing_received(Context *context, ssize_t size, int reason) noexcept nogil:
+    """What recv() returning 0 or -1 means; `reason` is that of an end in good order."""
     if size == 0:
-        return ENDED + engine.CLOSED_EOF
+        return ENDED + reason
     if posix.errno == posix.EAGAIN or posix.errno == posix.EINTR:
         return AWAITS_INPUT
     return failed(context, posix.errno)
@@ -68,7 +143,7 @@ cdef inline uint32_t flush(Connection *connection, Context *context) noexcept no
     if connection.rest_start < connection.rest_end:
         return AWAITS_ROOM
     forget_rest(connection)
-    return AWAITS_INPUT
+    return sent_all(connection)
 
 
 cdef inline ssize_t send_some(Connection *connection, Context *context,

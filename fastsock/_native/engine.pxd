@@ -1,20 +1,26 @@
 # What every engine is given, and what it counts.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastsock._native cimport atomic, posix
+from fastsock._native.allow cimport Range
 
 cdef extern from "<stdint.h>" nogil:
     const int64_t NEVER "INT64_MAX"
 
 cdef enum:
     ERRNO_LIMIT = 134               # one past Linux's last errno, EHWPOISON
+    LINGER_NS = 1000000000          # how long the end of a closed conversation is waited for
+    SWEEPS = 16                     # how often idle connections are looked for in `idle_ns`
+    SWEEP_NS_MIN = 10000000
 
 cdef enum:                          # reasons of a connection's end
     CLOSED_EOF                      # the client half-closed and got everything back
     CLOSED_RESET                    # ECONNRESET or EPIPE
     CLOSED_ERROR                    # any other errno
     CLOSED_STOPPED                  # still open when the server stopped
+    CLOSED_IDLE                     # nothing came or went for `idle_timeout`
+    CLOSED_LINE                     # the client sent the `close_on` line
     CLOSE_REASONS
 
 cdef struct Counters:               # written by the worker's thread alone, read by any
@@ -22,6 +28,7 @@ cdef struct Counters:               # written by the worker's thread alone, read
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t accept_pauses
+    uint64_t rejected               # accepted and closed at once: not in `allow`
     uint64_t closed[CLOSE_REASONS]
     uint64_t errors[ERRNO_LIMIT]
 
@@ -31,6 +38,16 @@ cdef struct Context:                # one worker: what it serves, and how others
     int notice_fd                   # eventfd, worker to others: look at the two errnos below
     int done_fd                     # eventfd, worker to others: the loop has ended
     size_t buffer_size              # bytes per recv, and the most a slow reader can keep
+    int service                     # ECHO, DISCARD or CHARGEN
+    char *chargen                   # what it sends, or NULL
+    char *close_line                # the line that ends a conversation, or NULL
+    uint32_t close_line_size
+    uint32_t max_connections        # at so many the listener rests until one closes; 0: no limit
+    Range *allow                    # where clients may come from
+    int allow_count                 # 0: from everywhere
+    int64_t idle_ns                 # how long a connection may be idle; 0: for ever
+    int64_t sweep_at                # when idle connections are looked for next, else NEVER
+    int64_t now                     # of this turn of the loop, ns; only kept if somebody sweeps
     int64_t stop_at                 # CLOCK_MONOTONIC ns; NEVER while serving; only ever lowered
     int64_t resume_at               # when a resting listener is tried again, else NEVER
     int64_t noticed_at              # when notice_fd was last written, ns
@@ -75,11 +92,30 @@ cdef inline bint stop_due(Context *context) noexcept nogil:
 
 
 cdef inline int timeout_ms(Context *context) noexcept nogil:
-    """Until the listener is tried again or the stop is due, for poll(); for ever (-1) otherwise."""
-    cdef int64_t until = min(stop_time(context), context.resume_at)
+    """Until the listener is tried again, a sweep or the stop is due; for ever (-1) otherwise."""
+    cdef int64_t until = min(min(stop_time(context), context.resume_at), context.sweep_at)
     cdef int64_t left
     if until == NEVER:
         return -1
     left = until - posix.monotonic_ns()
     # Rounded up: waking just before the time would spin until it has come.
     return 0 if left <= 0 else <int>min((left + 999999) // 1000000, 3600000)
+
+
+cdef inline void note_time(Context *context) noexcept nogil:
+    """Once a turn of the loop, before its events: when they happened, if anybody wants to know."""
+    if context.sweep_at != NEVER:
+        context.now = posix.monotonic_ns()
+
+
+cdef inline bint sweep_due(Context *context) noexcept nogil:
+    """Once a turn of the loop, after its events: whether to look for idle connections."""
+    if context.now < context.sweep_at:
+        return False
+    context.sweep_at = context.now + sweep_interval(context)
+    return True
+
+
+cdef inline int64_t sweep_interval(Context *context) noexcept nogil:
+    cdef int64_t shortest = context.idle_ns if context.idle_ns else LINGER_NS
+    return max(shortest // SWEEPS, <int64_t>SWEEP_NS_MIN)

@@ -14,7 +14,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
 from fastsock._native.check cimport os_error
-from fastsock._native.connection cimport AWAITS_ROOM, ENDED, Connection, advance
+from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
+from fastsock._native.connection cimport advance, first_awaits, idle_reason, overdue
 from fastsock._native.engine cimport Context
 from fastsock._native.table cimport LISTENER, NO_SLOT, WAKE, Table
 from fastsock._native.table cimport add_connection, close_copies, connection_at, owner_of
@@ -91,6 +92,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
     if count < 0 and posix.errno != posix.EINTR:
         give_up(loop, posix.errno)
+    engine.note_time(loop.context)
     for i in range(count):
         token = loop.events[i].data.u64
         if token == LISTENER:
@@ -99,6 +101,8 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
             engine.clear(loop.context.wake_fd)
         else:
             on_connection(loop, token)
+    if engine.sweep_due(loop.context):
+        close_overdue(loop)
     if accepting.resting(loop.context) and posix.monotonic_ns() >= loop.context.resume_at:
         resume_accepting(loop)
     if engine.stop_requested(loop.context) and loop.context.listen_fd >= 0:
@@ -117,10 +121,24 @@ cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
         close_connection(loop, <uint32_t>token, awaits - ENDED)
         return
     connection.awaits = awaits
-    if watch(loop, posix.EPOLL_CTL_MOD, connection.fd,
-             posix.EPOLLOUT if awaits == AWAITS_ROOM else posix.EPOLLIN, token) < 0:
+    if watch(loop, posix.EPOLL_CTL_MOD, connection.fd, events_of(awaits), token) < 0:
         engine.count_error(loop.context, posix.errno)
         close_connection(loop, <uint32_t>token, engine.CLOSED_ERROR)
+
+
+cdef inline uint32_t events_of(uint32_t awaits) noexcept nogil:
+    if awaits == AWAITS_INPUT:
+        return posix.EPOLLIN
+    return posix.EPOLLOUT if awaits == AWAITS_ROOM else posix.EPOLLIN | posix.EPOLLOUT
+
+
+cdef void close_overdue(Loop *loop) noexcept nogil:
+    cdef uint32_t slot
+    cdef Connection *connection
+    for slot in range(loop.table.slots):
+        connection = connection_at(&loop.table, slot)
+        if connection.fd >= 0 and overdue(connection, loop.context):
+            close_connection(loop, slot, idle_reason(connection))
 
 
 cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
@@ -156,7 +174,10 @@ cdef bint accept_burst(Loop *loop) noexcept nogil:
     """Step 5. True while there may be more in the queue."""
     cdef int fd, ended, _
     for _ in range(accepting.BURST):
-        ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
+        if accepting.full(loop.context, loop.table.open):
+            ended = accepting.MUST_REST
+        else:
+            ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
         if ended == accepting.ACCEPTED and not adopt(loop, fd):
             ended = accepting.accept_failed(loop.context, posix.ENOMEM)
         if ended == accepting.QUEUE_EMPTY:
@@ -173,11 +194,11 @@ cdef bint accept_burst(Loop *loop) noexcept nogil:
 
 cdef bint adopt(Loop *loop, int fd) noexcept nogil:
     """Give a new connection a slot and watch it; False, and closed, without memory for either."""
-    cdef uint32_t slot = add_connection(&loop.table, fd)
+    cdef uint32_t slot = add_connection(&loop.table, loop.context, fd)
     if slot == NO_SLOT:
         posix.close(fd)
         return False
-    if watch(loop, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN,
+    if watch(loop, posix.EPOLL_CTL_ADD, fd, events_of(first_awaits(loop.context)),
              token_of(connection_at(&loop.table, slot), slot)) < 0:
         remove_connection(&loop.table, slot)
         return False

@@ -11,7 +11,8 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
-from fastsock._native.connection cimport AWAITS_ROOM, ENDED, Connection, advance
+from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
+from fastsock._native.connection cimport advance, first_awaits, idle_reason, overdue
 from fastsock._native.engine cimport Context
 from fastsock._native.table cimport NO_SLOT, Table, add_connection, close_copies, connection_at
 from fastsock._native.table cimport remove_connection, table_free, table_init
@@ -88,6 +89,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
         if posix.errno != posix.EINTR:
             give_up(loop, posix.errno)
         return
+    engine.note_time(loop.context)
     # Backwards: closing moves the last place, which has been looked at by then, into the gap.
     for place in range(loop.count - 1, <uint32_t>(FIRST - 1), -1):
         if loop.list[place].revents:
@@ -96,6 +98,8 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
         engine.clear(loop.context.wake_fd)
     if loop.list[LISTENER].revents:
         accept_burst(loop)
+    if engine.sweep_due(loop.context):
+        close_overdue(loop)
     if accepting.resting(loop.context) and posix.monotonic_ns() >= loop.context.resume_at:
         loop.context.resume_at = engine.NEVER
         loop.list[LISTENER].fd = loop.context.listen_fd
@@ -109,7 +113,22 @@ cdef inline void on_connection(Loop *loop, uint32_t place) noexcept nogil:
     if awaits >= ENDED:
         close_connection(loop, place, awaits - ENDED)
     else:
-        loop.list[place].events = posix.POLLOUT if awaits == AWAITS_ROOM else posix.POLLIN
+        loop.list[place].events = events_of(awaits)
+
+
+cdef inline short events_of(uint32_t awaits) noexcept nogil:
+    if awaits == AWAITS_INPUT:
+        return posix.POLLIN
+    return posix.POLLOUT if awaits == AWAITS_ROOM else posix.POLLIN | posix.POLLOUT
+
+
+cdef void close_overdue(Loop *loop) noexcept nogil:
+    cdef uint32_t place
+    cdef Connection *connection
+    for place in range(loop.count - 1, <uint32_t>(FIRST - 1), -1):
+        connection = connection_at(&loop.table, loop.slots[place])
+        if overdue(connection, loop.context):
+            close_connection(loop, place, idle_reason(connection))
 
 
 cdef void close_connection(Loop *loop, uint32_t place, int reason) noexcept nogil:
@@ -128,7 +147,10 @@ cdef bint accept_burst(Loop *loop) noexcept nogil:
     """Step 5. True while there may be more in the queue."""
     cdef int fd, ended, _
     for _ in range(accepting.BURST):
-        ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
+        if accepting.full(loop.context, loop.table.open):
+            ended = accepting.MUST_REST
+        else:
+            ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
         if ended == accepting.ACCEPTED and not adopt(loop, fd):
             ended = accepting.accept_failed(loop.context, posix.ENOMEM)
         if ended == accepting.QUEUE_EMPTY:
@@ -147,11 +169,11 @@ cdef bint adopt(Loop *loop, int fd) noexcept nogil:
     """Give a new connection a slot and a place; False, and closed, without memory for either."""
     cdef uint32_t slot
     if loop.count < loop.places or grow(loop):
-        slot = add_connection(&loop.table, fd)
+        slot = add_connection(&loop.table, loop.context, fd)
         if slot != NO_SLOT:
             loop.slots[loop.count] = slot
             loop.list[loop.count].fd = fd
-            loop.list[loop.count].events = posix.POLLIN
+            loop.list[loop.count].events = events_of(first_awaits(loop.context))
             loop.count += 1
             atomic.count(&loop.context.counters.accepted, 1)
             return True

@@ -128,6 +128,13 @@ cdef extern from "<signal.h>" nogil:
     int SIG_SETMASK
     int sigfillset(sigset_t *set)
 
+cdef extern from "<sched.h>" nogil:
+    ctypedef struct cpu_set_t:
+        pass
+
+    void CPU_ZERO(cpu_set_t *set)
+    void CPU_SET(int cpu, cpu_set_t *set)
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     ctypedef struct pthread_attr_t:
@@ -135,6 +142,7 @@ cdef extern from "<pthread.h>" nogil:
 
     int pthread_attr_init(pthread_attr_t *attributes)
     int pthread_attr_setstacksize(pthread_attr_t *attributes, size_t size)
+    int pthread_attr_setaffinity_np(pthread_attr_t *attributes, size_t size, const cpu_set_t *set)
     int pthread_attr_destroy(pthread_attr_t *attributes)
     int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
                        void *(*main)(void *) noexcept nogil, void *argument)

@@ -8,7 +8,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastsock._native cimport posix
-from fastsock._native.connection cimport AWAITS_INPUT, Connection, forget_rest
+from fastsock._native.connection cimport Connection, first_awaits, forget_rest
+from fastsock._native.engine cimport Context
 
 cdef enum:
     CHUNK_BITS = 10
@@ -53,7 +54,7 @@ cdef inline Connection *owner_of(Table *table, uint64_t token) noexcept nogil:
     return NULL
 
 
-cdef inline uint32_t add_connection(Table *table, int fd) noexcept nogil:
+cdef inline uint32_t add_connection(Table *table, Context *context, int fd) noexcept nogil:
     """Give `fd` a slot; NO_SLOT without memory."""
     cdef uint32_t slot
     cdef Connection *connection
@@ -63,7 +64,11 @@ cdef inline uint32_t add_connection(Table *table, int fd) noexcept nogil:
     connection = connection_at(table, slot)
     table.first_free = connection.next_free
     connection.generation += 1
-    connection.awaits = AWAITS_INPUT
+    connection.awaits = first_awaits(context)
+    connection.active_at = context.now
+    connection.line_matched = 0
+    connection.rest_start = 0
+    connection.closing = False
     connection.fd = fd
     table.open += 1
     return slot

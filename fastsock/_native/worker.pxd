@@ -7,6 +7,7 @@ cdef class Worker:
     cdef void *(*main)(void *) noexcept nogil   # the engine's loop; gets `argument`
     cdef void *argument
     cdef pthread_t thread
+    cdef int cpu                                # where it runs; -1 is anywhere
     cdef bint running                           # a thread exists that was not joined
 
     cdef int prepare(self) except -1

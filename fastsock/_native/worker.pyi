@@ -3,7 +3,18 @@ from typing import Any
 from fastsock._native.listener import Listener
 
 class Worker:
-    def __init__(self, listener: Listener, *, buffer_size: int) -> None: ...
+    def __init__(
+        self,
+        listener: Listener,
+        *,
+        buffer_size: int,
+        service: str = "echo",
+        close_on: bytes = b"",
+        max_connections: int = 0,
+        allow: tuple[tuple[bytes, int], ...] = (),
+        idle_timeout: float = 0.0,
+        cpu: int = -1,
+    ) -> None: ...
     @property
     def done_fd(self) -> int: ...
     @property

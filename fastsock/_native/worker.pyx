@@ -7,13 +7,18 @@ that are read without a lock.
 """
 
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
 
 from fastsock._native cimport atomic, engine, posix
+from fastsock._native cimport service as services
+from fastsock._native.allow cimport Range
 from fastsock._native.check cimport os_error
 from fastsock._native.listener cimport Listener
 
 import errno as errno_names
+
+cdef dict SERVICES = {"echo": services.ECHO, "discard": services.DISCARD, "chargen": services.CHARGEN}
 
 # glibc's default of 8 MiB is reserved per thread; the loops need a few KiB.
 cdef enum:
@@ -23,7 +28,10 @@ cdef enum:
 cdef class Worker:
     """Base of the engines' workers; takes the descriptor over from `listener`.
 
-    `buffer_size` is in bytes.
+    `buffer_size` is in bytes. `service` is "echo", "discard" or "chargen"; a line equal to
+    `close_on` ends an echo. `allow` holds (16-byte IPv6 network, prefix length) pairs. 0 stands for
+    no limit in `max_connections` and in `idle_timeout`, which is in seconds. The thread runs on
+    `cpu`; -1 is any.
     """
 
     def __cinit__(self):
@@ -34,9 +42,20 @@ cdef class Worker:
         self.context.done_fd = -1
         self.context.stop_at = engine.NEVER
         self.context.resume_at = engine.NEVER
+        self.context.sweep_at = engine.NEVER
+        self.cpu = -1
 
-    def __init__(self, Listener listener not None, *, size_t buffer_size):
+    def __init__(self, Listener listener not None, *, size_t buffer_size, str service="echo",
+                 bytes close_on=b"", unsigned int max_connections=0, tuple allow=(),
+                 double idle_timeout=0.0, int cpu=-1):
+        self.cpu = cpu
         self.context.buffer_size = buffer_size
+        self.context.max_connections = max_connections
+        self.context.idle_ns = <int64_t>(idle_timeout * 1e9)
+        if idle_timeout or close_on:
+            self.context.sweep_at = 0
+        self._set_service(service, close_on)
+        self._set_allow(allow)
         self.context.wake_fd = new_eventfd()
         self.context.notice_fd = new_eventfd()
         self.context.done_fd = new_eventfd()
@@ -48,6 +67,9 @@ cdef class Worker:
             with nogil:
                 posix.pthread_join(self.thread, NULL)
         self._free()
+        free(self.context.chargen)
+        free(self.context.close_line)
+        free(self.context.allow)
         # Only here: until the last reference is gone, somebody may be waiting for them.
         close_once(&self.context.wake_fd)
         close_once(&self.context.notice_fd)
@@ -74,7 +96,7 @@ cdef class Worker:
         # The new thread inherits the mask: no signal can reach it, not even at its very start.
         posix.sigfillset(&every)
         posix.pthread_sigmask(posix.SIG_SETMASK, &every, &before)
-        error = spawn(&self.thread, self.main, self.argument)
+        error = spawn(&self.thread, self.main, self.argument, self.cpu)
         posix.pthread_sigmask(posix.SIG_SETMASK, &before, NULL)
         if error:
             raise os_error(error, "pthread_create", "")
@@ -122,12 +144,15 @@ cdef class Worker:
             "reset": atomic.load_u64(&counters.closed[engine.CLOSED_RESET], atomic.RELAXED),
             "error": atomic.load_u64(&counters.closed[engine.CLOSED_ERROR], atomic.RELAXED),
             "stopped": atomic.load_u64(&counters.closed[engine.CLOSED_STOPPED], atomic.RELAXED),
+            "idle": atomic.load_u64(&counters.closed[engine.CLOSED_IDLE], atomic.RELAXED),
+            "close_on": atomic.load_u64(&counters.closed[engine.CLOSED_LINE], atomic.RELAXED),
         }
         return {
             "closed": closed,
             "accepted": atomic.load_u64(&counters.accepted, atomic.ACQUIRE),
             "bytes_in": atomic.load_u64(&counters.bytes_in, atomic.RELAXED),
             "bytes_out": atomic.load_u64(&counters.bytes_out, atomic.RELAXED),
+            "rejected": atomic.load_u64(&counters.rejected, atomic.RELAXED),
             "accept_pauses": atomic.load_u64(&counters.accept_pauses, atomic.RELAXED),
             "errors": errors,
         }
@@ -138,6 +163,32 @@ cdef class Worker:
         posix.read(self.context.notice_fd, &count, sizeof(count))
         return (atomic.load_int(&self.context.pause_errno, atomic.RELAXED),
                 atomic.load_int(&self.context.failed_errno, atomic.RELAXED))
+
+    def _set_service(self, str name, bytes close_on):
+        self.context.service = SERVICES[name]
+        if self.context.service == services.CHARGEN:
+            self.context.chargen = services.chargen_table(self.context.buffer_size)
+            if self.context.chargen == NULL:
+                raise MemoryError
+        if close_on:
+            self.context.close_line_size = len(close_on)
+            self.context.close_line = <char *>malloc(len(close_on))
+            if self.context.close_line == NULL:
+                raise MemoryError
+            memcpy(self.context.close_line, <char *>close_on, len(close_on))
+
+    def _set_allow(self, tuple ranges):
+        cdef bytes network
+        cdef int i
+        if not ranges:
+            return
+        self.context.allow = <Range *>calloc(len(ranges), sizeof(Range))
+        if self.context.allow == NULL:
+            raise MemoryError
+        self.context.allow_count = len(ranges)
+        for i in range(self.context.allow_count):
+            network, self.context.allow[i].bits = ranges[i]
+            memcpy(self.context.allow[i].network, <char *>network, 16)
 
     cdef int prepare(self) except -1:
         """Engine: get everything the loop needs, and set `main` and `argument`."""
@@ -167,13 +218,19 @@ cdef void close_once(int *fd) noexcept:
         fd[0] = -1
 
 
-cdef int spawn(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument) noexcept:
-    """pthread_create with a small stack; returns its errno."""
+cdef int spawn(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument,
+               int cpu) noexcept:
+    """pthread_create with a small stack, on one CPU unless that is -1; returns its errno."""
     cdef posix.pthread_attr_t attributes
+    cdef posix.cpu_set_t cpus
     cdef int error = posix.pthread_attr_init(&attributes)
     if error:
         return error
     posix.pthread_attr_setstacksize(&attributes, STACK_BYTES)
+    if cpu >= 0:
+        posix.CPU_ZERO(&cpus)
+        posix.CPU_SET(cpu, &cpus)
+        posix.pthread_attr_setaffinity_np(&attributes, sizeof(cpus), &cpus)
     error = posix.pthread_create(thread, &attributes, main, argument)
     posix.pthread_attr_destroy(&attributes)
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import click
@@ -12,7 +13,17 @@ from fastsock.cli.output import json_option, write_json
 from fastsock.cli.units import DURATION, SIZE, format_size
 from fastsock.endpoint import DEFAULT_ENDPOINT
 from fastsock.report import ServerStats
-from fastsock.server import Server
+from fastsock.server import SERVICES, Server
+
+
+def numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """``0,1`` to [0, 1]."""
+    try:
+        return None if value is None else [int(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 0,1") from None
 
 
 @click.command()
@@ -24,7 +35,14 @@ from fastsock.server import Server
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
 @click.option("--rcvbuf", type=SIZE, default=0, help="SO_RCVBUF; 0 is the kernel's choice.")
 @click.option("--sndbuf", type=SIZE, default=0, help="SO_SNDBUF; 0 is the kernel's choice.")
+@click.option("--workers", type=int, default=1, help="Threads per endpoint.")
+@click.option("--cpus", callback=numbers, metavar="LIST", help="CPUs for the workers, as 0,1.")
 @click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
+@click.option("--max-connections", type=int, default=0, help="More wait; 0 is no limit.")
+@click.option("--idle-timeout", type=DURATION, default="0s", help="0 is never.")
+@click.option("--allow", multiple=True, metavar="RANGE", help="As 10.0.0.0/8; others are closed.")
+@click.option("--service", default="echo", help=f"One of {', '.join(SERVICES)}.")
+@click.option("--close-on", type=os.fsencode, default="", help="Line that ends a conversation.")
 @click.option(
     "--drain-timeout",
     type=DURATION,
@@ -48,7 +66,8 @@ def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) 
 
 def announce(server: Server) -> None:
     for endpoint in server.endpoints:
-        click.echo(f"listening on {endpoint} ({server.engine}, 1 worker)", err=True)
+        workers = "1 worker" if server.workers == 1 else f"{server.workers} workers"
+        click.echo(f"listening on {endpoint} ({server.engine}, {workers})", err=True)
 
 
 def summary(stats: ServerStats) -> str:

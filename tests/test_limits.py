@@ -1,0 +1,172 @@
+"""How many clients, from where, for how long, and on how many workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from clients import connect, echo_exactly, half_close, has_ended, receive_all, wait_until
+
+import fastsock
+
+
+@pytest.mark.native("epoll", "poll")
+def test_more_clients_than_allowed_wait_their_turn(serve: Any) -> None:
+    """At max_connections new ones wait in the backlog, unreset, until one closes."""
+    server = serve(max_connections=3)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(6)]
+        for sock in clients:
+            sock.sendall(b"hello")
+        for sock in clients[:3]:
+            assert sock.recv(5) == b"hello"
+        assert server.stats().accepted == 3
+        assert server.stats().accept_pauses == 0
+        for closing, next_one in zip(clients[:3], clients[3:], strict=True):
+            closing.close()
+            assert next_one.recv(5) == b"hello"
+        assert server.stats().accepted == 6
+
+
+@pytest.mark.native("epoll", "poll")
+def test_a_stop_at_the_limit_takes_in_who_waits(serve: Any) -> None:
+    """A drain serves those who waited for a place too."""
+    server = serve(max_connections=1, drain_timeout=20.0)
+    with connect(server.endpoint) as first, connect(server.endpoint) as second:
+        echo_exactly(first, b"one")
+        second.sendall(b"two")
+        server._request_stop(server._deadline(20))
+        half_close(first)
+        assert receive_all(first) == b""
+        assert second.recv(3) == b"two"
+        half_close(second)
+        assert receive_all(second) == b""
+        server.stop()
+    assert server.stats().closed["eof"] == 2
+
+
+@pytest.mark.native("epoll", "poll")
+def test_idle_clients_are_closed(serve: Any) -> None:
+    """Who neither sends nor takes a byte for idle_timeout is closed, and counted as idle."""
+    server = serve(idle_timeout=0.2)
+    with connect(server.endpoint) as idle, connect(server.endpoint) as stuck:
+        echo_exactly(idle, b"hello")
+        stuck.setblocking(False)
+        while True:  # until nothing more is taken: the server waits for this client to read
+            try:
+                stuck.send(bytes(1 << 16))
+            except BlockingIOError:
+                break
+        assert has_ended(idle)
+        wait_until(lambda: server.stats().closed["idle"] == 2)
+
+
+@pytest.mark.native("epoll", "poll")
+def test_busy_clients_are_not_idle(serve: Any) -> None:
+    """A client that sends now and then stays, however long it is connected."""
+    server = serve(idle_timeout=2.0)
+    with connect(server.endpoint) as sock, connect(server.endpoint) as idle:
+        while server.stats().closed["idle"] == 0:
+            echo_exactly(sock, b"still here")
+        assert has_ended(idle)
+        echo_exactly(sock, b"still here")
+
+
+@pytest.mark.native("epoll", "poll")
+@pytest.mark.parametrize(
+    ("endpoint", "source", "ranges", "welcome"),
+    [
+        ("tcp://127.0.0.1:0", "127.0.0.1", ["127.0.0.1/32"], True),
+        ("tcp://127.0.0.1:0", "127.0.0.2", ["127.0.0.1/32"], False),
+        ("tcp://127.0.0.1:0", "127.0.0.2", ["10.0.0.0/8", "127.0.0.0/30"], True),
+        ("tcp://127.0.0.1:0", "127.0.0.4", ["10.0.0.0/8", "127.0.0.0/30"], False),
+        ("tcp://127.0.0.1:0", "127.0.0.1", ["0.0.0.0/0"], True),
+        ("tcp://127.0.0.1:0", "127.0.0.1", ["::1/128"], False),
+        ("tcp://[::1]:0", "::1", ["::1"], True),
+        ("tcp://[::1]:0", "::1", ["127.0.0.0/8"], False),
+        ("tcp://[::]:0?dual_stack=1", "127.0.0.1", ["127.0.0.0/8"], True),
+        ("tcp://[::]:0?dual_stack=1", "127.0.0.1", ["::1/128"], False),
+    ],
+)
+def test_only_allowed_addresses_are_served(
+    implementation: Any, endpoint: str, source: str, ranges: list[str], welcome: bool
+) -> None:
+    """Who comes from outside `allow` is closed at once and counted, also as IPv4-mapped IPv6."""
+    with implementation.server(endpoint, allow=ranges) as server:
+        host = "127.0.0.1" if "." in source else "::1"
+        with socket.create_connection((host, server.endpoint.port), 20, (source, 0)) as sock:
+            if welcome:
+                echo_exactly(sock, b"hello")
+            else:
+                assert has_ended(sock)
+            wait_until(lambda: server.stats().rejected == (0 if welcome else 1))
+            assert server.stats().accepted == (1 if welcome else 0)
+
+
+@pytest.mark.native("epoll", "poll")
+def test_workers_share_the_connections(serve: Any) -> None:
+    """With several workers each accepts some, and every client is served."""
+    server = serve(workers=3, cpus=[min(os.sched_getaffinity(0))])
+    report = fastsock.load(server.endpoint, connections=60, messages=6000, wait="block")
+    assert report.valid, report.reasons
+    per_worker = server.stats().accepted_per_worker
+    assert len(per_worker) == 3
+    assert sum(per_worker) == 60
+    assert min(per_worker) > 0
+
+
+@pytest.mark.native("epoll", "poll")
+def test_stopping_workers_resets_nobody(serve: Any) -> None:
+    """What waits in the accept queues of several workers is taken in by a drain."""
+    server = serve(workers=4)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(200)]
+        server._request_stop(server._deadline(20))
+        for sock in clients:
+            sock.sendall(b"hello")
+            half_close(sock)
+        for sock in clients:
+            assert receive_all(sock) == b"hello"
+        server.stop()
+    assert server.stats().closed["eof"] == 200
+
+
+@pytest.mark.native("epoll", "poll")
+def test_several_endpoints_and_workers(implementation: Any) -> None:
+    """Every endpoint has all its workers, and the port is free afterwards."""
+    ports = ("tcp://127.0.0.1:0", "tcp://[::1]:0")
+    with implementation.package.Server(*ports, engine=implementation.shape, workers=2) as server:
+        for endpoint in server.endpoints:
+            with connect(endpoint) as sock:
+                echo_exactly(sock, b"hello")
+        bound = server.endpoints
+        assert len(server.stats().accepted_per_worker) == 4
+    with implementation.package.Server(*bound, engine=implementation.shape) as again:
+        assert again.endpoints == bound
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"max_connections": -1}, ValueError, "max_connections -1"),
+        ({"max_connections": 1, "workers": 2}, ValueError, "shared by 2 workers"),
+        ({"idle_timeout": -0.5}, ValueError, "idle_timeout -0.5"),
+        ({"idle_timeout": "1"}, TypeError, "idle_timeout '1'"),
+        ({"allow": ["10.0.0.1/8"]}, ValueError, "has host bits set"),
+        ({"allow": ["localhost"]}, ValueError, "'localhost'"),
+        ({"allow": "10.0.0.0/8"}, TypeError, "list of ranges"),
+        ({"allow": [7]}, TypeError, "allow 7"),
+        ({"workers": 0}, ValueError, "workers 0"),
+        ({"cpus": [4096]}, ValueError, "cpu 4096 cannot be used"),
+        ({"cpus": [True]}, TypeError, "cpu True"),
+    ],
+    ids=str,
+)
+def test_bad_limits(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    """A bad limit is refused in one line that says what is allowed."""
+    with pytest.raises(error, match=text) as caught:
+        fastsock.Server("tcp://127.0.0.1:0", **options)
+    assert "\n" not in str(caught.value)
