@@ -54,6 +54,7 @@ class LoadOptions:
     wait: str
     threads: int
     nodelay: bool
+    reconnect_every: int | None
     timeout: float
     server_pid: int | None
 
@@ -75,6 +76,7 @@ def load(
     wait: str = "spin",
     threads: int = 1,
     nodelay: bool = True,
+    reconnect_every: int | None = None,
     timeout: float = 5.0,
     server_pid: int | None = None,
     progress: Callable[[float], object] | None = None,
@@ -99,6 +101,8 @@ def load(
         wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
         threads: native threads that share the connections.
         nodelay: TCP_NODELAY.
+        reconnect_every: close and open each connection again after so many messages; 1 is
+            connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
         timeout: seconds without progress after which a connection that is owed bytes has failed;
             answers still owed at the end get the length of the run so far and this long.
         server_pid: process, on this machine, whose CPU time over the window is to be reported.
@@ -125,6 +129,7 @@ def load(
         wait=wait,
         threads=threads,
         nodelay=nodelay,
+        reconnect_every=reconnect_every,
         timeout=timeout,
         server_pid=server_pid,
     )
@@ -151,6 +156,7 @@ def check_options(
     wait: str = "spin",
     threads: int = 1,
     nodelay: bool = True,
+    reconnect_every: int | None = None,
     timeout: float = 5.0,
     server_pid: int | None = None,
 ) -> LoadOptions:
@@ -189,6 +195,9 @@ def check_options(
         wait=check_choice("wait", wait, ("spin", "block")),
         threads=check_int("threads", threads, 1, connections),
         nodelay=check_bool("nodelay", nodelay),
+        reconnect_every=None
+        if reconnect_every is None
+        else check_int("reconnect_every", reconnect_every, 1, _MAX_MESSAGES),
         timeout=check_number("timeout", timeout, 0.001, _MAX_SECONDS, "seconds"),
         server_pid=None if server_pid is None else check_int("server_pid", server_pid, 1, _MAX_PID),
     )
@@ -219,6 +228,7 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
                 verify=options.verify,
                 spin=options.wait == "spin",
                 nodelay=options.nodelay,
+                reconnect_every=options.reconnect_every or 0,
                 server_pid=(options.server_pid or 0) if thread == 0 else 0,
             )
         )
@@ -339,6 +349,7 @@ def _report(
         bytes=messages * options.size,
         latency=_latency([loader.from_intended for loader in loaders]),
         latency_from_send=_latency([loader.from_send for loader in loaders]),
+        connect_latency=_latency([loader.connects for loader in loaders]),
         offered_per_s=options.rate,
         errors=dict(errors),
         lost_bytes=lost,

@@ -86,7 +86,8 @@ class LoadReport:
     ``messages`` and ``bytes`` count complete, verified answers that arrived inside the measured
     window of ``duration`` seconds. ``latency`` is measured from the intended send time and
     ``latency_from_send`` from the actual one; in a closed loop a message is intended when it is
-    sent, so the two are equal. Both also hold the answers still owed when the window ended, so
+    sent, so the two are equal. ``connect_latency`` is that of every connection opened, also before
+    the window. The others also hold the answers still owed when the window ended, so
     that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the figures
     should not be trusted. ``client_busy`` is the share of the window in which the client had
     something to do, over its threads; close to 1 the rate may be the client's own limit.
@@ -101,6 +102,7 @@ class LoadReport:
     bytes: int
     latency: Latency
     latency_from_send: Latency
+    connect_latency: Latency = Latency()
     offered_per_s: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
     lost_bytes: int = 0
@@ -142,6 +144,7 @@ class LoadReport:
             "latency_us": {
                 "from_intended_send": self.latency.as_dict(),
                 "from_actual_send": self.latency_from_send.as_dict(),
+                "connect": self.connect_latency.as_dict(),
             },
             "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
             "lost_bytes": self.lost_bytes,

@@ -50,8 +50,7 @@ class MisbehavingServer:
 
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # ends accept()
+        self.stop_listening()
         self._threads[0].join(JOIN_TIMEOUT)
         with self.arrival:
             for connection in self.sockets:
@@ -63,6 +62,10 @@ class MisbehavingServer:
         self._listener.close()
         alive = [thread.name for thread in self._threads if thread.is_alive()]
         assert not alive, f"threads of the server did not end: {alive}"
+
+    def stop_listening(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends accept()
 
     def _accept(self) -> None:
         while not self.stopping.is_set():

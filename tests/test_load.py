@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -813,6 +814,7 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
         "wait": "spin",
         "threads": 1,
         "nodelay": True,
+        "reconnect_every": None,
         "timeout": 5.0,
         "server_pid": None,
     }
@@ -1002,3 +1004,73 @@ def connecting_to(port: int) -> bool:
     return any(
         line.split()[2].endswith(f":{port:04X}") and line.split()[3] == "02" for line in lines
     )
+
+
+# --- reconnecting -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_connections_are_opened_again(server: fastsock.Server, every: int, depth: int) -> None:
+    """Every message comes back, and as many connections are opened as that takes."""
+    report = fastsock.load(
+        server.endpoint,
+        connections=4,
+        messages=400,
+        depth=depth,
+        reconnect_every=every,
+        wait="block",
+    )
+    assert_good(report)
+    assert report.messages == 400
+    assert wait_until(lambda: server.stats().open == 0)
+    stats = server.stats()
+    assert stats.bytes_in == stats.bytes_out == 400 * 64
+    # Whoever is done first waits for the others, and may have been opened once more for that.
+    assert 0 <= stats.accepted - 4 * -(-100 // every) <= 4
+    assert report.connect_latency.count == stats.accepted
+    assert stats.closed["eof"] == stats.accepted
+
+
+def test_reconnecting_in_an_open_loop(server: fastsock.Server) -> None:
+    """What falls due while a connection is opened again is sent afterwards."""
+    report = fastsock.load(
+        server.endpoint,
+        connections=2,
+        messages=100,
+        rate=2000,
+        reconnect_every=5,
+        wait="block",
+    )
+    assert not report.failed
+    assert report.messages == 100
+    assert report.connect_latency.count >= 20
+
+
+def test_reconnecting_to_a_server_that_goes_away() -> None:
+    """A connection that cannot be opened again has failed, and the run ends."""
+
+    def serve_once(server: MisbehavingServer, connection: socket.socket) -> None:
+        server.stop_listening()
+        misbehaving.echoes(server, connection)
+
+    with MisbehavingServer(serve_once) as server:
+        report = fastsock.load(server.address, duration=5, reconnect_every=1, wait="block")
+    assert_bad(report)
+    assert failures(report) == {"refused": 1}
+    assert report.duration < 5
+
+
+def test_each_opening_on_loopback_has_another_source() -> None:
+    """The source addresses vary, so that the ports of one address do not run out."""
+    seen: list[str] = []
+
+    def remember(server: MisbehavingServer, connection: socket.socket) -> None:
+        seen.append(connection.getpeername()[0])
+        misbehaving.echoes(server, connection)
+
+    with MisbehavingServer(remember) as server:
+        report = fastsock.load(server.address, messages=5, reconnect_every=1, wait="block")
+    assert_good(report)
+    assert len(set(seen)) == len(seen) >= 5
+    assert all(address.startswith("127.1.") for address in seen)

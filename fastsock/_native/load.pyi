@@ -6,6 +6,8 @@ class Loader:
     @property
     def from_intended(self) -> Histogram: ...
     @property
+    def connects(self) -> Histogram: ...
+    @property
     def from_send(self) -> Histogram: ...
     def __init__(
         self,
@@ -26,6 +28,7 @@ class Loader:
         verify: bool,
         spin: bool,
         nodelay: bool,
+        reconnect_every: int = 0,
         server_pid: int = 0,
     ) -> None: ...
     def connect(self) -> None: ...

@@ -6,12 +6,13 @@ schedule whether or not answers came. A message that could not be sent in time i
 latency counts from the intended time: a stalled server cannot hide its stall by slowing the
 client down (coordinated omission).
 
-A connection's life: connect, open, half-closed (all was sent; the rest is awaited), closed. The
-bytes it sends are a stretch of a fixed pattern, at an offset that differs by connection. So one
+A connection's life: connect, open, half-closed (all was sent; the rest is awaited), closed; with
+`reconnect_every` it then begins again, as the same connection with the same place in the pattern.
+The bytes it sends are a stretch of a fixed pattern, at an offset that differs by connection. So one
 memcmp per answer sees every lost, doubled, reordered or foreign byte.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memset
 
@@ -28,10 +29,14 @@ cdef enum:
     DUE_BURST = 1024                # messages started before answers are looked at again
     IN_FLIGHT_MAX = 65536           # per connection; bounds the memory for send times
     RING_START = 16
+    LOOPBACK_NET = 127
+    SOURCES = 60000                 # addresses that are used as sources, from 127.1.0.1 on
+    SOURCES_APART = 997             # between the first of two threads
 
 cdef enum:                          # a connection's state
     CONNECTING
     OPEN
+    LEAVING                         # half-closed, to be opened again
     HALF_CLOSED
     CLOSED
 
@@ -62,6 +67,8 @@ cdef struct Peer:                   # one connection
     uint64_t answered               # messages that came back whole
     uint64_t to_send                # bytes of started messages not yet taken by the socket
     uint64_t partial                # bytes received of the message number `answered`
+    uint64_t leave_after            # how many messages this opening may start in all
+    int64_t opened_at               # when connect() was called, ns
     int64_t active_at               # last progress, ns
 
 cdef struct Run:
@@ -75,6 +82,8 @@ cdef struct Run:
     double interval_ns              # between two messages of all connections; 0 in a closed loop
     uint64_t quota                  # messages of all connections; 0 without a limit
     int64_t timeout_ns
+    uint64_t reconnect_every        # messages per opening of a connection; 0 without a limit
+    uint32_t next_source            # last octets of the next source address, if they are varied
     bint verify, spin, nodelay
     bint watch_cpu                  # whether cpu_clock, of the server's process, is to be read
     int cpu_clock
@@ -93,6 +102,7 @@ cdef struct Run:
     posix.epoll_event *events
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
+    Recorder *connects              # from connect() to connected
     # What was seen
     uint64_t messages               # answers inside the window
     int64_t last_answer
@@ -114,6 +124,7 @@ cdef class Loader:
     cdef Run run_state
     cdef readonly Histogram from_intended
     cdef readonly Histogram from_send
+    cdef readonly Histogram connects
     cdef str where
 
     def __cinit__(self):
@@ -123,7 +134,7 @@ cdef class Loader:
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
                  uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
                  double rate, uint64_t messages, double timeout, bint verify, bint spin,
-                 bint nodelay, int server_pid=0):
+                 bint nodelay, uint64_t reconnect_every=0, int server_pid=0):
         cdef Run *run = &self.run_state
         cdef int error
         self.where = where
@@ -134,9 +145,13 @@ cdef class Loader:
         run.interval_ns = 1e9 / rate if rate else 0
         run.quota = messages
         run.timeout_ns = <int64_t>(timeout * 1e9)
+        run.reconnect_every = reconnect_every
+        run.next_source = first * SOURCES_APART
         run.verify, run.spin, run.nodelay = verify, spin, nodelay
         self.from_send = Histogram()
         run.from_send = self.from_send.recorder
+        self.connects = Histogram()
+        run.connects = self.connects.recorder
         self.from_intended = self.from_send
         if rate:
             self.from_intended = Histogram()
@@ -172,6 +187,7 @@ cdef class Loader:
         cdef uint32_t i
         cdef int error
         for i in range(self.run_state.count):
+            self.run_state.alive += 1
             error = open_peer(&self.run_state, i)
             if error:
                 hint = "raise the limit: ulimit -n" if error == posix.EMFILE else ""
@@ -234,6 +250,8 @@ cdef class Loader:
             run.peers[i].fd = -1
             run.peers[i].state = CLOSED
             run.peers[i].ring_mask = ring - 1
+            run.peers[i].send_offset = pattern.offset_of(run.first + i)
+            run.peers[i].receive_offset = run.peers[i].send_offset
             run.peers[i].sent_at = <int64_t *>malloc(ring * sizeof(int64_t))
             if run.peers[i].sent_at == NULL:
                 raise MemoryError
@@ -289,7 +307,7 @@ cdef bint finished(Run *run, int64_t now) noexcept nogil:
     if run.interval_ns:
         return run.next_due >= quota_of_thread(run)
     for i in range(run.count):
-        if run.peers[i].state == OPEN and run.peers[i].started < quota_of_peer(run, i):
+        if run.peers[i].state != CLOSED and run.peers[i].started < quota_of_peer(run, i):
             return False
     return True
 
@@ -432,10 +450,11 @@ cdef int open_peer(Run *run, uint32_t i) noexcept nogil:
         # Otherwise Nagle's algorithm holds a small message back until the last answer's ACK.
         posix.setsockopt(peer.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
     peer.state = CONNECTING
-    peer.send_offset = peer.receive_offset = pattern.offset_of(run.first + i)
-    peer.active_at = posix.monotonic_ns()
-    run.alive += 1
+    peer.leave_after = peer.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
+    peer.opened_at = peer.active_at = posix.monotonic_ns()
     run.connecting += 1
+    if run.reconnect_every:
+        vary_source(run, peer.fd)
     if (posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
             and posix.errno != posix.EINPROGRESS):
         fail(run, peer, failure_of_errno(run, posix.errno))
@@ -480,7 +499,10 @@ cdef void on_connected(Run *run, uint32_t i, int64_t now) noexcept nogil:
     peer.state = OPEN
     peer.active_at = now
     run.connecting -= 1
+    record(run.connects, posix.monotonic_ns() - peer.opened_at)
     rewatch(run, i, posix.EPOLLIN)
+    if peer.state == OPEN and (peer.due or run.phase == FINISHING):
+        send_more(run, i, now)
 
 
 cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
@@ -504,21 +526,27 @@ cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
             return
         peer.to_send -= sent
         peer.send_offset = pattern.advance(peer.send_offset, sent)
-        if peer.to_send == 0 and peer.started < peer.due:
+        if peer.to_send == 0 and peer.started < min(peer.due, peer.leave_after):
             now = posix.monotonic_ns()
     if peer.watched != posix.EPOLLIN:
         rewatch(run, i, posix.EPOLLIN)
-    if run.phase == FINISHING and peer.state == OPEN and peer.started == peer.due:
+    if peer.state != OPEN:
+        return
+    if run.phase == FINISHING and peer.started == peer.due:
         peer.state = HALF_CLOSED
-        peer.active_at = now
-        posix.shutdown(peer.fd, posix.SHUT_WR)
+    elif peer.started == peer.leave_after:
+        peer.state = LEAVING
+    else:
+        return
+    peer.active_at = now
+    posix.shutdown(peer.fd, posix.SHUT_WR)
 
 
 cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogil:
     """Note the send time of what is sent next, a piece at most: the rest may have to wait."""
     if peer.started == peer.answered:
         peer.active_at = now        # the time without progress starts with the first one owed
-    while peer.started < peer.due and peer.to_send < pattern.PIECE:
+    while peer.started < min(peer.due, peer.leave_after) and peer.to_send < pattern.PIECE:
         if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
             return
         peer.sent_at[peer.started & peer.ring_mask] = now
@@ -559,7 +587,7 @@ cdef void receive(Run *run, uint32_t i, int64_t now) noexcept nogil:
                 # answers that came in one piece.
                 on_answers(run, i, posix.monotonic_ns())
     elif size == 0:
-        on_eof(run, peer)
+        on_eof(run, i)
     elif posix.errno != posix.EAGAIN and posix.errno != posix.EINTR:
         fail(run, peer, failure_of_errno(run, posix.errno))
 
@@ -595,16 +623,50 @@ cdef inline void on_answers(Run *run, uint32_t i, int64_t now) noexcept nogil:
     run.last_answer = now
     if run.depth and run.phase == RUNNING:
         allow(run, i, peer.answered - before)
-        send_more(run, i, now)
-    elif peer.started < peer.due:
+        if peer.state == OPEN:
+            send_more(run, i, now)
+    elif peer.state == OPEN and peer.started < peer.due:
         send_more(run, i, now)                  # the ring of send times had been full
 
 
-cdef void on_eof(Run *run, Peer *peer) noexcept nogil:
-    if peer.state == HALF_CLOSED and owed(run, peer) == 0:
-        close_peer(run, peer)
-    else:
+cdef void on_eof(Run *run, uint32_t i) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    if owed(run, peer) or (peer.state != HALF_CLOSED and peer.state != LEAVING):
         fail(run, peer, CLOSED_EARLY)
+    elif peer.state == LEAVING and (run.phase == RUNNING or peer.started < peer.due):
+        open_again(run, i)
+    else:
+        close_peer(run, peer)
+
+
+cdef void open_again(Run *run, uint32_t i) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    cdef int error
+    close_once(&peer.fd)
+    error = open_peer(run, i)
+    if error:
+        fail(run, peer, failure_of_errno(run, error))
+
+
+cdef void vary_source(Run *run, int fd) noexcept nogil:
+    """On loopback, connect from one address of 127.0.0.0/8 after the other.
+
+    The ports of one address would run out: each of its closed connections keeps one for a minute
+    (TIME_WAIT). A failure is no matter here: connect() then chooses the address, or says why not.
+    """
+    cdef posix.sockaddr_in source
+    cdef int on = 1
+    cdef uint32_t target = posix.ntohl((<posix.sockaddr_in *>&run.address).sin_addr.s_addr)
+    if run.address.ss_family != posix.AF_INET or target >> 24 != LOOPBACK_NET:
+        return
+    memset(&source, 0, sizeof(source))
+    source.sin_family = posix.AF_INET
+    source.sin_addr.s_addr = posix.htonl(
+        <uint32_t>LOOPBACK_NET << 24 | 1 << 16 | run.next_source % SOURCES + 1)
+    run.next_source += 1
+    # The port is chosen by connect(), which knows that only the four-tuple must be unique (ip(7)).
+    posix.setsockopt(fd, posix.IPPROTO_IP, posix.IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
+    posix.bind(fd, <posix.sockaddr *>&source, sizeof(source))
 
 
 cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
@@ -655,8 +717,8 @@ cdef void fail(Run *run, Peer *peer, int failure) noexcept nogil:
 
 
 cdef void close_peer(Run *run, Peer *peer) noexcept nogil:
-    # Events of this batch that are still to come find the state CLOSED; no descriptor is reused,
-    # because this thread opens none while the loop runs.
+    # epoll reports a descriptor once in a batch, and tokens are numbers of connections: no event
+    # that is still to come can be taken for that of a descriptor with a reused number.
     close_once(&peer.fd)
     peer.state = CLOSED
     run.alive -= 1

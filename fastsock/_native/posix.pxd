@@ -49,7 +49,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
 
 cdef extern from "<netinet/in.h>" nogil:
-    int IPPROTO_TCP, IPPROTO_IPV6, IPV6_V6ONLY
+    int IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6, IPV6_V6ONLY, IP_BIND_ADDRESS_NO_PORT
 
     struct in_addr:
         uint32_t s_addr
@@ -74,6 +74,8 @@ cdef extern from "<netinet/tcp.h>" nogil:
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t htons(uint16_t value)
     uint16_t ntohs(uint16_t value)
+    uint32_t htonl(uint32_t value)
+    uint32_t ntohl(uint32_t value)
     int inet_pton(int family, const char *text, void *address)
 
 cdef extern from "<poll.h>" nogil:

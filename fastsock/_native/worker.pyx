@@ -18,7 +18,11 @@ from fastsock._native.listener cimport Listener
 
 import errno as errno_names
 
-cdef dict SERVICES = {"echo": services.ECHO, "discard": services.DISCARD, "chargen": services.CHARGEN}
+cdef dict SERVICES = {
+    "echo": services.ECHO,
+    "discard": services.DISCARD,
+    "chargen": services.CHARGEN,
+}
 
 # glibc's default of 8 MiB is reserved per thread; the loops need a few KiB.
 cdef enum:

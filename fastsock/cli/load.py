@@ -31,6 +31,7 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 @click.option("--wait", type=click.Choice(["spin", "block"]), default="spin")
 @click.option("--threads", type=int, default=1)
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
+@click.option("--reconnect-every", type=int, help="Messages per connection; 1: connect-echo-close.")
 @click.option("--timeout", type=DURATION, default="5s", help="Longest time without progress.")
 @click.option("--server-pid", type=int, help="Report the CPU time of this local process too.")
 @json_option
@@ -81,6 +82,8 @@ def lines_of(report: LoadReport) -> Iterator[str]:
     else:
         yield latency_line("intended", report.latency)
         yield latency_line("sent", report.latency_from_send)
+    if options["reconnect_every"] is not None:
+        yield latency_line("connect", report.connect_latency)
     if report.server_cpu is not None and report.messages:
         yield f"server    {report.server_cpu / report.messages * 1e6:.2f} us of CPU per message"
     yield f"client    busy {report.client_busy:.0%}"
