@@ -1,0 +1,217 @@
+"""Clients of an echo server, made of plain blocking sockets; nothing of fastsock is used."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+TIMEOUT = 25.0  # seconds; only something that hangs takes so long
+SMALL = 16 * 1024  # bytes that any socket buffer takes without waiting
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
+
+
+def connect(endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT) -> socket.socket:
+    """Connect; a small `rcvbuf` (bytes) makes the client a slow reader, set before connect()
+    because it decides the window."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if rcvbuf:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect((endpoint.host, endpoint.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def refuses(endpoint: Any) -> bool:
+    """Whether nobody listens there."""
+    try:
+        connect(endpoint).close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:  # it came just as the listener was closed: ask again
+        return False
+    return False
+
+
+def half_close(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    sock.close()
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Receive `size` bytes; fewer only if the stream ends before."""
+    data = bytearray(size)
+    view, filled = memoryview(data), 0
+    while filled < size:
+        count = sock.recv_into(view[filled:])
+        if not count:
+            break
+        filled += count
+    return bytes(view[:filled])
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Receive until the end of the stream."""
+    parts = []
+    while part := sock.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Wait for the server to end an idle connection; False if it sends something instead."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@contextmanager
+def sending(
+    sock: socket.socket, chunks: Iterable[bytes], *, then_half_close: bool = False
+) -> Iterator[None]:
+    """Send in a thread while the body receives; what went wrong there is raised at the end."""
+    failures: list[OSError] = []
+
+    def send() -> None:
+        try:
+            for chunk in chunks:
+                sock.sendall(chunk)
+            if then_half_close:
+                half_close(sock)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the server may have been faster
+            sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        raise
+    finally:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def running(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Run `work` in a thread beside the body; it has to end soon after, without an exception."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(TIMEOUT)
+    assert not thread.is_alive(), "still not done"
+    if failures:
+        raise failures[0]
+
+
+def assert_same(received: bytes, sent: bytes) -> None:
+    """Compare without printing megabytes."""
+    assert len(received) == len(sent)
+    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
+
+
+def echo_exactly(sock: socket.socket, *chunks: bytes) -> None:
+    """Send the chunks, receiving all the while, and require the same bytes back."""
+    data = b"".join(chunks)
+    if len(data) <= SMALL:
+        for chunk in chunks:
+            sock.sendall(chunk)
+        assert_same(receive_exactly(sock, len(data)), data)
+        return
+    with sending(sock, chunks):
+        received = receive_exactly(sock, len(data))
+    assert_same(received, data)
+
+
+def finish_exactly(sock: socket.socket, *chunks: bytes) -> None:
+    """Send the chunks and half-close, and require the same bytes back and then the end."""
+    with sending(sock, chunks, then_half_close=True):
+        received = receive_all(sock)
+    assert_same(received, b"".join(chunks))
+
+
+def assert_serves(endpoint: Any) -> None:
+    """A new client gets its echo and its end."""
+    with connect(endpoint) as sock:
+        finish_exactly(sock, b"are you there?")
+
+
+def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    """What has been counted at all."""
+    return {name: count for name, count in counts.items() if count}
+
+
+def tagged(number: int, size: int) -> bytes:
+    """A payload that no other number has anywhere, so that a byte gone astray is seen."""
+    return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
+
+
+def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
+    """Random bytes in chunks of 1 to `largest`, as many short ones as long ones."""
+    rng = random.Random(seed)
+    chunks = []
+    while total:
+        size = min(total, int(2 ** rng.uniform(0, math.log2(largest))))
+        chunks.append(rng.randbytes(size))
+        total -= size
+    return chunks
+
+
+def wait_until(condition: Callable[[], object], what: str = "condition") -> None:
+    """Look until it holds: for what comes soon but gives no event to wait for."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT:g} s"
+        time.sleep(0.005)
+
+
+def wait_until_still(read: Callable[[], int], quiet: float = 0.2) -> int:
+    """Wait until a counter has not moved for `quiet` seconds; return it."""
+    seen, since = read(), time.monotonic()
+
+    def is_still() -> bool:
+        nonlocal seen, since
+        now = read()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since >= quiet
+
+    wait_until(is_still, "counter at rest")
+    return seen
+
+
+def not_zero(counters: Mapping[str, int]) -> dict[str, int]:
+    """What was counted at all."""
+    return {name: count for name, count in counters.items() if count}

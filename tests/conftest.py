@@ -1,0 +1,102 @@
+"""What every test gets: implementations and running servers, and a look for what was left over."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from implementations import IMPLEMENTATIONS, Implementation, ServerProcess
+
+Serve = Callable[..., Any]
+ServeProcess = Callable[..., ServerProcess]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "many_clients: needs several clients served at a time")
+    config.addinivalue_line("markers", "native(*engines): for native engines, or those named")
+
+
+def pytest_report_header() -> str:
+    return (
+        f"fastsock: {', '.join(IMPLEMENTATIONS)}; "
+        f"kernel {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "implementation" in metafunc.fixturenames:
+        marks = list(metafunc.definition.iter_markers())
+        chosen = [each for each in IMPLEMENTATIONS.values() if suits(each, marks)]
+        metafunc.parametrize("implementation", chosen, ids=[each.name for each in chosen])
+
+
+def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
+    """Whether an implementation can run a test that is marked so."""
+    if any(mark.name == "many_clients" for mark in marks) and implementation.one_at_a_time:
+        return False
+    return all(
+        implementation.native and (not mark.args or implementation.shape in mark.args)
+        for mark in marks
+        if mark.name == "native"
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """No test leaves a descriptor or a thread behind; a native thread counts too."""
+    before = descriptors() | threads()
+    yield
+    deadline = time.monotonic() + 5
+    while left := (descriptors() | threads()) - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"left over: {sorted(left)}")
+        gc.collect()
+        time.sleep(0.01)
+
+
+def descriptors() -> set[tuple[str, str]]:
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((path.name, str(path.readlink())))
+        except FileNotFoundError:  # the one that iterdir() itself had open
+            continue
+    return found
+
+
+def threads() -> set[tuple[str, str]]:
+    return {("thread", path.name) for path in Path("/proc/self/task").iterdir()}
+
+
+@pytest.fixture
+def serve(implementation: Implementation) -> Iterator[Serve]:
+    """A function that starts a server on a free port; all are stopped at the end."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Any:
+            return stack.enter_context(implementation.server(**options))
+
+        yield start
+
+
+@pytest.fixture
+def serve_process(implementation: Implementation) -> Iterator[ServeProcess]:
+    """A function that starts a server in a process of its own; all are killed at the end."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> ServerProcess:
+            return stack.enter_context(closing(ServerProcess(implementation, **options)))
+
+        yield start
+
+
+@pytest.fixture
+def shared_server(serve: Serve) -> Any:
+    """One running server for all examples of a property."""
+    return serve()

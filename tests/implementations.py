@@ -1,0 +1,216 @@
+"""The servers under test: in this process, and as a process of their own.
+
+Run as a program, it is that process: ``python implementations.py NAME OPTIONS`` serves on a free
+port, answers ``stats`` on its standard input, and says on its standard output what a test asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastsock
+from fastsock import engines, pure
+
+ANY_PORT = "tcp://127.0.0.1:0"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GENEROUS = 30.0  # seconds; only something that hangs takes so long
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One server to test: a package and the shape (or engine) it is asked for."""
+
+    name: str
+    package: Any
+    shape: str
+
+    @property
+    def native(self) -> bool:
+        return self.package is fastsock
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a client is served only when the one before it has gone."""
+        return self.shape == "serial"
+
+    def server(self, endpoint: Any = ANY_PORT, **options: Any) -> Any:
+        return self.package.Server(endpoint, **self._shape(), **options)
+
+    def serve(self, endpoint: Any = ANY_PORT, **options: Any) -> fastsock.ServerStats:
+        return self.package.serve(endpoint, **self._shape(), **options)
+
+    def _shape(self) -> dict[str, str]:
+        return {"engine" if self.native else "shape": self.shape}
+
+
+def find_implementations() -> dict[str, Implementation]:
+    """Every one there is; those that serve one client at a time come last."""
+    found = [
+        *(Implementation(f"native-{name}", fastsock, name) for name in engines.WORKERS),
+        *(Implementation(f"pure-{name}", pure, name) for name in pure.SHAPES),
+    ]
+    return {each.name: each for each in sorted(found, key=lambda each: each.one_at_a_time)}
+
+
+IMPLEMENTATIONS = find_implementations()
+
+
+class ServerProcess:
+    """An implementation's serve() in a process of its own, perhaps run under another program.
+
+    ``under`` is that program and its arguments, ``alarm_every`` seconds between two SIGALRM.
+    """
+
+    def __init__(
+        self,
+        implementation: Implementation,
+        *,
+        under: tuple[str, ...] = (),
+        alarm_every: float = 0.0,
+        **options: Any,
+    ) -> None:
+        arguments = [implementation.name, json.dumps(options), str(alarm_every)]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        self._process = subprocess.Popen(
+            [*under, sys.executable, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        try:
+            hello = self._answer()
+        except BaseException:
+            self.close()
+            raise
+        self.endpoint = fastsock.Endpoint.parse(hello["endpoint"])
+        self.pid: int = hello["pid"]
+
+    def stats(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("stats\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def pause(self) -> None:
+        """Stop every thread of the process, and return when they have."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for a clean exit; return what the program said last."""
+        last = self._answer()
+        assert self._process.wait(GENEROUS) == 0, self.errors()
+        return last
+
+    def wait(self) -> int:
+        """Wait for the end of the process, however it ends; return its exit code."""
+        return self._process.wait(GENEROUS)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def errors(self) -> str:
+        """What has been written to standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads so far, from the process's own clock (clock_getcpuclockid(3))."""
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * 1024
+
+    def leave_descriptors(self, count: int) -> None:
+        """Set the process's limit so that about `count` more descriptors can be opened."""
+        numbers = [int(path.name) for path in Path(f"/proc/{self.pid}/fd").iterdir()]
+        self.limit_descriptors(max(numbers) + 1 + count)
+
+    def limit_descriptors(self, limit: int) -> None:
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, hard))
+
+    def close(self) -> None:
+        if self.running():
+            # Under another program the server is its child; without it, the two are the same.
+            os.kill(getattr(self, "pid", self._process.pid), signal.SIGKILL)
+            self._process.wait(GENEROUS)
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            stream.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the server is gone: {self.errors()}"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> str:
+    """Call a function of a test module in a new interpreter; return what it printed."""
+    code = (
+        f"import faulthandler, sys; faulthandler.dump_traceback_later({GENEROUS - 10}, exit=True); "
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        f"import {function.__module__} as module; module.{function.__name__}(*{arguments!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GENEROUS
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def say(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def answer_questions(server: Any) -> None:
+    for line in sys.stdin:
+        assert line == "stats\n"
+        say(**server.stats().as_dict())
+
+
+def announce(server: Any) -> None:
+    say(endpoint=str(server.endpoint), pid=os.getpid())
+    threading.Thread(target=answer_questions, args=(server,), daemon=True).start()
+
+
+def raise_alarms(every: float) -> None:
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, every, every)
+
+
+def main(name: str, options: str, alarm_every: str) -> None:
+    raise_alarms(float(alarm_every))
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    stats = IMPLEMENTATIONS[name].serve(ready=announce, **json.loads(options))
+    after = [signal.getsignal(number) for number in STOP_SIGNALS]
+    say(stats=stats.as_dict(), handlers_restored=before == after)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

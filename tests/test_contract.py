@@ -1,0 +1,619 @@
+"""What every server promises, whatever its shape: each test runs on every implementation."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from clients import (
+    TIMEOUT,
+    assert_same,
+    assert_serves,
+    connect,
+    echo_exactly,
+    finish_exactly,
+    half_close,
+    has_ended,
+    not_zero,
+    random_chunks,
+    receive_all,
+    receive_exactly,
+    refuses,
+    reset,
+    running,
+    sending,
+    tagged,
+    wait_until,
+    wait_until_still,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from implementations import IMPLEMENTATIONS, Implementation, ServerProcess, in_fresh_process
+
+KIB, MIB = 1 << 10, 1 << 20
+
+Serve = Callable[..., Any]
+ServeProcess = Callable[..., ServerProcess]
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_echoes_every_byte_in_order(serve: Serve, seed: int) -> None:
+    """8 MiB in chunks of 1 B to 1 MiB come back the same."""
+    with connect(serve().endpoint) as sock:
+        echo_exactly(sock, *random_chunks(seed, 8 * MIB, MIB))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(chunks=st.lists(st.binary(min_size=1, max_size=3000), max_size=12), at_once=st.booleans())
+def test_echoes_any_script(shared_server: Any, chunks: list[bytes], at_once: bool) -> None:
+    """Whatever is sent, answered chunk by chunk or all at once, comes back before the end."""
+    with connect(shared_server.endpoint) as sock:
+        for chunk in [] if at_once else chunks:
+            echo_exactly(sock, chunk)
+        finish_exactly(sock, *(chunks if at_once else []))
+
+
+@pytest.mark.parametrize("buffer_size", [1, 7, 4096, 1 << 20])
+def test_echoes_with_any_buffer_size(serve: Serve, buffer_size: int) -> None:
+    """The size of the server's buffer decides how often it calls, never what comes back."""
+    with connect(serve(buffer_size=buffer_size).endpoint) as sock:
+        finish_exactly(sock, *random_chunks(1, 200 * max(1, min(buffer_size, 8 * KIB)), 64 * KIB))
+
+
+def test_half_close_gets_everything_back(serve: Serve) -> None:
+    """4 MiB sent and half-closed before anything is read come back whole, 10 times."""
+    endpoint = serve().endpoint
+    for run in range(10):
+        data = random.Random(run).randbytes(4 * MIB)
+        with connect(endpoint) as sock:
+            finish_exactly(sock, data)
+
+
+def test_half_close_of_an_empty_connection(serve: Serve) -> None:
+    """A client that sends nothing and half-closes gets end-of-file, not a reset."""
+    with connect(serve().endpoint) as sock:
+        half_close(sock)
+        assert sock.recv(1) == b""
+
+
+def test_slow_reader_gets_everything(serve: Serve) -> None:
+    """16 MiB reach a client with a small window that starts to read only when all has stalled."""
+    server = serve()
+    chunks = random_chunks(4, 16 * MIB, MIB)
+    with connect(server.endpoint, rcvbuf=64 * KIB) as sock:
+        with sending(sock, chunks, then_half_close=True):
+            wait_until(lambda: server.stats().bytes_in > 0)
+            assert wait_until_still(lambda: server.stats().bytes_in) < 16 * MIB
+            first = receive_exactly(sock, 3)
+            received = first + receive_all(sock)
+        assert_same(received, b"".join(chunks))
+
+
+# --- clients and each other ---------------------------------------------------------------------
+
+
+@pytest.mark.many_clients
+def test_clients_that_never_read_disturb_nobody(serve: Serve) -> None:
+    """While 20 clients send and never read, the next one gets its echo."""
+    server = serve()
+    with ExitStack() as stack:
+        stall(
+            lambda: server.stats().bytes_in,
+            *(stack.enter_context(connect(server.endpoint, rcvbuf=4 * KIB)) for _ in range(20)),
+        )
+        with connect(server.endpoint) as sock:
+            echo_exactly(sock, *random_chunks(5, MIB, 64 * KIB))
+        assert server.stats().open >= 20
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_memory_of_clients_that_never_read_is_bounded(serve_process: ServeProcess) -> None:
+    """1000 clients that send and never read cost at most a buffer of 64 KiB and a little each."""
+    clients = 1000
+    server = serve_process(sndbuf=16 * KIB, rcvbuf=16 * KIB)
+    assert_serves(server.endpoint)
+    before = server.resident_bytes()
+    with ExitStack() as stack:
+        socks = [
+            stack.enter_context(connect(server.endpoint, rcvbuf=4 * KIB)) for _ in range(clients)
+        ]
+        sent = sum(stall(lambda: server.stats()["bytes_in"], *socks))
+        grown = server.resident_bytes() - before
+        assert server.stats()["open"] == clients
+        assert sent > clients * 64 * KIB, "not enough was sent for this test to mean anything"
+        assert grown <= clients * 80 * KIB
+        assert_serves(server.endpoint)
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_memory_of_clients_that_read_at_last_is_freed(serve_process: ServeProcess) -> None:
+    """80 more clients that stall and then read everything leave nothing behind."""
+    server = serve_process(sndbuf=16 * KIB, rcvbuf=16 * KIB)
+    stall_and_finish(server, 40)
+    before = server.resident_bytes()
+    for _ in range(2):
+        stall_and_finish(server, 40)
+    assert server.resident_bytes() - before < 2 * MIB
+
+
+def stall_and_finish(server: ServerProcess, clients: int) -> None:
+    with ExitStack() as stack:
+        socks = [
+            stack.enter_context(connect(server.endpoint, rcvbuf=64 * KIB)) for _ in range(clients)
+        ]
+        sent = stall(lambda: server.stats()["bytes_in"], *socks)
+        for sock, size in zip(socks, sent, strict=True):
+            sock.settimeout(TIMEOUT)
+            assert len(receive_exactly(sock, size)) == size
+
+
+def stall(bytes_in: Callable[[], int], *socks: socket.socket) -> list[int]:
+    """Send until the server reads no more from any of them; return how many bytes each sent."""
+    sent = [fill(sock) for sock in socks]
+    while True:
+        wait_until_still(bytes_in, quiet=0.1)
+        more = [fill(sock) for sock in socks]
+        if not any(more):
+            return sent
+        sent = [before + now for before, now in zip(sent, more, strict=True)]
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until the socket takes no more; return how many bytes it took."""
+    junk, sent = bytes(64 * KIB), 0
+    sock.setblocking(False)
+    try:
+        while True:
+            sent += sock.send(junk)
+    except BlockingIOError:
+        return sent
+
+
+@pytest.mark.many_clients
+def test_many_clients_at_once_never_get_each_others_bytes(serve: Serve) -> None:
+    """200 connections with a payload of their own each, all in flight at a time."""
+    endpoint = serve().endpoint
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(endpoint)) for _ in range(200)]
+        for turn in range(5):
+            payloads = [tagged(turn * 1000 + n, 1000 + n) for n in range(len(socks))]
+            for sock, payload in zip(socks, payloads, strict=True):
+                sock.sendall(payload)
+            for sock, payload in zip(socks, payloads, strict=True):
+                assert receive_exactly(sock, len(payload)) == payload
+
+
+# --- rude clients -------------------------------------------------------------------------------
+
+
+def test_reset_in_the_middle_of_a_transfer(serve: Serve) -> None:
+    """Clients that reset at 150 different moments end their own connection only."""
+    server = serve()
+    rng = random.Random(6)
+    for _ in range(150):
+        sock = connect(server.endpoint)
+        sock.sendall(rng.randbytes(rng.randrange(1, 100_000)))
+        receive_exactly(sock, rng.choice((0, 0, 1, 100)))
+        reset(sock)
+    assert_serves(server.endpoint)
+    wait_until(lambda: server.stats().open == 0)
+    stats = server.stats()
+    assert stats.accepted == sum(stats.closed.values()) == 151
+    assert stats.closed["reset"] > 0
+
+
+def test_reset_of_a_client_that_is_owed_bytes(serve: Serve) -> None:
+    """A client that never read and then resets is noticed, though nothing can be sent to it."""
+    server = serve()
+    sock = connect(server.endpoint, rcvbuf=4 * KIB)
+    stall(lambda: server.stats().bytes_in, sock)
+    assert server.stats().bytes_out < server.stats().bytes_in
+    reset(sock)
+    wait_until(lambda: server.stats().closed["reset"] == 1)
+    assert_serves(server.endpoint)
+
+
+def test_reset_before_accept(serve_process: ServeProcess) -> None:
+    """100 clients that reset while they wait to be accepted do no harm."""
+    server = serve_process()
+    server.pause()
+    for _ in range(100):
+        reset(connect(server.endpoint))
+    server.resume()
+    assert_serves(server.endpoint)
+    wait_until(lambda: server.stats()["open"] == 0)
+
+
+def test_connect_and_close(serve: Serve) -> None:
+    """100 clients that connect and close without a word are counted as a normal end."""
+    server = serve()
+    for _ in range(100):
+        connect(server.endpoint).close()
+    wait_until(lambda: server.stats().closed["eof"] == 100)
+    assert_serves(server.endpoint)
+
+
+def test_urgent_byte_does_not_spin(serve: Serve) -> None:
+    """An urgent byte is not part of the stream (tcp(7)), and costs no CPU while it lies there."""
+    with connect(serve().endpoint) as sock:
+        echo_exactly(sock, b"before")
+        sock.send(b"!", socket.MSG_OOB)
+        assert idle_cpu_seconds(sock, 0.5) < 0.2
+        echo_exactly(sock, b"after")
+
+
+def idle_cpu_seconds(sock: socket.socket, seconds: float) -> float:
+    """CPU time that this process takes while nothing arrives."""
+    before = time.process_time()
+    assert select.select([sock], [], [], seconds)[0] == []
+    return time.process_time() - before
+
+
+# --- stopping -----------------------------------------------------------------------------------
+
+
+def test_stop_ends_every_connection(serve: Serve) -> None:
+    """After stop() every client sees the end, nobody listens, and another stop() does nothing."""
+    server = serve()
+    with connect(server.endpoint) as first, connect(server.endpoint) as second:
+        echo_exactly(first, b"hello")
+        server.stop()
+        assert has_ended(first)
+        assert has_ended(second)
+        assert refuses(server.endpoint)
+    server.stop()
+    assert server.stats().open == 0
+
+
+def test_stop_before_start_does_nothing(implementation: Implementation) -> None:
+    """stop() returns at once on a server that was never started."""
+    server = implementation.server()
+    server.stop()
+    server.stop(drain=60)
+
+
+def test_stop_from_several_threads(serve: Serve) -> None:
+    """stop() from 8 threads at once returns in each of them, with the server stopped."""
+    server = serve()
+    with connect(server.endpoint) as sock, ExitStack() as stack:
+        echo_exactly(sock, b"hello")
+        for _ in range(8):
+            stack.enter_context(running(server.stop))
+        stack.close()
+        assert has_ended(sock)
+        assert refuses(server.endpoint)
+
+
+def test_stop_during_a_burst_of_connects(serve: Serve) -> None:
+    """stop() returns while clients connect as fast as they can, and they are refused then."""
+    server = serve()
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(running(lambda: connect_until_refused(server.endpoint)))
+        wait_until(lambda: server.stats().accepted > 100)
+        server.stop()
+    assert server.stats().errors == {}
+
+
+def connect_until_refused(endpoint: Any) -> None:
+    """Connect over and over; a connection that waited to be accepted at the stop is reset."""
+    while True:
+        try:
+            connect(endpoint).close()
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue
+
+
+def test_port_can_be_bound_again_at_once(implementation: Implementation) -> None:
+    """20 restarts on one port succeed, though the server closed first, into TIME_WAIT."""
+    with implementation.server() as server:
+        endpoint = server.endpoint
+    for _ in range(20):
+        with implementation.server(endpoint) as server, connect(endpoint) as sock:
+            echo_exactly(sock, b"hello")
+            server.stop()
+            assert sock.recv(1) == b""
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_stop_answers_what_has_arrived(implementation: Implementation) -> None:
+    """Without a drain too, who has connected and sent gets that back, accepted by then or not."""
+    for _ in range(50):
+        with ExitStack() as stack, implementation.server() as server:
+            socks = [stack.enter_context(connect(server.endpoint)) for _ in range(10)]
+            for sock in socks:
+                sock.sendall(b"in time")
+            server.stop()
+            for sock in socks:
+                assert receive_all(sock) == b"in time"
+
+
+def test_drain_lets_everybody_finish(serve: Serve) -> None:
+    """With a drain nothing is reset: clients mid-echo and those behind them get all, then it ends.
+
+    A server of one client at a time still has the others waiting to be accepted.
+    """
+    server = serve()
+    data = random.Random(7).randbytes(MIB)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(6)]
+        echo_exactly(socks[0], b"first")
+        stopping = running(lambda: server.stop(drain=60))
+        stack.callback(stopping.__exit__, None, None, None)
+        assert stopping.__enter__().is_alive()
+        for sock in socks:
+            echo_exactly(sock, data)
+            finish_exactly(sock, data)
+    stats = server.stats()
+    assert not_zero(stats.closed) == {"eof": 6}
+    assert refuses(server.endpoint)
+
+
+def test_drain_takes_in_the_accept_queue(serve_process: ServeProcess) -> None:
+    """Connections made before the signal but not yet accepted are served, not reset."""
+    server = serve_process(drain_timeout=60)
+    with ExitStack() as stack:
+        server.pause()
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(50)]
+        for number, sock in enumerate(socks):
+            sock.sendall(tagged(number, KIB))
+        server.signal(signal.SIGTERM)
+        server.resume()
+        for number, sock in enumerate(socks):
+            assert receive_exactly(sock, KIB) == tagged(number, KIB)
+            finish_exactly(sock, b"and more")
+        assert server.finish()["stats"]["closed"]["eof"] == 50
+
+
+def test_drain_ends_at_its_deadline(serve: Serve) -> None:
+    """A client that never closes is cut off when the time is over, and not before."""
+    server = serve()
+    with connect(server.endpoint) as stuck:
+        echo_exactly(stuck, b"hello")
+        start = time.monotonic()
+        server.stop(drain=0.3)
+        assert 0.3 <= time.monotonic() - start < 5
+        assert has_ended(stuck)
+    assert server.stats().closed["stopped"] == 1
+
+
+def test_drain_is_cut_short_by_another_stop(serve: Serve) -> None:
+    """stop(0) from another thread ends a drain that has a minute left."""
+    server = serve()
+    with connect(server.endpoint) as stuck:
+        echo_exactly(stuck, b"hello")
+        with running(lambda: server.stop(drain=60)) as draining:
+            echo_exactly(stuck, b"still served")
+            server.stop(0)
+            draining.join(5)
+            assert not draining.is_alive()
+        assert has_ended(stuck)
+
+
+@pytest.mark.many_clients
+def test_drain_listens_no_more(serve: Serve) -> None:
+    """While clients that are in are served to their end, new ones are refused."""
+    server = serve()
+    with connect(server.endpoint) as sock:
+        echo_exactly(sock, b"hello")
+        with running(lambda: server.stop(drain=60)):
+            wait_until(lambda: refuses(server.endpoint))
+            finish_exactly(sock, b"good-bye")
+
+
+# --- descriptors run out ------------------------------------------------------------------------
+
+
+@pytest.mark.many_clients
+def test_descriptor_limit(serve_process: ServeProcess) -> None:
+    """At the limit the server does not spin, serves who is in, logs little, and recovers."""
+    server = serve_process()
+    with ExitStack() as stack, connect(server.endpoint) as early:
+        echo_exactly(early, b"early")
+        server.leave_descriptors(3)
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(20)]
+        wait_until(lambda: server.stats()["accept_pauses"] > 0)
+        assert starved_cpu_seconds(server, early) < 0.2
+        for sock in socks:  # each that closes makes room for one that waits
+            finish_exactly(sock, b"patience")
+            sock.close()
+    stats = server.stats()
+    assert stats["accepted"] == 21
+    assert stats["errors"]["EMFILE"] == stats["accept_pauses"] > 0
+    lines = server.errors().splitlines()
+    assert 1 <= len(lines) < 10
+    assert "Too many open files" in lines[0]
+
+
+def starved_cpu_seconds(server: ServerProcess, sock: socket.socket) -> float:
+    """CPU time that the server takes in a second in which it only echoes ten times."""
+    before = server.cpu_seconds()
+    for _ in range(10):
+        echo_exactly(sock, b"ping")
+        assert select.select([sock], [], [], 0.1)[0] == []
+    return server.cpu_seconds() - before
+
+
+@pytest.mark.many_clients
+def test_recovers_when_the_limit_is_raised(serve_process: ServeProcess) -> None:
+    """Who waits at the descriptor limit is served soon after it is lifted, nobody closing."""
+    server = serve_process()
+    with connect(server.endpoint) as early:
+        echo_exactly(early, b"early")
+        server.leave_descriptors(0)
+        with connect(server.endpoint) as waiting:
+            wait_until(lambda: server.stats()["accept_pauses"] > 0)
+            server.leave_descriptors(10)
+            finish_exactly(waiting, b"at last")
+
+
+@pytest.mark.many_clients
+def test_drain_at_the_descriptor_limit(serve_process: ServeProcess) -> None:
+    """A drain waits for descriptors too: who is queued at the limit is served before the end."""
+    server = serve_process(drain_timeout=60)
+    with ExitStack() as stack, connect(server.endpoint) as early:
+        echo_exactly(early, b"early")
+        server.leave_descriptors(0)
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(5)]
+        wait_until(lambda: server.stats()["accept_pauses"] > 0)
+        server.signal(signal.SIGTERM)
+        finish_exactly(early, b"good-bye")
+        early.close()
+        for sock in socks:
+            finish_exactly(sock, b"patience")
+            sock.close()
+        assert server.finish()["stats"]["closed"]["eof"] == 6
+
+
+# --- counters -----------------------------------------------------------------------------------
+
+
+def test_counters_tell_what_happened(serve: Serve) -> None:
+    """Each way to end a connection is counted under its name, and so is every byte."""
+    server = serve()
+    with connect(server.endpoint) as sock:
+        finish_exactly(sock, bytes(1000))
+    wait_until(lambda: server.stats().closed["eof"] == 1)
+    sock = connect(server.endpoint)
+    echo_exactly(sock, bytes(200))
+    reset(sock)
+    wait_until(lambda: server.stats().closed["reset"] == 1)
+    with connect(server.endpoint) as sock:
+        echo_exactly(sock, bytes(30))
+        # The client may have its bytes before the server has counted them.
+        wait_until(lambda: server.stats().bytes_out == 1230)
+        assert (server.stats().accepted, server.stats().open) == (3, 1)
+        server.stop()
+    stats = server.stats()
+    assert (stats.accepted, stats.open) == (3, 0)
+    assert not_zero(stats.closed) == {"eof": 1, "reset": 1, "stopped": 1}
+    assert stats.errors == {"ECONNRESET": 1}
+    assert (stats.bytes_in, stats.bytes_out, stats.accept_pauses) == (1230, 1230, 0)
+    assert stats.endpoints == (str(server.endpoint),)
+
+
+def test_counters_can_be_read_under_load(serve: Serve) -> None:
+    """While bytes flow, every reading is whole, and none goes back."""
+    server = serve()
+    done = threading.Event()
+
+    def echo() -> None:
+        try:
+            with connect(server.endpoint) as sock:
+                finish_exactly(sock, *random_chunks(8, 8 * MIB, MIB))
+        finally:
+            done.set()
+
+    last = server.stats()
+    with running(echo):
+        while not done.is_set():
+            stats = server.stats()
+            assert stats.bytes_in >= last.bytes_in
+            assert stats.bytes_out >= last.bytes_out
+            assert stats.accepted == stats.open + sum(stats.closed.values()) <= 1
+            last = stats
+    wait_until(lambda: server.stats().closed["eof"] == 1)
+    assert server.stats().bytes_in == server.stats().bytes_out == 8 * MIB
+
+
+# --- serve() and signals ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("clients", [0, 3])
+def test_signal_ends_serve(
+    serve_process: ServeProcess, number: signal.Signals, clients: int
+) -> None:
+    """Ctrl-C and SIGTERM end serve() cleanly, idle or not, and the handlers are put back."""
+    server = serve_process()
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(clients)]
+        for sock in socks[:1]:
+            echo_exactly(sock, b"hello")
+        server.signal(number)
+        for sock in socks:
+            assert has_ended(sock)
+        last = server.finish()
+    assert last["handlers_restored"]
+    assert last["stats"]["open"] == 0
+    assert server.errors() == ""
+
+
+def test_signal_at_the_wrong_moment(implementation: Implementation) -> None:
+    """A signal that comes just as the main thread goes to sleep is not slept over, 200 times."""
+    in_fresh_process(serve_until_signal_often, implementation.name)
+
+
+def serve_until_signal_often(name: str) -> None:
+    for _ in range(200):
+        ready = threading.Event()
+
+        def interrupt(ready: threading.Event = ready) -> None:
+            ready.wait(TIMEOUT)
+            # Python gives this thread its turn when the main one lets go of the GIL to wait.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with running(interrupt):
+            IMPLEMENTATIONS[name].serve(ready=lambda _, ready=ready: ready.set())
+
+
+@pytest.mark.many_clients
+def test_second_signal_ends_a_drain(serve_process: ServeProcess) -> None:
+    """The first signal drains, for a minute here; the second ends it."""
+    server = serve_process(drain_timeout=60)
+    with connect(server.endpoint) as sock:
+        echo_exactly(sock, b"hello")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: refuses(server.endpoint))
+        echo_exactly(sock, b"still served")
+        server.signal(signal.SIGTERM)
+        assert has_ended(sock)
+        assert server.finish()["stats"]["closed"]["stopped"] == 1
+
+
+def test_serve_in_a_thread_leaves_signals_alone(implementation: Implementation) -> None:
+    """Outside the main thread serve() installs no handler, and ends by stop()."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    started = threading.Event()
+    servers: list[Any] = []
+
+    def ready(server: Any) -> None:
+        servers.append(server)
+        started.set()
+
+    with running(lambda: implementation.serve(ready=ready)):
+        assert started.wait(20)
+        after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        assert_serves(servers[0].endpoint)
+        servers[0].stop()
+    assert before == after
+
+
+@pytest.mark.parametrize("scheme", ["udp://127.0.0.1:0", "unix:///tmp/x", "unixgram:///tmp/x"])
+def test_kinds_not_served_yet(implementation: Implementation, scheme: str) -> None:
+    """A kind of endpoint that is not served yet is refused by name, in one line."""
+    with pytest.raises(NotImplementedError) as caught:
+        implementation.server(scheme).start()
+    assert scheme.partition(":")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,278 @@
+"""Tests of the native engines against what a kernel may do: late events, errors, interruptions.
+
+Errors are injected into the real system calls of a server process with strace(1).
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import (
+    assert_same,
+    assert_serves,
+    connect,
+    echo_exactly,
+    finish_exactly,
+    has_ended,
+    not_zero,
+    random_chunks,
+    receive_exactly,
+    reset,
+    running,
+    tagged,
+    wait_until,
+)
+from implementations import Implementation, ServerProcess
+
+Serve = Callable[..., Any]
+ServeProcess = Callable[..., ServerProcess]
+
+pytestmark = [pytest.mark.native, pytest.mark.many_clients]
+
+
+# --- late events --------------------------------------------------------------------------------
+
+
+def test_churn_never_mixes_connections(serve: Serve) -> None:
+    """6,000 short connections, ended in every way by 4 threads: nobody gets another's bytes."""
+    server = serve()
+    with ExitStack() as stack:
+        for worker in range(4):
+            stack.enter_context(running(lambda worker=worker: churn(server.endpoint, worker, 1500)))
+    wait_until(lambda: server.stats().open == 0)
+    stats = server.stats()
+    assert stats.accepted == sum(stats.closed.values()) == 6000
+    assert not stats.closed["error"]
+
+
+def churn(endpoint: Any, worker: int, times: int) -> None:
+    rng = random.Random(worker)
+    for turn in range(times):
+        payload = tagged(worker * times + turn, rng.randrange(4, 400))
+        sock = connect(endpoint)
+        ending = rng.randrange(3)
+        if ending == 0:
+            with sock:
+                finish_exactly(sock, payload)
+            continue
+        echo_exactly(sock, payload)
+        sock.sendall(payload)  # and its echo is never read
+        reset(sock) if ending == 1 else sock.close()
+
+
+def test_one_batch_of_ends_data_and_beginnings(serve_process: ServeProcess) -> None:
+    """Ends, data and new clients that the server sees all at once do not get mixed up.
+
+    The numbers of descriptors and records that the ended ones leave are taken by the new ones,
+    while events of the old may still be in the list.
+    """
+    server = serve_process()
+    rng = random.Random(9)
+    number = 0
+    with ExitStack() as stack:
+        old = [stack.enter_context(connect(server.endpoint)) for _ in range(100)]
+        for _ in range(10):
+            wait_until(lambda: server.stats()["open"] == 100)
+            server.pause()
+            rng.shuffle(old)
+            for sock in old[:50]:
+                sock.sendall(b"late")
+                reset(sock) if rng.random() < 0.5 else sock.close()
+            old = old[50:] + [stack.enter_context(connect(server.endpoint)) for _ in range(50)]
+            payloads = [tagged(number + n, 600) for n in range(len(old))]
+            number += len(old)
+            for sock, payload in zip(old, payloads, strict=True):
+                sock.sendall(payload)
+            server.resume()
+            for sock, payload in zip(old, payloads, strict=True):
+                assert_same(receive_exactly(sock, 600), payload)
+
+
+def test_stop_and_a_new_client_in_one_batch(implementation: Implementation) -> None:
+    """A client that comes together with the stop is no error of the listener that stop() closed."""
+    for _ in range(200):
+        with implementation.server() as server:
+            # Both wake the loop; whichever is first in its list, the other must still be right.
+            with running(server.stop), suppress(ConnectionError):
+                connect(server.endpoint).close()
+            assert server.stats().errors.keys() <= {"ECONNRESET"}
+
+
+# --- errors of system calls ---------------------------------------------------------------------
+
+
+@contextmanager
+def injecting(
+    implementation: Implementation, call: str, fault: str, log: Path, **options: Any
+) -> Iterator[ServerProcess]:
+    """A server of which the system call `call` goes wrong as `fault` says, see strace(1)."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    tracing = ("-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-e", "signal=none")
+    under = (strace, "-f", "-qq", "-o", str(log), *tracing)
+    server = ServerProcess(implementation, under=under, **options)
+    try:
+        yield server
+        assert "(INJECTED)" in log.read_text(), "nothing was injected"
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "strace.log"
+
+
+PASSING = ("ECONNABORTED", "EPROTO", "ENETDOWN", "EHOSTUNREACH", "EPERM", "EINTR")
+STARVING = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
+
+
+@pytest.mark.parametrize("error", [*PASSING, *STARVING])
+def test_accept_fails(implementation: Implementation, log: Path, error: str) -> None:
+    """Three failures of accept in a row are counted, and every client is served all the same."""
+    with injecting(implementation, "accept4", f"error={error}:when=1..3", log) as server:
+        for _ in range(3):
+            assert_serves(server.endpoint)
+        stats = server.stats()
+        assert stats["accepted"] == 3
+        assert stats["errors"] == {error: 3}
+        assert stats["accept_pauses"] == (3 if error in STARVING else 0)
+
+
+@pytest.mark.parametrize("error", ["EINVAL", "EBADF", "ENOTSOCK"])
+def test_accept_fails_for_good(implementation: Implementation, log: Path, error: str) -> None:
+    """An error that says that the listener is gone ends serve() with it."""
+    with injecting(implementation, "accept4", f"error={error}:when=1+", log) as server:
+        with suppress(ConnectionError):
+            connect(server.endpoint).close()
+        assert server.wait() == 1
+        assert "OSError" in server.errors()
+        assert f"accept {server.endpoint}" in server.errors()
+
+
+LOST = [
+    ("ECONNRESET", "reset"),
+    ("EPIPE", "reset"),
+    ("ETIMEDOUT", "error"),
+    ("ENOMEM", "error"),
+    ("EHOSTUNREACH", "error"),
+]
+
+
+@pytest.mark.parametrize("call", ["recvfrom", "sendto"])
+@pytest.mark.parametrize(("error", "reason"), LOST)
+def test_one_connection_fails(
+    implementation: Implementation, log: Path, call: str, error: str, reason: str
+) -> None:
+    """A failure of the second recv or send ends that connection only, counted by its name."""
+    with (
+        injecting(implementation, call, f"error={error}:when=2", log) as server,
+        connect(server.endpoint) as other,
+        connect(server.endpoint) as sock,
+    ):
+        echo_exactly(sock, b"first")
+        sock.sendall(b"second")
+        assert has_ended(sock)
+        echo_exactly(other, b"not concerned")
+        assert_serves(server.endpoint)
+        wait_until(lambda: server.stats()["open"] == 1)
+        stats = server.stats()
+        assert stats["errors"] == {error: 1}
+        assert not_zero(stats["closed"]) == {"eof": 1, reason: 1}
+
+
+@pytest.mark.parametrize("error", ["EINTR", "EAGAIN"])
+@pytest.mark.parametrize("call", ["recvfrom", "sendto"])
+def test_call_is_tried_again(
+    implementation: Implementation, log: Path, call: str, error: str
+) -> None:
+    """Where every second recv or send is interrupted or would block, no byte is lost."""
+    with (
+        injecting(implementation, call, f"error={error}:when=1+2", log) as server,
+        connect(server.endpoint) as sock,
+    ):
+        finish_exactly(sock, *random_chunks(10, 1 << 20, 1 << 16))
+        assert server.stats()["errors"] == {}
+
+
+@pytest.mark.native("epoll")
+def test_epoll_wait_is_interrupted(implementation: Implementation, log: Path) -> None:
+    """epoll_wait that returns EINTR every second time, as after SIGCONT, changes nothing."""
+    with (
+        injecting(implementation, "/^epoll_p?wait$", "error=EINTR:when=1+2", log) as server,
+        connect(server.endpoint) as sock,
+    ):
+        finish_exactly(sock, *random_chunks(11, 1 << 20, 1 << 16))
+
+
+@pytest.mark.native("epoll")
+def test_epoll_wait_fails(implementation: Implementation, log: Path) -> None:
+    """If epoll itself fails, serve() ends with the error and does not spin."""
+    with injecting(implementation, "/^epoll_p?wait$", "error=EBADF:when=2+", log) as server:
+        with suppress(ConnectionError):
+            connect(server.endpoint).close()
+        assert server.wait() == 1
+        assert "OSError" in server.errors()
+
+
+@pytest.mark.native("epoll")
+@pytest.mark.parametrize("error", ["ENOMEM", "ENOSPC"])
+def test_connection_cannot_be_watched(
+    implementation: Implementation, log: Path, error: str
+) -> None:
+    """A client for whom epoll has no room is let go, and the next one is served."""
+    with injecting(implementation, "epoll_ctl", f"error={error}:when=3", log) as server:
+        # strace counts by thread: in the loop's own, the first client takes two calls.
+        assert_serves(server.endpoint)
+        with connect(server.endpoint) as sock:
+            assert has_ended(sock)
+        assert_serves(server.endpoint)
+        wait_until(lambda: server.stats()["open"] == 0)
+
+
+# --- interruptions ------------------------------------------------------------------------------
+
+
+def test_storm_of_signals(serve_process: ServeProcess) -> None:
+    """A SIGALRM every millisecond, and SIGSTOP and SIGCONT all the while, lose no byte."""
+    server = serve_process(alarm_every=0.001)
+    done = threading.Event()
+
+    def stop_and_go() -> None:
+        while not done.wait(0.005):
+            server.pause()
+            server.resume()
+
+    with running(stop_and_go):
+        try:
+            with connect(server.endpoint) as sock:
+                for seed in range(8):
+                    echo_exactly(sock, *random_chunks(seed, 4 << 20, 1 << 20))
+        finally:
+            done.set()
+    assert server.stats()["errors"] == {}
+
+
+def test_signals_do_not_reach_the_loop(serve_process: ServeProcess) -> None:
+    """The engine's thread blocks every signal that can be blocked, so the main one gets them."""
+    server = serve_process()
+    blocked = {blocked_signals(path) for path in Path(f"/proc/{server.pid}/task").iterdir()}
+    catchable = {*range(1, 65)} - {signal.SIGKILL, signal.SIGSTOP, 32, 33}  # 32, 33: of libc
+    assert frozenset(catchable) in {mask - {32, 33} for mask in blocked}
+
+
+def blocked_signals(task: Path) -> frozenset[int]:
+    for line in (task / "status").read_text().splitlines():
+        if line.startswith("SigBlk:"):
+            mask = int(line.split()[1], 16)
+            return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
+    raise AssertionError("no SigBlk")
