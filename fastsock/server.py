@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
-from fastsock._native.listener import Listener
+from fastsock._native.listener import Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_int, check_number
 from fastsock.report import ServerStats
 from fastsock.signals import stop_signals
+from fastsock.unix_path import SocketFile, bind_unix
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,14 +44,18 @@ class Server:
 
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
-            if there is none. Port 0 picks a free port.
+            if there is none. Port 0 picks a free port. A stale socket at a ``unix`` path is
+            replaced, and anything else there is EADDRINUSE.
         engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
             is an error.
         backlog: connections that may wait to be accepted, listen(2).
+        unix_mode: rights of a Unix socket's file, of which a client needs to write; exact whatever
+            the umask is. An abstract name (``unix://@name``) has none: every local user of the
+            network namespace may connect.
         reuse_port: let other sockets of this user bind the same port, SO_REUSEPORT.
         dual_stack: take IPv4 on IPv6 endpoints too; an endpoint's own ``?dual_stack=`` wins.
         nodelay: TCP_NODELAY, without which small answers wait for acknowledgements.
-        rcvbuf: SO_RCVBUF in bytes; 0 leaves the kernel's autotuning on.
+        rcvbuf: SO_RCVBUF in bytes, tcp only; 0 leaves the kernel's autotuning on.
         sndbuf: SO_SNDBUF in bytes; 0 as above.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
         drain_timeout: seconds that `stop()` and the first signal leave to the clients to finish.
@@ -68,6 +73,7 @@ class Server:
         engine: str = "auto",
         # sockets
         backlog: int = 4096,
+        unix_mode: int = 0o600,
         reuse_port: bool = False,
         dual_stack: bool = False,
         nodelay: bool = True,
@@ -91,6 +97,7 @@ class Server:
             "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
             "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
         }
+        self._unix_mode = check_int("unix_mode", unix_mode, 0, 0o777)
         self._dual_stack = check_bool("dual_stack", dual_stack)
         self._buffer_size = check_int("buffer_size", buffer_size, *_BUFFER_SIZES)
         self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
@@ -99,6 +106,7 @@ class Server:
         self._stop_at = _NEVER
         self._workers: tuple[Worker, ...] = ()
         self._bound: tuple[Endpoint, ...] = ()
+        self._files: list[SocketFile] = []
         self._last_counters: list[dict[str, Any]] = []
         self._pid = os.getpid()
         #: The signal that ended serve_forever(), if one did.
@@ -116,12 +124,17 @@ class Server:
         with self._lock:
             if self._state != "new":
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
-            listeners = [self._listen(endpoint) for endpoint in self._asked]
-            self._bound = tuple(
-                endpoint.with_port(listener.port)
-                for endpoint, listener in zip(self._asked, listeners, strict=True)
-            )
-            self._workers = self._start_workers(listeners)
+            listeners: list[Listener] = []
+            try:
+                for endpoint in self._asked:
+                    listeners.append(self._listen(endpoint))
+                self._bound = tuple(map(_bound_at, self._asked, listeners))
+                self._workers = self._start_workers(listeners)
+            except BaseException:
+                for listener in listeners:
+                    listener.close()  # not when the exception is forgotten, which may be late
+                self._remove_files()
+                raise
             self._state = "running"
             _running.add(self)
             self._request_stop(self._stop_at)  # a signal may have come meanwhile
@@ -143,6 +156,7 @@ class Server:
         with self._lock:
             self._request_stop(at)
             if self._state == "running":
+                self._remove_files()  # first: no client should find a path that refuses
                 _wait_readable({worker.done_fd for worker in self._workers})
                 self._finish()
             self._state = "stopped"
@@ -233,6 +247,27 @@ class Server:
         await asyncio.to_thread(self.stop)
 
     def _listen(self, endpoint: Endpoint) -> Listener:
+        return self._listen_unix(endpoint) if endpoint.is_unix else self._listen_inet(endpoint)
+
+    def _listen_unix(self, endpoint: Endpoint) -> Listener:
+        def bind_and_listen() -> UnixListener:
+            return UnixListener(
+                endpoint.path,
+                str(endpoint),
+                mode=self._unix_mode,
+                backlog=self._listener_options["backlog"],
+            )
+
+        listener, file = bind_unix(endpoint, self._unix_mode, bind_and_listen)
+        if file:
+            self._files.append(file)
+        return listener
+
+    def _remove_files(self) -> None:
+        while self._files:
+            self._files.pop().remove()
+
+    def _listen_inet(self, endpoint: Endpoint) -> Listener:
         address = endpoint.resolve()
         dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
         return Listener(
@@ -325,6 +360,8 @@ class Server:
     def _forget_after_fork(self) -> None:
         for worker in self._workers:
             worker.forget_after_fork()
+        for file in self._files:
+            file.forget_after_fork()
 
 
 def serve(
@@ -341,10 +378,14 @@ def serve(
 
 def check_served(endpoint: Endpoint) -> None:
     """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
-    if endpoint.scheme != "tcp":
+    if not endpoint.is_stream:
         raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp is"
+            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp and unix are"
         )
+
+
+def _bound_at(endpoint: Endpoint, listener: Listener) -> Endpoint:
+    return endpoint if endpoint.is_unix else endpoint.with_port(listener.port)
 
 
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
