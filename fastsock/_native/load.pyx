@@ -469,6 +469,8 @@ cdef void try_again(Run *run) noexcept nogil:
         if run.peers[i].turned_away:
             admit(run, &run.peers[i])
             start_connect(run, i)
+            if run.peers[i].turned_away:
+                return              # full again, and for all that follow
 
 
 cdef inline void admit(Run *run, Peer *peer) noexcept nogil:
