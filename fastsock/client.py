@@ -100,7 +100,7 @@ def load(
         verify: compare every byte with what was sent.
         wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
         threads: native threads that share the connections.
-        nodelay: TCP_NODELAY.
+        nodelay: TCP_NODELAY; nothing on a Unix socket.
         reconnect_every: close and open each connection again after so many messages; 1 is
             connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
         timeout: seconds without progress after which a connection that is owed bytes has failed;
@@ -133,7 +133,7 @@ def load(
         timeout=timeout,
         server_pid=server_pid,
     )
-    if target.port == 0:
+    if not target.is_unix and target.port == 0:
         raise ValueError(f"{target}: port 0 cannot be connected to")
     loaders = _make_loaders(target, options)
     interrupted = _run(loaders, options, progress)
@@ -213,7 +213,7 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
         loaders.append(
             Loader(
                 address.family,
-                address.host,
+                address.path or address.host,
                 address.port,
                 address.scope_id,
                 str(target),

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
-from fastsock._native.listener import Listener
+from fastsock._native.listener import Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
 from fastsock.report import CLOSE_REASONS, ServerStats
 from fastsock.signals import stop_signals
+from fastsock.unix_path import SocketFile, bind_unix
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,16 +49,21 @@ class Server:
 
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
-            if there is none. Port 0 picks a free port.
+            if there is none. Port 0 picks a free port. A stale socket at a ``unix`` path is
+            replaced, and anything else there is EADDRINUSE.
         engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
             is an error.
         backlog: connections that may wait to be accepted, listen(2).
+        unix_mode: rights of a Unix socket's file, of which a client needs to write; exact whatever
+            the umask is. An abstract name (``unix://@name``) has none: every local user of the
+            network namespace may connect.
         reuse_port: let other sockets of this user bind the same port, SO_REUSEPORT.
         dual_stack: take IPv4 on IPv6 endpoints too; an endpoint's own ``?dual_stack=`` wins.
         nodelay: TCP_NODELAY, without which small answers wait for acknowledgements.
-        rcvbuf: SO_RCVBUF in bytes; 0 leaves the kernel's autotuning on.
+        rcvbuf: SO_RCVBUF in bytes, tcp only; 0 leaves the kernel's autotuning on.
         sndbuf: SO_SNDBUF in bytes; 0 as above.
-        workers: native threads per endpoint, each with its own listener (SO_REUSEPORT).
+        workers: native threads per tcp endpoint, each with its own listener (SO_REUSEPORT); a
+            Unix endpoint has one, for want of that option.
         cpus: the CPUs that the workers run on, in turn; None is any.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
         max_connections: at so many open ones no more are accepted, and new ones wait in the
@@ -84,6 +90,7 @@ class Server:
         engine: str = "auto",
         # sockets
         backlog: int = 4096,
+        unix_mode: int = 0o600,
         reuse_port: bool = False,
         dual_stack: bool = False,
         nodelay: bool = True,
@@ -114,9 +121,10 @@ class Server:
             "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
             "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
         }
+        self._unix_mode = check_int("unix_mode", unix_mode, 0, 0o777)
         self._dual_stack = check_bool("dual_stack", dual_stack)
         self._reuse_port = check_bool("reuse_port", reuse_port)
-        #: Native threads per endpoint.
+        #: Native threads per tcp endpoint.
         self.workers = check_int("workers", workers, 1, _MAX_WORKERS)
         self._cpus = check_cpus(cpus)
         shares = workers * len(self._asked)
@@ -139,6 +147,7 @@ class Server:
         self._stop_at = _NEVER
         self._workers: tuple[Worker, ...] = ()
         self._bound: tuple[Endpoint, ...] = ()
+        self._files: list[SocketFile] = []
         self._last_counters: list[dict[str, Any]] = []
         self._pid = os.getpid()
         #: The signal that ended serve_forever(), if one did.
@@ -163,7 +172,8 @@ class Server:
             except BaseException:
                 self._bound = ()
                 for listener in listeners:
-                    listener.close()
+                    listener.close()  # not when the exception is forgotten, which may be late
+                self._remove_files()
                 raise
             self._state = "running"
             _running.add(self)
@@ -186,6 +196,7 @@ class Server:
         with self._lock:
             self._request_stop(at)
             if self._state == "running":
+                self._remove_files()  # first: no client should find a path that refuses
                 _wait_readable({worker.done_fd for worker in self._workers})
                 self._finish()
             self._state = "stopped"
@@ -279,6 +290,30 @@ class Server:
 
     def _listen(self, endpoint: Endpoint, listeners: list[Listener]) -> Endpoint:
         """Append a listener for each worker; return the endpoint with its real port."""
+        if endpoint.is_unix:
+            listeners.append(self._listen_unix(endpoint))
+            return endpoint
+        return self._listen_inet(endpoint, listeners)
+
+    def _listen_unix(self, endpoint: Endpoint) -> Listener:
+        def bind_and_listen() -> UnixListener:
+            return UnixListener(
+                endpoint.path,
+                str(endpoint),
+                mode=self._unix_mode,
+                backlog=self._listener_options["backlog"],
+            )
+
+        listener, file = bind_unix(endpoint, self._unix_mode, bind_and_listen)
+        if file:
+            self._files.append(file)
+        return listener
+
+    def _remove_files(self) -> None:
+        while self._files:
+            self._files.pop().remove()
+
+    def _listen_inet(self, endpoint: Endpoint, listeners: list[Listener]) -> Endpoint:
         address = endpoint.resolve()
         dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
         port = address.port
@@ -385,6 +420,8 @@ class Server:
     def _forget_after_fork(self) -> None:
         for worker in self._workers:
             worker.forget_after_fork()
+        for file in self._files:
+            file.forget_after_fork()
 
 
 def serve(
@@ -421,9 +458,9 @@ def check_close_on(line: bytes, service: str) -> bytes:
 
 def check_served(endpoint: Endpoint) -> None:
     """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
-    if endpoint.scheme != "tcp":
+    if not endpoint.is_stream:
         raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp is"
+            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp and unix are"
         )
 
 

@@ -30,6 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     server = commands.add_parser("serve", help="serve until Ctrl-C or SIGTERM")
     server.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:7007")
+    server.add_argument("--unix-mode", type=octal, default=0o600, help="rights of a Unix socket")
     server.add_argument("--shape", choices=SHAPES, default="threads")
 
     client = commands.add_parser("load", help="load an echo server and report")
@@ -42,11 +43,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def octal(text: str) -> int:
+    return int(text, 8)
+
+
 def run_server(options: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
         print(f"listening on {server.endpoint} ({options.shape})", file=sys.stderr, flush=True)
 
-    serve(options.endpoint, shape=options.shape, ready=announce)
+    serve(options.endpoint, shape=options.shape, unix_mode=options.unix_mode, ready=announce)
     return 0
 
 

@@ -6,20 +6,25 @@ import socket
 
 from ..endpoint import Endpoint
 
-#: (host, port), and for IPv6 also (flow label, scope id).
-SocketName = tuple[str, int] | tuple[str, int, int, int]
+#: (host, port), and for IPv6 also (flow label, scope id); or a path, NUL first if it is abstract.
+SocketName = tuple[str, int] | tuple[str, int, int, int] | str
 
 
-def check_tcp(endpoint: Endpoint) -> None:
+def check_stream(endpoint: Endpoint) -> None:
     """Raises NotImplementedError for a kind of endpoint that is parsed but not served."""
-    if endpoint.scheme != "tcp":
-        raise NotImplementedError(f"{endpoint}: {endpoint.scheme} is not supported yet; tcp is")
+    if not endpoint.is_stream:
+        raise NotImplementedError(
+            f"{endpoint}: {endpoint.scheme} is not supported yet; tcp and unix are"
+        )
 
 
-def tcp_address(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
-    """The family and the socket name of a TCP endpoint; OSError when the host has no address."""
+def stream_address(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
+    """The family and the socket name of an endpoint; OSError when the host has no address."""
     address = endpoint.resolve()
     family = socket.AddressFamily(address.family)
+    if family == socket.AF_UNIX:
+        abstract = address.path.startswith("@")
+        return family, "\0" + address.path[1:] if abstract else address.path
     if family == socket.AF_INET6:
         return family, (address.host, address.port, 0, address.scope_id)
     return family, (address.host, address.port)

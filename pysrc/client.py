@@ -7,7 +7,7 @@ from typing import Any
 
 from ..endpoint import Endpoint
 from ..report import LoadReport, host_facts
-from .address import check_tcp, tcp_address
+from .address import check_stream, stream_address
 from .load_loop import LoadLoop, Plan
 from .options import check_int, check_number
 
@@ -31,7 +31,7 @@ def load(
     """Loads an echo server and reports what it saw.
 
     Args:
-        endpoint: the server; tcp only.
+        endpoint: the server, tcp or unix.
         connections: opened before the clock starts, and kept to the end.
         size: bytes a message.
         depth: messages in flight on each connection, in a closed loop.
@@ -48,8 +48,8 @@ def load(
     option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
-    check_tcp(endpoint)
-    if endpoint.port == 0:
+    check_stream(endpoint)
+    if not endpoint.is_unix and endpoint.port == 0:
         raise ValueError(f"{endpoint}: port 0 cannot be connected to")
     if messages is None and duration is None:
         duration = DEFAULT_DURATION
@@ -61,7 +61,7 @@ def load(
 
 
 def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
-    loop = LoadLoop(*tcp_address(endpoint), plan)
+    loop = LoadLoop(*stream_address(endpoint), plan)
     loop.run()
     return LoadReport(
         endpoint=str(endpoint),

@@ -10,9 +10,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ..endpoint import Endpoint
-from .address import tcp_address
+from ..unix_path import SocketFile, bind_unix
+from .address import SocketName, stream_address
 
 HINTS = {
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
@@ -21,17 +23,35 @@ HINTS = {
 }
 
 
-def open_listener(endpoint: Endpoint, backlog: int) -> socket.socket:
-    """Listens on `endpoint`; the socket is non-blocking.
+def open_listener(
+    endpoint: Endpoint, backlog: int, unix_mode: int
+) -> tuple[socket.socket, SocketFile | None]:
+    """Listens on `endpoint`; the socket is non-blocking. Gives the file of a Unix socket, too.
 
     At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
     """
-    family, name = tcp_address(endpoint)
+    family, name = stream_address(endpoint)
+    listen = partial(bind_and_listen, endpoint, family, name, backlog, unix_mode)
+    return bind_unix(endpoint, unix_mode, listen) if endpoint.is_unix else (listen(), None)
+
+
+def bind_and_listen(
+    endpoint: Endpoint,
+    family: socket.AddressFamily,
+    name: SocketName,
+    backlog: int,
+    unix_mode: int,
+) -> socket.socket:
     with step("socket", endpoint):
         listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with step("setsockopt", endpoint):
-            set_options(listener, endpoint)
+        if family == socket.AF_UNIX:
+            with step("fchmod", endpoint):
+                # bind() gives the file the mode of the socket, which is 0777 unless set first.
+                os.fchmod(listener.fileno(), unix_mode)
+        else:
+            with step("setsockopt", endpoint):
+                set_options(listener, endpoint)
         with step("bind", endpoint):
             listener.bind(name)
         with step("listen", endpoint):

@@ -22,6 +22,8 @@ BUFFER_SIZE = 65536
 SEND_BATCH = 256
 #: Seconds before a message is due when the loop stops sleeping: epoll_wait() wakes by milliseconds.
 SPIN = 0.0015
+#: Seconds until a Unix connect() that found the queue full is tried again.
+RETRY_INTERVAL = 0.001
 #: Latencies of unsent messages that are counted one by one; of more, every n-th counts n times.
 SAMPLES = 1_000_000
 
@@ -56,6 +58,7 @@ class Client:
         "sock",
         "start",
         "target",
+        "turned_away",
         "writing",
     )
 
@@ -70,6 +73,7 @@ class Client:
         self.answered = 0  # messages
         self.sent_at: deque[float] = deque()  # of the messages that have no answer yet
         self.progress = monotonic()  # when something last arrived, or was first owed
+        self.turned_away = False  # while connecting: to be tried again
         self.writing = False
         self.half_closed = False
 
@@ -137,11 +141,13 @@ class LoadLoop:
     def _connect_all(self) -> None:
         connecting = set()
         for index in range(self._plan.connections):
-            client = self._connect(index)
-            if client:
+            client = self._open_client(index)
+            if client and self._connect(client):
                 connecting.add(client)
         while connecting:
-            for key, _ in self._selector.select(self._check_interval):
+            turned_away = [each for each in connecting if each.turned_away]
+            wait = RETRY_INTERVAL if turned_away else self._check_interval
+            for key, _ in self._selector.select(wait):
                 client = key.data
                 connecting.remove(client)
                 number = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -149,12 +155,15 @@ class LoadLoop:
                     self._fail(client, kind_of(OSError(number, "")))
                 else:
                     self._selector.modify(client.sock, READ, client)
+            connecting.difference_update(
+                [client for client in turned_away if not self._connect(client)]
+            )
             limit = monotonic() - self._plan.timeout
             for client in [each for each in connecting if each.progress < limit]:
                 connecting.remove(client)
                 self._fail(client, "timeout")
 
-    def _connect(self, index: int) -> Client | None:
+    def _open_client(self, index: int) -> Client | None:
         try:
             sock = socket.socket(self._family, socket.SOCK_STREAM)
         except OSError as error:
@@ -163,17 +172,29 @@ class LoadLoop:
         client = Client(index, sock, self._budget(index))
         self._clients[index] = client
         self._open.add(client)
+        return client
+
+    def _connect(self, client: Client) -> bool:
+        """Begins to connect; False when it failed for good."""
+        sock = client.sock
+        is_unix = self._family == socket.AF_UNIX
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not is_unix:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
             number = sock.connect_ex(self._name)
+            # A full queue: TCP tries again by itself, a Unix socket leaves that to its owner, with
+            # no event to wait for (connect(2)). For TCP the same errno means that no port is left.
+            client.turned_away = is_unix and number == errno.EAGAIN
+            if client.turned_away:
+                return True
             if number not in (0, errno.EINPROGRESS):
                 raise OSError(number, "")
             self._selector.register(sock, WRITE, client)
         except OSError as error:
             self._fail(client, kind_of(error))
-            return None
-        return client
+            return False
+        return True
 
     def _budget(self, index: int) -> float:
         if self._plan.messages is None:
@@ -405,7 +426,8 @@ class LoadLoop:
 
 def kind_of(error: OSError) -> str:
     """Which of LOAD_ERRORS an OSError is."""
-    if isinstance(error, ConnectionRefusedError):
+    # FileNotFoundError: of a Unix path where there is no socket.
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "refused"
     if isinstance(error, ConnectionError):
         return "reset"

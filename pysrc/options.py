@@ -21,3 +21,12 @@ def check_number(name: str, value: object, *, zero: bool) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} {value} is out of range; expected {'0 or ' * zero}more than 0")
     return value
+
+
+def check_mode(name: str, value: object) -> int:
+    """The rights of a file, 0 to 0o777. Raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected an int")
+    if not 0 <= value <= 0o777:
+        raise ValueError(f"{name} {value:#o} is out of range; expected 0 to 0o777")
+    return value

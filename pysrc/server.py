@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 from ..endpoint import Endpoint
 from ..report import ServerStats
+from ..unix_path import SocketFile
 from . import asyncio_streams, selector_loop, serial, threads
-from .address import check_tcp
+from .address import check_stream
 from .bell import Bell
 from .control import Control, Phase
 from .listener import open_listener
-from .options import check_int, check_number
+from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .tally import Tally
 
@@ -47,13 +48,14 @@ class Server:
             socket.create_connection((server.endpoint.host, server.endpoint.port))
 
     Args:
-        endpoint: where to listen; tcp only. Port 0 picks a free one.
+        endpoint: where to listen, tcp or unix. Port 0 picks a free one.
         shape: one of SHAPES.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
+        unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
         buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
         drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
 
-    Raises ValueError or TypeError for a bad option, NotImplementedError for udp and unix. A server
+    Raises ValueError or TypeError for a bad option, NotImplementedError for datagrams. A server
     runs once.
     """
 
@@ -63,6 +65,7 @@ class Server:
         *,
         shape: str = "threads",
         backlog: int = 4096,
+        unix_mode: int = 0o600,
         buffer_size: int = 65536,
         drain_timeout: float = 0.0,
     ) -> None:
@@ -71,9 +74,10 @@ class Server:
         if shape not in RUNS:
             raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
         self._endpoint = Endpoint.parse(endpoint)
-        check_tcp(self._endpoint)
+        check_stream(self._endpoint)
         self._shape = shape
         self._backlog = check_int("backlog", backlog)
+        self._unix_mode = check_mode("unix_mode", unix_mode)
         self._buffer_size = check_int("buffer_size", buffer_size)
         self._drain_timeout = check_number("drain_timeout", drain_timeout, zero=True)
         self._tally = Tally()
@@ -102,25 +106,30 @@ class Server:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            listener = open_listener(self._endpoint, self._backlog)
+            listener, file = open_listener(self._endpoint, self._backlog, self._unix_mode)
             control = Control()
             thread = threading.Thread(
-                target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
+                target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True
             )
-            self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
+            if not self._endpoint.is_unix:
+                self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
             try:
                 thread.start()
             except BaseException:
                 control.close()
                 listener.close()
+                if file:
+                    file.remove()
                 raise
             self._control, self._thread = control, thread
 
-    def _run(self, listener: socket.socket, control: Control) -> None:
+    def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
         try:
             with listener:
                 RUNS[self._shape](listener, control, self._tally, self._buffer_size)
         finally:
+            if file:
+                file.remove()
             self._tally.shut_down()  # a shape that crashed must not leave its clients waiting
             with self._lock:
                 self._ended = True

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -166,11 +166,6 @@ def assert_serves(endpoint: Any) -> None:
     """A new client gets its echo and its end."""
     with connect(endpoint) as sock:
         finish_exactly(sock, b"are you there?")
-
-
-def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
-    """What has been counted at all."""
-    return {name: count for name, count in counts.items() if count}
 
 
 def tagged(number: int, size: int) -> bytes:

@@ -129,6 +129,8 @@ USAGE_ERRORS = [
     (["serve", "--backlog", "0"], "backlog 0 is out of range"),
     (["serve", "--drain-timeout", "-1s"], "--drain-timeout"),
     (["serve", "udp://127.0.0.1:0"], "udp endpoints are not supported yet"),
+    (["serve", "--unix-mode", "888"], "mode '888' is not octal"),
+    (["serve", "--unix-mode", "1777"], "mode '1777' is not octal"),
     (["serve", "tcp://1:80"], "host '1' is not a dotted quad"),
     (["serve", "--json", "/no/such/place"], "cannot write /no/such/place"),
     (["load"], "Missing argument 'ENDPOINT'"),

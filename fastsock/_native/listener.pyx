@@ -92,15 +92,41 @@ cdef class Listener:
         cdef posix.sockaddr_storage storage
         cdef posix.socklen_t size = fill_address(&storage, self.family, host, port, scope_id)
         if posix.bind(self.fd, <posix.sockaddr *>&storage, size) != 0:
-            raise os_error(posix.errno, "bind", self.where, bind_hint(posix.errno))
+            raise os_error(posix.errno, "bind", self.where, bind_hint(self.family, posix.errno))
 
     def _listen(self, int backlog):
         if posix.listen(self.fd, backlog) != 0:
             # Two sockets may bind one port with SO_REUSEADDR; only the first may listen.
-            raise os_error(posix.errno, "listen", self.where, bind_hint(posix.errno))
+            raise os_error(posix.errno, "listen", self.where, bind_hint(self.family, posix.errno))
 
 
-cdef str bind_hint(int error):
+cdef class UnixListener(Listener):
+    """A listening Unix stream socket, non-blocking and close-on-exec.
+
+    `path` is a file that is not there yet, or "@name". The file gets the rights `mode` less the
+    umask; it is not removed at the end. There are no other options: an accepted Unix socket takes
+    none from its listener, not even the buffer sizes.
+    """
+
+    def __init__(self, str path, str where, *, int mode, int backlog):
+        self.where = where
+        self.family = posix.AF_UNIX
+        try:
+            self._create()
+            # bind() makes the file with the mode of the socket's own inode, 0777 unless it is set
+            # first. The umask would do it too, but belongs to all threads of the process.
+            if posix.fchmod(self.fd, mode) != 0:
+                raise os_error(posix.errno, "fchmod", self.where)
+            self._bind(path, 0, 0)
+            self._listen(backlog)
+        except BaseException:
+            self.close()
+            raise
+
+
+cdef str bind_hint(int family, int error):
+    if family == posix.AF_UNIX:
+        return "another socket is bound to it" if error == posix.EADDRINUSE else ""
     if error == posix.EACCES:
         return "ports below 1024 need CAP_NET_BIND_SERVICE"
     if error == posix.EADDRINUSE:

@@ -6,10 +6,11 @@ schedule whether or not answers came. A message that could not be sent in time i
 latency counts from the intended time: a stalled server cannot hide its stall by slowing the
 client down (coordinated omission).
 
-A connection's life: connect, open, half-closed (all was sent; the rest is awaited), closed; with
-`reconnect_every` it then begins again, as the same connection with the same place in the pattern.
-The bytes it sends are a stretch of a fixed pattern, at an offset that differs by connection. So one
-memcmp per answer sees every lost, doubled, reordered or foreign byte.
+A connection's life: connect (again and again while a Unix listener's queue is full), open,
+half-closed (all was sent; the rest is awaited), closed; with `reconnect_every` it then begins
+again, as the same connection with the same place in the pattern. The bytes it sends are a stretch
+of a fixed pattern, at an offset that differs by connection. So one memcmp per answer sees every
+lost, doubled, reordered or foreign byte.
 """
 
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
@@ -26,6 +27,7 @@ cdef enum:
     WAKE = 0xFFFFFFFF               # token of the two descriptors that are not connections
     TIMER = 0xFFFFFFFE
     SWEEP_NS = 50000000             # how often silent connections are looked for
+    RETRY_NS = 1000000              # how often connect() is tried again
     DUE_BURST = 1024                # messages started before answers are looked at again
     IN_FLIGHT_MAX = 65536           # per connection; bounds the memory for send times
     RING_START = 16
@@ -57,6 +59,7 @@ cdef enum:                          # how far the run is
 cdef struct Peer:                   # one connection
     int fd
     int state
+    bint turned_away                # while CONNECTING: connect() is to be tried again
     uint32_t watched                # the events that epoll watches it for
     uint32_t send_offset            # into the pattern, of the next byte to send
     uint32_t receive_offset         # into the pattern, of the next byte to come back
@@ -92,6 +95,8 @@ cdef struct Run:
     int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
     int epfd, wake_fd, timer_fd
     uint32_t connecting, alive      # connections in these states; alive counts until closed
+    uint32_t turned_away            # of those connecting
+    int64_t retry_at                # when those are tried again
     int64_t begin_ns, window_start, window_end
     uint64_t next_due               # open loop: number of the next message of this thread
     int64_t next_sweep
@@ -118,7 +123,8 @@ cdef class Loader:
 
     `rate` is in messages per second over all threads' connections, or 0 for a closed loop;
     `messages` limits those of all connections, or 0; `timeout` is in seconds without progress.
-    With `server_pid` that process's CPU time over the window is read too.
+    For AF_UNIX `host` is the path, and `nodelay` means nothing. With `server_pid` that process's
+    CPU time over the window is read too.
     """
 
     cdef Run run_state
@@ -284,6 +290,8 @@ cdef void load(Run *run) noexcept nogil:
             start_due(run, now)
         wait_for_events(run, next_wake(run))
         now = posix.monotonic_ns()
+        if now >= retry_time(run):
+            try_again(run)
         if now >= run.next_sweep:
             sweep(run, now)
         if run.watch_cpu and run.cpu_start == 0 and now >= run.window_start:
@@ -331,7 +339,7 @@ cdef void finish(Run *run, int64_t now) noexcept nogil:
 
 cdef int64_t next_wake(Run *run) noexcept nogil:
     """When there is something to do even if no event comes, ns."""
-    cdef int64_t wake = run.next_sweep, due
+    cdef int64_t wake = min(run.next_sweep, retry_time(run)), due
     if run.phase != RUNNING:
         return wake
     wake = min(wake, run.window_end)
@@ -446,7 +454,7 @@ cdef int open_peer(Run *run, uint32_t i) noexcept nogil:
                            posix.SOCK_STREAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
     if peer.fd < 0:
         return posix.errno
-    if run.nodelay:
+    if run.nodelay and run.address.ss_family != posix.AF_UNIX:
         # Otherwise Nagle's algorithm holds a small message back until the last answer's ACK.
         posix.setsockopt(peer.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
     peer.state = CONNECTING
@@ -455,14 +463,46 @@ cdef int open_peer(Run *run, uint32_t i) noexcept nogil:
     run.connecting += 1
     if run.reconnect_every:
         vary_source(run, peer.fd)
+    start_connect(run, i)
+    return 0
+
+
+cdef void start_connect(Run *run, uint32_t i) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
     if (posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
             and posix.errno != posix.EINPROGRESS):
-        fail(run, peer, failure_of_errno(run, posix.errno))
-        return 0
+        # A full queue: TCP tries again by itself, a Unix socket leaves that to its owner, with no
+        # event to wait for (connect(2)). For TCP the same errno means that no port is left.
+        if posix.errno == posix.EAGAIN and run.address.ss_family == posix.AF_UNIX:
+            peer.turned_away = True
+            run.turned_away += 1
+            run.retry_at = posix.monotonic_ns() + RETRY_NS
+        else:
+            fail(run, peer, failure_of_errno(run, posix.errno))
+        return
     peer.watched = posix.EPOLLOUT
     if watch(run, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
         fail(run, peer, failure_of_errno(run, posix.errno))
-    return 0
+
+
+cdef void try_again(Run *run) noexcept nogil:
+    """connect() once more for those that a full queue turned away."""
+    cdef uint32_t i
+    for i in range(run.count):
+        if run.peers[i].turned_away:
+            admit(run, &run.peers[i])
+            start_connect(run, i)
+            if run.peers[i].turned_away:
+                return              # full again, and for all that follow
+
+
+cdef inline int64_t retry_time(Run *run) noexcept nogil:
+    return run.retry_at if run.turned_away else engine.NEVER
+
+
+cdef inline void admit(Run *run, Peer *peer) noexcept nogil:
+    peer.turned_away = False
+    run.turned_away -= 1
 
 
 cdef void wait_connected(Run *run) noexcept nogil:
@@ -471,8 +511,10 @@ cdef void wait_connected(Run *run) noexcept nogil:
     while run.connecting and run.phase != ABORTED:
         if atomic.load_int(&run.cancelled, atomic.ACQUIRE):
             return
-        wait_for_events(run, run.next_sweep)
+        wait_for_events(run, min(retry_time(run), run.next_sweep))
         now = posix.monotonic_ns()
+        if now >= retry_time(run):
+            try_again(run)
         if now >= run.next_sweep:
             sweep(run, now)
 
@@ -692,7 +734,8 @@ cdef void sweep(Run *run, int64_t now) noexcept nogil:
 
 
 cdef inline int failure_of(int error) noexcept nogil:
-    if error == posix.ECONNREFUSED:
+    # ENOENT: of a Unix path where there is no socket.
+    if error == posix.ECONNREFUSED or error == posix.ENOENT:
         return REFUSED
     if error == posix.ECONNRESET or error == posix.EPIPE:
         return RESET
@@ -709,6 +752,8 @@ cdef int failure_of_errno(Run *run, int error) noexcept nogil:
 
 cdef void fail(Run *run, Peer *peer, int failure) noexcept nogil:
     run.failures[failure] += 1
+    if peer.turned_away:
+        admit(run, peer)
     if peer.state == CONNECTING:
         run.connecting -= 1
     elif peer.state != CLOSED:

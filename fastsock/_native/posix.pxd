@@ -6,7 +6,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     int EAGAIN, EINTR, EINVAL, EBADF, ENOTSOCK, EOPNOTSUPP, EINPROGRESS
     int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
-    int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT
+    int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT, ENOENT
     int EACCES, EADDRINUSE, EADDRNOTAVAIL
 
 cdef extern from "<time.h>" nogil:
@@ -24,7 +24,7 @@ cdef extern from "<sys/types.h>" nogil:
     ctypedef unsigned short sa_family_t
 
 cdef extern from "<sys/socket.h>" nogil:
-    int AF_INET, AF_INET6
+    int AF_INET, AF_INET6, AF_UNIX
     int SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
     int MSG_NOSIGNAL, MSG_DONTWAIT
@@ -47,6 +47,14 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
+
+cdef extern from "<sys/un.h>" nogil:
+    struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]
+
+cdef extern from "<sys/stat.h>" nogil:
+    int fchmod(int fd, unsigned int mode)
 
 cdef extern from "<netinet/in.h>" nogil:
     int IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6, IPV6_V6ONLY, IP_BIND_ADDRESS_NO_PORT

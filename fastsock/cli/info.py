@@ -11,7 +11,7 @@ from fastsock.report import host_facts
 KINDS = {
     "tcp": "available",
     "udp": "not built yet",
-    "unix": "not built yet",
+    "unix": "available",
     "unixgram": "not built yet",
 }
 

@@ -10,7 +10,7 @@ import click
 from fastsock import engines
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import DURATION, SIZE, format_size
+from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size
 from fastsock.endpoint import DEFAULT_ENDPOINT
 from fastsock.report import ServerStats
 from fastsock.server import SERVICES, Server
@@ -30,6 +30,7 @@ def numbers(
 @click.argument("endpoints", metavar="[ENDPOINT]...", nargs=-1)
 @click.option("--engine", default="auto", help=f"One of {', '.join(engines.NAMES)}.")
 @click.option("--backlog", type=int, default=4096, help="Connections that may wait for accept.")
+@click.option("--unix-mode", type=FILE_MODE, default="600", help="Rights of a Unix socket, octal.")
 @click.option("--reuse-port", is_flag=True, help="Share the port with other sockets of this user.")
 @click.option("--dual-stack", is_flag=True, help="Take IPv4 on IPv6 endpoints too.")
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
@@ -53,7 +54,7 @@ def numbers(
 def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) -> int:
     """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
 
-    ENDPOINT is like tcp://127.0.0.1:7007 (the default), tcp://[::1]:0 or tcp://0.0.0.0:7007;
+    ENDPOINT is like tcp://127.0.0.1:7007 (the default), tcp://[::1]:0 or unix:///run/echo.sock;
     port 0 picks a free one.
     """
     with usage_errors():

@@ -16,11 +16,13 @@ import click
 if TYPE_CHECKING:
     # Generic in newer releases of click only, so it is not subscripted at run time.
     _NumberType = click.ParamType[float]
+    _IntType = click.ParamType[int]
 else:
-    _NumberType = click.ParamType
+    _NumberType = _IntType = click.ParamType
 
 __all__ = [
     "DURATION",
+    "FILE_MODE",
     "RATE",
     "SIZE",
     "format_duration",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?) ?([^0-9 ]*)")
+_FILE_MODE = re.compile("0?[0-7]{1,3}")
 _MAX_SIZE = 2**63 - 1  # ssize_t, which recv(2) and send(2) return
 
 
@@ -215,3 +218,19 @@ class _UnitType(_NumberType):
 SIZE = _UnitType(_SIZES, parse_size)
 RATE = _UnitType(_RATES, parse_rate)
 DURATION = _UnitType(_DURATIONS, parse_duration)
+
+
+class _FileMode(_IntType):
+    """A click parameter for the rights of a file, in octal as chmod(1) takes them."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not _FILE_MODE.fullmatch(value):
+            self.fail(f"mode {_quote(value)} is not octal, 0 to 777, as in 600", param, ctx)
+        return int(value, 8)
+
+
+FILE_MODE = _FileMode()

@@ -1,0 +1,200 @@
+"""The file of a Unix stream socket: who may bind its path, with which rights, and who removes it.
+
+bind(2) makes the file and nothing but unlink(2) takes it away, so a server that was killed leaves
+one behind that refuses every connection. Such a stale file is replaced; anything else at the path
+is in use and stays. Between finding a file stale and binding the path anew, another server may have
+done the same: to unlink then would take its fresh socket away, and so would it between its bind()
+and its listen(), when it still refuses. Therefore all this happens under a lock, flock(2) on
+``PATH.lock`` beside the path. The kernel drops it when its holder dies, so it cannot go stale, and
+its file is removed with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from fastsock.endpoint import Endpoint
+
+_LOCK_TIMEOUT = 1.0  # seconds; a holder needs well under a millisecond
+_LOCK_INTERVAL = 0.001  # seconds
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_Listener = TypeVar("_Listener", bound=_Closable)
+
+
+class SocketFile:
+    """The file of a socket that this process is bound to.
+
+    It is removed by `remove()`, with the last reference, or at the end of the interpreter, but only
+    if it is still the same file, and never by a forked child.
+    """
+
+    def __init__(self, path: str, mode: int) -> None:
+        # While a descriptor is open, the number of its inode cannot be given to another file: so a
+        # file with the same number is the same file. O_PATH needs no rights and opens any kind.
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _widen(descriptor, mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        self._finalizer = weakref.finalize(self, _remove, path, descriptor, os.getpid())
+
+    def remove(self) -> None:
+        """Remove the file, once; what has taken its place is left alone."""
+        self._finalizer()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: leave the file to the parent."""
+        if self._finalizer.detach():
+            os.close(self._descriptor)
+
+
+def bind_unix(
+    endpoint: Endpoint, mode: int, bind_and_listen: Callable[[], _Listener]
+) -> tuple[_Listener, SocketFile | None]:
+    """Call `bind_and_listen` when the path is free; return its listener, and the file it made.
+
+    `bind_and_listen` gives its socket the rights `mode` by fchmod(2) before bind(2), so that the
+    file never has more: Linux takes the socket's mode, less the umask. An abstract name has no file
+    and no rights, and no rules but the kernel's.
+
+    Raises:
+        OSError: EADDRINUSE when something is at the path that is not a stale socket, or what a
+            step failed with; the text names it and the endpoint. Nothing is left behind.
+
+    """
+    path = endpoint.path
+    if path.startswith("@"):
+        return bind_and_listen(), None
+    with _lock(path, str(endpoint)):
+        with _step("bind", endpoint):
+            _clear(path)
+        listener = bind_and_listen()
+        try:
+            with _step("chmod", endpoint):
+                return listener, SocketFile(path, mode)
+        except BaseException:
+            listener.close()
+            with suppress(OSError):
+                Path(path).unlink()
+            raise
+
+
+def _clear(path: str) -> None:
+    """Remove a stale socket at `path`; raise EADDRINUSE for anything else that is there."""
+    file = Path(path)
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EADDRINUSE, "what is there is not a socket, and is left alone")
+    error = _try_to_connect(path)
+    if error not in (errno.ECONNREFUSED, errno.ENOENT):
+        said = os.strerror(error) if error else "it answers"
+        raise OSError(errno.EADDRINUSE, f"another socket is bound to it: {said}")
+    with suppress(FileNotFoundError):
+        if os.path.samestat(found, file.lstat()):
+            file.unlink()
+
+
+def _try_to_connect(path: str) -> int:
+    """The errno of connect(): ECONNREFUSED says that no listening socket belongs to the file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A live server with a full backlog would block it; so it is EAGAIN (connect(2)).
+        probe.setblocking(False)
+        return probe.connect_ex(path)
+
+
+def _widen(descriptor: int, mode: int) -> None:
+    """Give back the rights that the umask took."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+        # fchmod() refuses an O_PATH descriptor (open(2)), and a path may name another file by now.
+        Path(f"/proc/self/fd/{descriptor}").chmod(mode)
+
+
+def _remove(path: str, descriptor: int, owner: int) -> None:
+    try:
+        if os.getpid() == owner:
+            # Gone already, or out of reach: then it stays behind, stale, for the next server.
+            with suppress(OSError), _lock(path, path):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                    Path(path).unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lock(path: str, where: str) -> Iterator[None]:
+    """Keep every other server that obeys this lock from binding or removing `path`."""
+    name = Path(f"{path}.lock")
+    try:
+        descriptor = _acquire(name)
+    except OSError as error:
+        raise _named("bind", where, error, f"for its lock, {name}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            name.unlink()  # before the lock is dropped: afterwards it may be somebody else's
+        # Said, because a child forked meanwhile has a copy that would hold it past close().
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _acquire(name: Path) -> int:
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the file since it was opened.
+            if os.path.samestat(os.fstat(descriptor), name.lstat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            # flock() has no time limit, and a wait without one could hang a server.
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise OSError(errno.EADDRINUSE, "") from None
+            time.sleep(_LOCK_INTERVAL)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextmanager
+def _step(name: str, endpoint: Endpoint) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What was raised here says why; what the system said has its standard text only.
+        number = error.errno or errno.EIO
+        hint = error.strerror if error.strerror != os.strerror(number) else ""
+        raise _named(name, str(endpoint), error, hint or "") from None
+
+
+def _named(step: str, where: str, error: OSError, hint: str) -> OSError:
+    """The same error, saying which step failed, where, and what may help."""
+    number = error.errno or errno.EIO
+    text = f"{step} {where}: {os.strerror(number)}"
+    return OSError(number, f"{text} ({hint})" if hint else text)
