@@ -1,7 +1,7 @@
 """A server in the background of a process whose main thread computes in Python.
 
-``python -m benchmarks.busy_server epoll`` serves natively; ``threads``, ``selectors`` and
-``asyncio`` are the twin's shapes. Ends with SIGTERM.
+``python -m benchmarks.busy_server native epoll`` serves natively, ``stdlib threads`` as the twin
+does. Ends with SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import sys
 import fastsock.pure
 
 import fastsock
-from fastsock import engines
 
 
-def main(kind: str) -> None:
+def main(package: str, kind: str) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     server: fastsock.Server | fastsock.pure.Server
-    if kind in engines.WORKERS:
+    if package == "native":
         server = fastsock.Server("tcp://127.0.0.1:0", engine=kind)
     else:
         server = fastsock.pure.Server("tcp://127.0.0.1:0", shape=kind)
@@ -35,4 +34,4 @@ def compute_for_ever() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -10,7 +10,7 @@ from fastsock.compare import Case, Contender
 
 
 def everyone(case: Case) -> list[Contender]:
-    return [*natives(), *pures(case.connections), *rivals()]
+    return [*natives(case.connections), *pures(case.connections), *rivals()]
 
 
 def busy(case: Case) -> list[Contender]:

@@ -6,18 +6,18 @@ import importlib.util
 import sys
 
 from benchmarks.rivals.build import compile_rival
-from fastsock import engines
-from fastsock.compare import PURE_SHAPES, Contender, native, pure
+from fastsock.compare import NATIVE_ENGINES, PURE_SHAPES, Contender, native, pure
 
 ADDRESS = ("127.0.0.1", "0")
 
 
-def natives() -> list[Contender]:
-    return [native(engine) for engine in engines.WORKERS]
+def natives(connections: int) -> list[Contender]:
+    """The engines; serial serves one client at a time, so only where there is one."""
+    return [native(engine) for engine in NATIVE_ENGINES if engine != "serial" or connections == 1]
 
 
 def pures(connections: int) -> list[Contender]:
-    """The twin's shapes; serial serves one client at a time, so only where there is one."""
+    """The twin's shapes, the serial one as above."""
     return [pure(shape) for shape in PURE_SHAPES if shape != "serial" or connections == 1]
 
 
@@ -39,10 +39,12 @@ def protocol(loop: str) -> Contender:
 
 def beside_busy_main_thread() -> list[Contender]:
     """Servers in a background thread of a process whose main thread computes in Python."""
-    kinds = [*engines.WORKERS, *(shape for shape in PURE_SHAPES if shape != "serial")]
+    servers = [("native", engine) for engine in NATIVE_ENGINES if engine != "serial"]
+    servers += [("stdlib", shape) for shape in PURE_SHAPES if shape != "serial"]
     return [
         Contender(
-            f"{kind}, busy main thread", (sys.executable, "-m", "benchmarks.busy_server", kind)
+            f"{package} {kind}, busy main thread",
+            (sys.executable, "-m", "benchmarks.busy_server", package, kind),
         )
-        for kind in kinds
+        for package, kind in servers
     ]

@@ -17,7 +17,7 @@ from benchmarks.contenders import beside_busy_main_thread, natives, pures
 from fastsock.compare import Contender, RunningServer, cpus_for_both, pinned
 
 ROUNDS = 5
-SERVERS = [*natives(), *pures(connections=64)]
+SERVERS = [*natives(connections=64), *pures(connections=64)]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def measure(
     )
 
 
-@each([*natives(), *pures(connections=1)])
+@each([*natives(connections=1), *pures(connections=1)])
 @pytest.mark.benchmark(group="one connection round trip")
 def test_one_connection(benchmark: BenchmarkFixture, server: RunningServer) -> None:
     measure(benchmark, server, messages=5_000, connections=1)

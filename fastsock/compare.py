@@ -24,11 +24,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from fastsock import client
+from fastsock import client, engines
 from fastsock._native import floor
 from fastsock.report import LoadReport, host_facts
 
 BENCH_SCHEMA = "fastsock.bench/1"
+#: Not fork: the CPU time of its children is not its own, so that it would seem to cost nothing.
+NATIVE_ENGINES = tuple(name for name in engines.WORKERS if name != "fork")
 PURE_SHAPES = ("threads", "selectors", "asyncio", "serial")
 
 _LISTENING = re.compile(r"listening on (tcp://\S+)")

@@ -5,20 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastsock._native.epoll import EpollWorker
+from fastsock._native.fork import ForkWorker
 from fastsock._native.poll import PollWorker
+from fastsock._native.serial import SerialWorker
+from fastsock._native.threads import ThreadsWorker
 from fastsock.options import check_choice
 
 if TYPE_CHECKING:
     from fastsock._native.worker import Worker
 
 #: Engines that can be used, and the worker that runs each.
-WORKERS: dict[str, type[Worker]] = {"epoll": EpollWorker, "poll": PollWorker}
+WORKERS: dict[str, type[Worker]] = {
+    "epoll": EpollWorker,
+    "poll": PollWorker,
+    "threads": ThreadsWorker,
+    "fork": ForkWorker,
+    "serial": SerialWorker,
+}
 
 #: Engines that are planned, so that asking for one says more than "unknown".
 MISSING = {
-    "serial": "not built yet",
-    "threads": "not built yet",
-    "fork": "not built yet",
     "io_uring": "not built yet",
 }
 

@@ -13,7 +13,8 @@ from clients import connect, echo_exactly, half_close, has_ended, receive_all, w
 import fastsock
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_more_clients_than_allowed_wait_their_turn(serve: Any) -> None:
     """At max_connections new ones wait in the backlog, unreset, until one closes."""
     server = serve(max_connections=3)
@@ -31,7 +32,8 @@ def test_more_clients_than_allowed_wait_their_turn(serve: Any) -> None:
         assert server.stats().accepted == 6
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_a_stop_at_the_limit_takes_in_who_waits(serve: Any) -> None:
     """A drain serves those who waited for a place too."""
     server = serve(max_connections=1, drain_timeout=20.0)
@@ -48,7 +50,8 @@ def test_a_stop_at_the_limit_takes_in_who_waits(serve: Any) -> None:
     assert server.stats().closed["eof"] == 2
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_idle_clients_are_closed(serve: Any) -> None:
     """Who neither sends nor takes a byte for idle_timeout is closed, and counted as idle."""
     server = serve(idle_timeout=0.2)
@@ -64,7 +67,8 @@ def test_idle_clients_are_closed(serve: Any) -> None:
         wait_until(lambda: server.stats().closed["idle"] == 2)
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_busy_clients_are_not_idle(serve: Any) -> None:
     """A client that sends now and then stays, however long it is connected."""
     server = serve(idle_timeout=2.0)
@@ -75,7 +79,8 @@ def test_busy_clients_are_not_idle(serve: Any) -> None:
         echo_exactly(sock, b"still here")
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 @pytest.mark.parametrize(
     ("endpoint", "source", "ranges", "welcome"),
     [
@@ -106,7 +111,8 @@ def test_only_allowed_addresses_are_served(
             assert server.stats().accepted == (1 if welcome else 0)
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_workers_share_the_connections(serve: Any) -> None:
     """With several workers each accepts some, and every client is served."""
     server = serve(workers=3, cpus=[min(os.sched_getaffinity(0))])
@@ -118,7 +124,8 @@ def test_workers_share_the_connections(serve: Any) -> None:
     assert min(per_worker) > 0
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_stopping_workers_resets_nobody(serve: Any) -> None:
     """What waits in the accept queues of several workers is taken in by a drain."""
     server = serve(workers=4)
@@ -134,7 +141,8 @@ def test_stopping_workers_resets_nobody(serve: Any) -> None:
     assert server.stats().closed["eof"] == 200
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_several_endpoints_and_workers(implementation: Any) -> None:
     """Every endpoint has all its workers, and the port is free afterwards."""
     ports = ("tcp://127.0.0.1:0", "tcp://[::1]:0")

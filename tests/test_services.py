@@ -25,7 +25,8 @@ LINES = [(PRINTABLE * 2)[start : start + 72] for start in range(95)]
 CHARGEN = "".join(line + "\r\n" for line in LINES).encode()
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_discard_answers_nothing(serve: Any) -> None:
     """RFC 863: what comes in is thrown away, and nothing is sent back until the end."""
     server = serve(service="discard")
@@ -39,7 +40,8 @@ def test_discard_answers_nothing(serve: Any) -> None:
     assert stats.closed["eof"] == 1
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 @pytest.mark.parametrize("buffer_size", [1, 7031, 65536])
 def test_chargen_sends_the_rotating_lines(serve: Any, buffer_size: int) -> None:
     """RFC 864: lines of 72 printable characters, each starting one character later."""
@@ -52,7 +54,8 @@ def test_chargen_sends_the_rotating_lines(serve: Any, buffer_size: int) -> None:
     )
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_chargen_throws_its_input_away(serve: Any) -> None:
     """What a client sends changes nothing, and its half-close ends the stream."""
     server = serve(service="chargen")
@@ -64,7 +67,8 @@ def test_chargen_throws_its_input_away(serve: Any) -> None:
     assert server.stats().bytes_out >= len(received)
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_chargen_waits_for_a_client_that_does_not_read(serve: Any) -> None:
     """Flow control limits the rate: a client that reads nothing costs what the socket holds."""
     server = serve(service="chargen")
@@ -80,7 +84,8 @@ def test_chargen_waits_for_a_client_that_does_not_read(serve: Any) -> None:
         assert receive_exactly(sock, len(CHARGEN)) == CHARGEN
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 @pytest.mark.parametrize("end", [b"exit\n", b"exit\r\n"])
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_close_on_ends_the_conversation(serve: Any, end: bytes, one_by_one: bool) -> None:
@@ -95,7 +100,8 @@ def test_close_on_ends_the_conversation(serve: Any, end: bytes, one_by_one: bool
     assert server.stats().closed["close_on"] == 1
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_close_on_does_not_wait_for_ever(serve: Any) -> None:
     """A client that does not close after its line is closed after a second."""
     server = serve(close_on=b"exit")
@@ -105,7 +111,8 @@ def test_close_on_does_not_wait_for_ever(serve: Any) -> None:
         wait_until(lambda: server.stats().closed["close_on"] == 1)
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_close_on_after_a_slow_reader(serve: Any) -> None:
     """What is still owed before the line is sent before the end."""
     server = serve(close_on=b"exit")
@@ -158,7 +165,8 @@ def test_bad_services(options: dict[str, Any], error: type[Exception]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.native("epoll", "poll")
+@pytest.mark.native
+@pytest.mark.many_clients
 def test_echo_is_untouched_by_a_line(serve: Any) -> None:
     """Without close_on a line is data like any other."""
     server = serve()

@@ -7,6 +7,7 @@ cdef extern from * nogil:
     int RELAXED "__ATOMIC_RELAXED"
     int ACQUIRE "__ATOMIC_ACQUIRE"
     int RELEASE "__ATOMIC_RELEASE"
+    int SEQ_CST "__ATOMIC_SEQ_CST"
 
     int load_int "__atomic_load_n"(const int *source, int order)
     void store_int "__atomic_store_n"(int *target, int value, int order)

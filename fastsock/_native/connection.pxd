@@ -54,6 +54,13 @@ cdef inline uint32_t first_awaits(Context *context) noexcept nogil:
     return AWAITS_BOTH if context.service == service.CHARGEN else AWAITS_INPUT
 
 
+cdef inline short poll_events(uint32_t awaits) noexcept nogil:
+    """What poll(2) is to watch a connection for."""
+    if awaits == AWAITS_INPUT:
+        return posix.POLLIN
+    return posix.POLLOUT if awaits == AWAITS_ROOM else posix.POLLIN | posix.POLLOUT
+
+
 cdef inline bint overdue(Connection *connection, Context *context) noexcept nogil:
     """Whether a connection has been idle, or is taking its leave, for too long."""
     cdef int64_t limit = context.idle_ns

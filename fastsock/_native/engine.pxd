@@ -23,7 +23,7 @@ cdef enum:                          # reasons of a connection's end
     CLOSED_LINE                     # the client sent the `close_on` line
     CLOSE_REASONS
 
-cdef struct Counters:               # written by the worker's thread alone, read by any
+cdef struct Counters:               # each set of them is written by one thread, read by any
     uint64_t accepted
     uint64_t bytes_in
     uint64_t bytes_out
@@ -57,8 +57,27 @@ cdef struct Context:                # one worker: what it serves, and how others
 
 
 cdef inline void count_error(Context *context, int error) noexcept nogil:
+    tally_error(&context.counters, error)
+
+
+cdef inline void tally_error(Counters *counters, int error) noexcept nogil:
     if 0 < error < ERRNO_LIMIT:
-        atomic.count(&context.counters.errors[error], 1)
+        atomic.count(&counters.errors[error], 1)
+
+
+cdef inline void add_counters(Counters *total, Counters *more) noexcept nogil:
+    """total += more, each counter read whole while its thread goes on counting."""
+    cdef int i
+    # Ends are read before beginnings, so that "open" can never come out negative.
+    for i in range(CLOSE_REASONS):
+        total.closed[i] += atomic.load_u64(&more.closed[i], atomic.ACQUIRE)
+    total.accepted += atomic.load_u64(&more.accepted, atomic.ACQUIRE)
+    total.bytes_in += atomic.load_u64(&more.bytes_in, atomic.RELAXED)
+    total.bytes_out += atomic.load_u64(&more.bytes_out, atomic.RELAXED)
+    total.rejected += atomic.load_u64(&more.rejected, atomic.RELAXED)
+    total.accept_pauses += atomic.load_u64(&more.accept_pauses, atomic.RELAXED)
+    for i in range(ERRNO_LIMIT):
+        total.errors[i] += atomic.load_u64(&more.errors[i], atomic.RELAXED)
 
 
 cdef inline int close_reason(int error) noexcept nogil:

@@ -11,8 +11,8 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
-from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
-from fastsock._native.connection cimport advance, first_awaits, idle_reason, overdue
+from fastsock._native.connection cimport ENDED, Connection, advance, first_awaits
+from fastsock._native.connection cimport idle_reason, overdue, poll_events
 from fastsock._native.engine cimport Context
 from fastsock._native.table cimport NO_SLOT, Table, add_connection, close_copies, connection_at
 from fastsock._native.table cimport remove_connection, table_free, table_init
@@ -113,13 +113,7 @@ cdef inline void on_connection(Loop *loop, uint32_t place) noexcept nogil:
     if awaits >= ENDED:
         close_connection(loop, place, awaits - ENDED)
     else:
-        loop.list[place].events = events_of(awaits)
-
-
-cdef inline short events_of(uint32_t awaits) noexcept nogil:
-    if awaits == AWAITS_INPUT:
-        return posix.POLLIN
-    return posix.POLLOUT if awaits == AWAITS_ROOM else posix.POLLIN | posix.POLLOUT
+        loop.list[place].events = poll_events(awaits)
 
 
 cdef void close_overdue(Loop *loop) noexcept nogil:
@@ -173,7 +167,7 @@ cdef bint adopt(Loop *loop, int fd) noexcept nogil:
         if slot != NO_SLOT:
             loop.slots[loop.count] = slot
             loop.list[loop.count].fd = fd
-            loop.list[loop.count].events = events_of(first_awaits(loop.context))
+            loop.list[loop.count].events = poll_events(first_awaits(loop.context))
             loop.count += 1
             atomic.count(&loop.context.counters.accepted, 1)
             return True

@@ -7,7 +7,7 @@ cdef extern from "<errno.h>" nogil:
     int EAGAIN, EINTR, EINVAL, EBADF, ENOTSOCK, EOPNOTSUPP, EINPROGRESS
     int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
     int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT, ENOENT
-    int EACCES, EADDRINUSE, EADDRNOTAVAIL
+    int EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOSYS
 
 cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
@@ -19,6 +19,11 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
     int clock_getcpuclockid(int pid, int *clock)
 
+cdef extern from "<sys/time.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+
 cdef extern from "<sys/types.h>" nogil:
     ctypedef unsigned int socklen_t
     ctypedef unsigned short sa_family_t
@@ -27,8 +32,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int AF_INET, AF_INET6, AF_UNIX
     int SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
+    int SO_RCVTIMEO, SO_SNDTIMEO
     int MSG_NOSIGNAL, MSG_DONTWAIT
-    int SHUT_WR
+    int SHUT_RD, SHUT_WR, SHUT_RDWR
 
     struct sockaddr:
         sa_family_t sa_family
@@ -77,7 +83,10 @@ cdef extern from "<netinet/in.h>" nogil:
         uint32_t sin6_scope_id
 
 cdef extern from "<netinet/tcp.h>" nogil:
-    int TCP_NODELAY
+    int TCP_NODELAY, TCP_INFO
+
+    struct tcp_info:
+        uint32_t tcpi_unacked
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t htons(uint16_t value)
@@ -126,17 +135,71 @@ cdef extern from "<sys/timerfd.h>" nogil:
     int timerfd_create(int clock, int flags)
     int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
 
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS
+    void *MAP_FAILED
+
+    void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset)
+    int munmap(void *address, size_t size)
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     ssize_t read(int fd, void *buffer, size_t size)
     ssize_t write(int fd, const void *buffer, size_t size)
+    int getpid()
+    int getppid()
+    void _exit(int status)
+    long syscall(long number, ...)
+
+# Newer than some C libraries, but with the same number on every architecture.
+cdef extern from * nogil:
+    """
+    #include <sys/syscall.h>
+    #ifndef SYS_pidfd_send_signal
+    #define SYS_pidfd_send_signal 424
+    #endif
+    #ifndef SYS_close_range
+    #define SYS_close_range 436
+    #endif
+    """
+    long SYS_clone, SYS_pidfd_send_signal, SYS_close_range
+
+cdef extern from "<sched.h>" nogil:
+    unsigned long CLONE_PIDFD
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int PR_SET_PDEATHSIG
+    int prctl(int option, ...)
+
+cdef extern from "<sys/wait.h>" nogil:
+    """
+    #define WAIT_FOR_PIDFD ((idtype_t)3)    /* P_PIDFD, which glibc has since 2.36 */
+    """
+    ctypedef int idtype_t
+    idtype_t WAIT_FOR_PIDFD
+    int WEXITED, WNOHANG
+    int ANY_CHILD "__WALL"
+
+    ctypedef struct siginfo_t:
+        int si_pid
+
+    int waitid(idtype_t type, unsigned int id, siginfo_t *info, int options)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
         pass
 
-    int SIG_SETMASK
+    ctypedef struct sigaction_t "struct sigaction":
+        void (*sa_handler)(int) noexcept nogil
+        sigset_t sa_mask
+        int sa_flags
+
+    int SIG_SETMASK, SIG_UNBLOCK, SIGKILL, SIGUSR1
+    int sigemptyset(sigset_t *set)
     int sigfillset(sigset_t *set)
+    int sigaddset(sigset_t *set, int number)
+    int sigprocmask(int how, const sigset_t *set, sigset_t *old)
+    int sigaction(int number, const sigaction_t *action, sigaction_t *old)
 
 cdef extern from "<sched.h>" nogil:
     ctypedef struct cpu_set_t:
@@ -157,6 +220,12 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
                        void *(*main)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
+    ctypedef struct pthread_mutex_t:
+        pass
+
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 
 

@@ -1,4 +1,4 @@
-from fastsock._native.engine cimport Context
+from fastsock._native.engine cimport Context, Counters
 from fastsock._native.posix cimport pthread_t
 
 
@@ -13,4 +13,5 @@ cdef class Worker:
     cdef int prepare(self) except -1
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept
+    cdef void snapshot(self, Counters *total) noexcept
     cdef void _free(self) noexcept

@@ -14,7 +14,9 @@ from fastsock._native cimport atomic, engine, posix
 from fastsock._native cimport service as services
 from fastsock._native.allow cimport Range
 from fastsock._native.check cimport os_error
+from fastsock._native.engine cimport Counters
 from fastsock._native.listener cimport Listener
+from fastsock._native.thread cimport spawn
 
 import errno as errno_names
 
@@ -100,7 +102,7 @@ cdef class Worker:
         # The new thread inherits the mask: no signal can reach it, not even at its very start.
         posix.sigfillset(&every)
         posix.pthread_sigmask(posix.SIG_SETMASK, &every, &before)
-        error = spawn(&self.thread, self.main, self.argument, self.cpu)
+        error = spawn(&self.thread, STACK_BYTES, self.cpu, self.main, self.argument)
         posix.pthread_sigmask(posix.SIG_SETMASK, &before, NULL)
         if error:
             raise os_error(error, "pthread_create", "")
@@ -134,30 +136,28 @@ cdef class Worker:
 
     def counters(self) -> dict:
         """Copy the counters, each read whole, without stopping the loop."""
-        cdef engine.Counters *counters = &self.context.counters
+        cdef engine.Counters total
         cdef dict errors = {}
         cdef int error
-        cdef unsigned long long times
+        memset(&total, 0, sizeof(total))
+        self.snapshot(&total)
         for error in range(1, engine.ERRNO_LIMIT):
-            times = atomic.load_u64(&counters.errors[error], atomic.RELAXED)
-            if times:
-                errors[errno_names.errorcode.get(error, str(error))] = times
-        # Ends are read before beginnings, so that "open" can never come out negative.
-        closed = {
-            "eof": atomic.load_u64(&counters.closed[engine.CLOSED_EOF], atomic.RELAXED),
-            "reset": atomic.load_u64(&counters.closed[engine.CLOSED_RESET], atomic.RELAXED),
-            "error": atomic.load_u64(&counters.closed[engine.CLOSED_ERROR], atomic.RELAXED),
-            "stopped": atomic.load_u64(&counters.closed[engine.CLOSED_STOPPED], atomic.RELAXED),
-            "idle": atomic.load_u64(&counters.closed[engine.CLOSED_IDLE], atomic.RELAXED),
-            "close_on": atomic.load_u64(&counters.closed[engine.CLOSED_LINE], atomic.RELAXED),
-        }
+            if total.errors[error]:
+                errors[errno_names.errorcode.get(error, str(error))] = total.errors[error]
         return {
-            "closed": closed,
-            "accepted": atomic.load_u64(&counters.accepted, atomic.ACQUIRE),
-            "bytes_in": atomic.load_u64(&counters.bytes_in, atomic.RELAXED),
-            "bytes_out": atomic.load_u64(&counters.bytes_out, atomic.RELAXED),
-            "rejected": atomic.load_u64(&counters.rejected, atomic.RELAXED),
-            "accept_pauses": atomic.load_u64(&counters.accept_pauses, atomic.RELAXED),
+            "closed": {
+                "eof": total.closed[engine.CLOSED_EOF],
+                "reset": total.closed[engine.CLOSED_RESET],
+                "error": total.closed[engine.CLOSED_ERROR],
+                "stopped": total.closed[engine.CLOSED_STOPPED],
+                "idle": total.closed[engine.CLOSED_IDLE],
+                "close_on": total.closed[engine.CLOSED_LINE],
+            },
+            "accepted": total.accepted,
+            "bytes_in": total.bytes_in,
+            "bytes_out": total.bytes_out,
+            "rejected": total.rejected,
+            "accept_pauses": total.accept_pauses,
             "errors": errors,
         }
 
@@ -204,6 +204,10 @@ cdef class Worker:
     cdef void abandon(self) noexcept:
         """Engine, in a forked child: close the copies of the connections' descriptors."""
 
+    cdef void snapshot(self, Counters *total) noexcept:
+        """Engine: add up what was counted so far, the loop still running or long ended."""
+        engine.add_counters(total, &self.context.counters)
+
     cdef void _free(self) noexcept:
         self.release()
         close_once(&self.context.listen_fd)
@@ -220,21 +224,3 @@ cdef void close_once(int *fd) noexcept:
     if fd[0] >= 0:
         posix.close(fd[0])
         fd[0] = -1
-
-
-cdef int spawn(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument,
-               int cpu) noexcept:
-    """pthread_create with a small stack, on one CPU unless that is -1; returns its errno."""
-    cdef posix.pthread_attr_t attributes
-    cdef posix.cpu_set_t cpus
-    cdef int error = posix.pthread_attr_init(&attributes)
-    if error:
-        return error
-    posix.pthread_attr_setstacksize(&attributes, STACK_BYTES)
-    if cpu >= 0:
-        posix.CPU_ZERO(&cpus)
-        posix.CPU_SET(cpu, &cpus)
-        posix.pthread_attr_setaffinity_np(&attributes, sizeof(cpus), &cpus)
-    error = posix.pthread_create(thread, &attributes, main, argument)
-    posix.pthread_attr_destroy(&attributes)
-    return error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from fastsock import compare, engines
+from fastsock import compare
 from fastsock.cli.exits import FAILED, NOT_VALID, usage_errors
 from fastsock.cli.output import json_option, write_json
 from fastsock.cli.units import DURATION, SIZE, format_rate, format_size
@@ -93,10 +93,13 @@ def check_load(case: compare.Case, window: float, warmup: float) -> None:
 
 
 def contenders(case: compare.Case) -> Iterator[compare.Contender]:
-    yield from map(compare.native, engines.WORKERS)
-    for shape in compare.PURE_SHAPES:
-        if shape != "serial" or case.connections == 1:  # serial serves one client at a time
-            yield compare.pure(shape)
+    for kind, names in (
+        (compare.native, compare.NATIVE_ENGINES),
+        (compare.pure, compare.PURE_SHAPES),
+    ):
+        for name in names:
+            if name != "serial" or case.connections == 1:  # serial serves one client at a time
+                yield kind(name)
 
 
 def show(comparison: compare.Comparison) -> None:

@@ -1,0 +1,132 @@
+# The front door of the engines that hand their connections on: poll(2) on the listener and on the
+# wake-up, and step 5. What accept() may answer is in accepting.pxd.
+
+from libc.stdint cimport uint32_t
+
+from fastsock._native cimport accepting, atomic, engine, posix
+from fastsock._native.engine cimport Context
+
+cdef enum:                          # places in the list
+    LISTENER
+    WAKE
+    OWN                             # what the engine watches besides, or fd -1
+    PLACES
+
+cdef struct Door:
+    Context *context
+    const uint32_t *open            # how many connections there are; NULL if that is no matter
+    int flags                       # of accept4
+    int held                        # a client that nobody could be found for yet, or -1
+    int turns                       # attempts to accept before the others get their turn again
+    posix.pollfd list[PLACES]
+
+
+cdef inline void door_init(Door *door, Context *context, int flags,
+                           const uint32_t *open) noexcept:
+    door.context = context
+    door.open = open
+    door.flags = flags
+    door.held = -1
+    door.list[WAKE].fd = context.wake_fd
+    door.list[OWN].fd = -1
+    door.list[LISTENER].events = door.list[WAKE].events = door.list[OWN].events = posix.POLLIN
+
+
+cdef inline void wait_at(Door *door, bint for_clients) noexcept nogil:
+    """Block until anything in the list is ready, or the time of the context has come."""
+    cdef Context *context = door.context
+    door.turns = accepting.BURST
+    # While it rests it stays readable, and accept() keeps failing: poll() passes over a -1.
+    door.list[LISTENER].fd = -1
+    if for_clients and not accepting.resting(context):
+        door.list[LISTENER].fd = context.listen_fd
+    if posix.poll(door.list, PLACES, engine.timeout_ms(context)) < 0:
+        # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
+        if posix.errno != posix.EINTR:
+            give_up(door, posix.errno)
+        door.list[WAKE].revents = door.list[OWN].revents = 0
+    if door.list[WAKE].revents:
+        engine.clear(context.wake_fd)
+    if engine.stop_requested(context):
+        door.turns += queue_length(context.listen_fd)
+    if accepting.resting(context) and posix.monotonic_ns() >= context.resume_at:
+        context.resume_at = engine.NEVER
+
+
+cdef inline int next_client(Door *door) noexcept nogil:
+    """Step 5: the next connection, or -1 when there is none now.
+
+    Closing a listener resets what waits in its queue, and those clients think they are connected:
+    so once a stop is requested it is closed as soon as the queue is empty, or the stop is due.
+    """
+    cdef Context *context = door.context
+    cdef int fd = door.held, ended
+    if fd >= 0 and not accepting.resting(context):
+        door.held = -1
+        return fd
+    while context.listen_fd >= 0 and not accepting.resting(context) and door.turns > 0:
+        door.turns -= 1
+        if door.open != NULL and accepting.full(context, door.open[0]):
+            break
+        ended = accepting.accept_one(context, door.flags, &fd)
+        if ended == accepting.ACCEPTED:
+            atomic.count(&context.counters.accepted, 1)
+            return fd
+        if ended == accepting.QUEUE_EMPTY:
+            break
+        if ended == accepting.LISTENER_GONE:
+            accepting.close_listener(context)
+    if context.listen_fd >= 0 and engine.stop_requested(context):
+        if not accepting.resting(context) or engine.stop_due(context):
+            accepting.close_listener(context)
+    return -1
+
+
+cdef inline int queue_length(int listen_fd) noexcept nogil:
+    """How many wait to be accepted now.
+
+    At a stop no more than these are taken in, and a few who may have come meanwhile: to make a
+    process takes longer than to connect, so a queue that is refilled might never be empty.
+    """
+    cdef posix.tcp_info info
+    cdef posix.socklen_t size = sizeof(info)
+    if listen_fd < 0:
+        return 0
+    if posix.getsockopt(listen_fd, posix.IPPROTO_TCP, posix.TCP_INFO, &info, &size) != 0:
+        return accepting.BURST * accepting.BURSTS_AT_STOP
+    return info.tcpi_unacked        # of a listener: the length of its accept queue
+
+
+cdef inline void hold(Door *door, int fd, int error) noexcept nogil:
+    """What else a client needs cannot be had now: rest, and try again with the same one."""
+    door.held = fd
+    engine.count_error(door.context, error)
+    accepting.note_rest(door.context, error)
+
+
+cdef inline void let_go(Door *door) noexcept nogil:
+    """Close the client that is held, if there is one: it is over."""
+    if door.held >= 0:
+        posix.close(door.held)
+        door.held = -1
+        atomic.count(&door.context.counters.closed[engine.CLOSED_STOPPED], 1)
+
+
+cdef inline void end_rest(Door *door) noexcept nogil:
+    """Something that accepting may have rested for is free again."""
+    if accepting.resting(door.context):
+        door.context.resume_at = 0
+
+
+cdef inline void give_up(Door *door, int error) noexcept nogil:
+    """poll itself failed, as without memory."""
+    atomic.lower_i64(&door.context.stop_at, 0)
+    accepting.note_failure(door.context, error)
+    if door.context.listen_fd >= 0:
+        accepting.close_listener(door.context)
+
+
+cdef inline bint finished(Door *door, bint anybody_in) noexcept nogil:
+    if door.context.listen_fd >= 0 or not engine.stop_requested(door.context):
+        return False
+    return not (anybody_in or door.held >= 0) or engine.stop_due(door.context)

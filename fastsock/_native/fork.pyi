@@ -1,0 +1,3 @@
+from fastsock._native.worker import Worker
+
+class ForkWorker(Worker): ...
