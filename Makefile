@@ -27,7 +27,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint fastsock/_native
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
 
 # One wheel for CPython 3.11 and later, and the source distribution.
