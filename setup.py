@@ -11,8 +11,8 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-ENGINES = ["epoll", "poll", "threads", "fork", "serial"]
-MODULES = ["listener", "worker", *ENGINES, "histogram", "load", "floor"]
+ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
+MODULES = ["listener", "datagram_socket", "worker", *ENGINES, "histogram", "load", "floor"]
 
 # Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {

@@ -17,7 +17,7 @@ from fastsock._native.load import Loader
 from fastsock.endpoint import Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number
 from fastsock.report import Latency, LoadReport, host_facts
-from fastsock.server import EndpointLike, check_served
+from fastsock.server import EndpointLike
 
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
@@ -116,7 +116,7 @@ def load(
 
     """
     target = Endpoint.parse(endpoint)
-    check_served(target)
+    check_loaded(target)
     options = check_options(
         connections=connections,
         size=size,
@@ -141,6 +141,14 @@ def load(
     if interrupted:
         raise LoadInterrupted(report)
     return report
+
+
+def check_loaded(endpoint: Endpoint) -> None:
+    """Raise NotImplementedError for a kind of endpoint that cannot be loaded yet."""
+    if not endpoint.is_stream:
+        raise NotImplementedError(
+            f"{endpoint}: {endpoint.scheme} endpoints cannot be loaded yet; tcp and unix can"
+        )
 
 
 def check_options(

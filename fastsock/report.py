@@ -22,6 +22,9 @@ LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other
 #: Every way in which a connection of a server can end.
 CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
 
+#: Every reason for which a server leaves a datagram unanswered.
+DROPPED = ("loop_guard", "truncated", "send_error")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
@@ -33,6 +36,12 @@ class ServerStats:
     line). ``rejected`` counts connections from outside ``allow``, which are closed before they
     count as accepted. ``errors`` counts failed calls by errno name. ``accept_pauses`` counts how
     often the listener was paused for want of descriptors or memory.
+
+    ``datagrams_in`` counts datagrams received and ``datagrams_out`` those answered; the rest is in
+    ``dropped``, by reason: "loop_guard" (it may have been a server's answer), "truncated" (longer
+    than any UDP datagram) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
+    ``bytes_out`` hold the bytes of connections and datagrams both. ``engine`` is that of the
+    streams; datagrams have one of their own.
     """
 
     engine: str
@@ -46,6 +55,9 @@ class ServerStats:
     accept_pauses: int
     rejected: int = 0
     accepted_per_worker: tuple[int, ...] = ()
+    datagrams_in: int = 0
+    datagrams_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return {name: _plain(getattr(self, name)) for name in self.__slots__}

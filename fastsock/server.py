@@ -11,19 +11,23 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
+from fastsock._native.datagram import DatagramWorker
+from fastsock._native.datagram_socket import DatagramSocket
 from fastsock._native.listener import Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
-from fastsock.report import CLOSE_REASONS, ServerStats
+from fastsock.report import CLOSE_REASONS, DROPPED, ServerStats
 from fastsock.signals import stop_signals
 from fastsock.unix_path import SocketFile, bind_unix
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fastsock._native.listener import BoundSocket
     from fastsock._native.worker import Worker
 
 logger = logging.getLogger("fastsock")
@@ -44,15 +48,16 @@ EndpointLike = Endpoint | str | tuple[Any, ...]
 class Server:
     """An echo server in background native threads.
 
-    It echoes every byte of every connection (RFC 862) from `start()` to `stop()`, whatever the
-    Python threads do. Every method may be called from any thread.
+    It echoes every byte of every connection, and every datagram with one datagram (RFC 862), from
+    `start()` to `stop()`, whatever the Python threads do. Every method may be called from any
+    thread.
 
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
             if there is none. Port 0 picks a free port. A stale socket at a ``unix`` path is
             replaced, and anything else there is EADDRINUSE.
         engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
-            is an error.
+            is an error. For streams; datagrams have one engine of their own.
         backlog: connections that may wait to be accepted, listen(2).
         unix_mode: rights of a Unix socket's file, of which a client needs to write; exact whatever
             the umask is. An abstract name (``unix://@name``) has none: every local user of the
@@ -63,7 +68,7 @@ class Server:
         rcvbuf: SO_RCVBUF in bytes, tcp only; 0 leaves the kernel's autotuning on.
         sndbuf: SO_SNDBUF in bytes; 0 as above.
         workers: native threads per tcp endpoint, each with its own listener (SO_REUSEPORT); a
-            Unix endpoint has one, for want of that option.
+            Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
         max_connections: at so many open ones no more are accepted, and new ones wait in the
@@ -72,10 +77,17 @@ class Server:
             0 is never, as RFC 862 has it.
         allow: address ranges such as "10.0.0.0/8" or "::1/128"; who comes from elsewhere is closed
             at once and counted. Empty allows everybody.
+        loop_guard: leave datagrams unanswered that may be a server's answers: from ports below
+            1024, from the own port, from or to multicast, broadcast and unspecified addresses,
+            and from other fastsock servers. Without it one forged datagram makes two servers
+            answer each other for ever (CVE-2024-2169).
         drain_timeout: seconds that `stop()` and the first signal leave to the clients to finish.
         service: "echo" (RFC 862), "discard" (RFC 863) or "chargen" (RFC 864).
         close_on: an echo ends when the client sends a line equal to this, ended by LF or CR LF;
             it is echoed, and then the connection is closed. Empty is never.
+
+    `max_connections`, `idle_timeout`, `allow`, `service` and `close_on` are about streams, and do
+    not go with a udp endpoint.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -104,6 +116,7 @@ class Server:
         max_connections: int = 0,
         idle_timeout: float = 0.0,
         allow: Iterable[str] = (),
+        loop_guard: bool = True,
         drain_timeout: float = 0.0,
         # service
         service: str = "echo",
@@ -115,15 +128,17 @@ class Server:
         for endpoint in self._asked:
             check_served(endpoint)
         self.engine = engines.choose(engine)
-        self._listener_options: dict[str, Any] = {
+        self._stream_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
             "nodelay": check_bool("nodelay", nodelay),
+        }
+        self._reuse_port = check_bool("reuse_port", reuse_port)
+        self._socket_options: dict[str, Any] = {
             "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
             "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
         }
         self._unix_mode = check_int("unix_mode", unix_mode, 0, 0o777)
         self._dual_stack = check_bool("dual_stack", dual_stack)
-        self._reuse_port = check_bool("reuse_port", reuse_port)
         #: Native threads per tcp endpoint.
         self.workers = check_int("workers", workers, 1, _MAX_WORKERS)
         self._cpus = check_cpus(cpus)
@@ -141,6 +156,16 @@ class Server:
             "service": check_choice("service", service, SERVICES),
             "close_on": check_close_on(close_on, service),
         }
+        stream_only = {
+            "max_connections": max_connections,
+            "idle_timeout": idle_timeout,
+            "allow": self._worker_options["allow"],
+            "service": service != "echo",
+            "close_on": close_on,
+        }
+        for endpoint in self._asked:
+            check_stream_only(endpoint, [name for name, given in stream_only.items() if given])
+        self._loop_guard = check_bool("loop_guard", loop_guard)
         self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
         self._state = "new"  # "running", then "stopped"
@@ -165,7 +190,7 @@ class Server:
         with self._lock:
             if self._state != "new":
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
-            listeners: list[Listener] = []
+            listeners: list[BoundSocket] = []
             try:
                 self._bound = tuple(self._listen(endpoint, listeners) for endpoint in self._asked)
                 self._workers = self._start_workers(listeners)
@@ -184,7 +209,8 @@ class Server:
 
         What waits to be accepted is taken in, and what has arrived is sent back as far as that
         needs no waiting. With `drain`, clients are served for up to so many seconds more, until
-        all have closed. A second call, or one from another thread, can only bring the end closer.
+        all have closed; of datagrams, those are answered that wait to be received. A second call,
+        or one from another thread, can only bring the end closer.
 
         Args:
             drain: seconds; None means the option `drain_timeout`.
@@ -225,7 +251,9 @@ class Server:
                 self.stop(0)
         if failed:
             where = ", ".join(map(str, self._bound))
-            raise OSError(failed, f"accept {where}: {os.strerror(failed)} (the listener was shut)")
+            streams = any(endpoint.is_stream for endpoint in self._bound)
+            step, what = ("accept", "listener") if streams else ("receive", "socket")
+            raise OSError(failed, f"{step} {where}: {os.strerror(failed)} (the {what} was shut)")
         return self.stats()
 
     @property
@@ -258,6 +286,9 @@ class Server:
             bytes_out=sum(c["bytes_out"] for c in counters),
             errors=dict(sum((Counter(c["errors"]) for c in counters), Counter())),
             accept_pauses=sum(c["accept_pauses"] for c in counters),
+            datagrams_in=sum(c["datagrams_in"] for c in counters),
+            datagrams_out=sum(c["datagrams_out"] for c in counters),
+            dropped={reason: sum(c["dropped"][reason] for c in counters) for reason in DROPPED},
         )
 
     def __enter__(self) -> Server:
@@ -288,8 +319,8 @@ class Server:
 
         await asyncio.to_thread(self.stop)
 
-    def _listen(self, endpoint: Endpoint, listeners: list[Listener]) -> Endpoint:
-        """Append a listener for each worker; return the endpoint with its real port."""
+    def _listen(self, endpoint: Endpoint, listeners: list[BoundSocket]) -> Endpoint:
+        """Append a socket for each worker; return the endpoint with its real port."""
         if endpoint.is_unix:
             listeners.append(self._listen_unix(endpoint))
             return endpoint
@@ -301,7 +332,7 @@ class Server:
                 endpoint.path,
                 str(endpoint),
                 mode=self._unix_mode,
-                backlog=self._listener_options["backlog"],
+                backlog=self._stream_options["backlog"],
             )
 
         listener, file = bind_unix(endpoint, self._unix_mode, bind_and_listen)
@@ -313,12 +344,17 @@ class Server:
         while self._files:
             self._files.pop().remove()
 
-    def _listen_inet(self, endpoint: Endpoint, listeners: list[Listener]) -> Endpoint:
+    def _listen_inet(self, endpoint: Endpoint, listeners: list[BoundSocket]) -> Endpoint:
         address = endpoint.resolve()
         dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
+        make: Callable[..., BoundSocket] = DatagramSocket
+        workers = 1
+        if endpoint.is_stream:
+            make = partial(Listener, **self._stream_options)
+            workers = self.workers
         port = address.port
-        for _ in range(self.workers):
-            listener = Listener(
+        for _ in range(workers):
+            bound = make(
                 address.family,
                 address.host,
                 port,
@@ -326,26 +362,28 @@ class Server:
                 str(endpoint),
                 dual_stack=dual_stack,
                 # The kernel spreads new connections over the sockets that share a port this way.
-                reuse_port=self._reuse_port or self.workers > 1,
-                **self._listener_options,
+                reuse_port=self._reuse_port or workers > 1,
+                **self._socket_options,
             )
-            port = listener.port
-            listeners.append(listener)
+            port = bound.port
+            listeners.append(bound)
         return endpoint.with_port(port)
 
-    def _start_workers(self, listeners: list[Listener]) -> tuple[Worker, ...]:
-        worker_type = engines.WORKERS[self.engine]
+    def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
+        if isinstance(bound, DatagramSocket):
+            return DatagramWorker(bound, loop_guard=self._loop_guard, cpu=cpu)
+        return engines.WORKERS[self.engine](
+            bound, max_connections=max_connections, cpu=cpu, **self._worker_options
+        )
+
+    def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
         started: list[Worker] = []
         try:
             for number, listener in enumerate(listeners):
-                worker = worker_type(
-                    listener,
-                    # The first workers take what does not divide evenly.
-                    max_connections=(self._max_connections + len(listeners) - 1 - number)
-                    // len(listeners),
-                    cpu=self._cpus[number % len(self._cpus)] if self._cpus else -1,
-                    **self._worker_options,
-                )
+                # The first workers take what does not divide evenly.
+                share = (self._max_connections + len(listeners) - 1 - number) // len(listeners)
+                cpu = self._cpus[number % len(self._cpus)] if self._cpus else -1
+                worker = self._worker(listener, share, cpu)
                 worker.start()
                 started.append(worker)
         except BaseException:
@@ -458,10 +496,16 @@ def check_close_on(line: bytes, service: str) -> bytes:
 
 def check_served(endpoint: Endpoint) -> None:
     """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
-    if not endpoint.is_stream:
+    if not endpoint.is_stream and endpoint.scheme != "udp":
         raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp and unix are"
+            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp, udp and unix are"
         )
+
+
+def check_stream_only(endpoint: Endpoint, given: Sequence[str]) -> None:
+    """Raise ValueError if options were `given` that mean nothing for a datagram."""
+    if given and not endpoint.is_stream:
+        raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
 
 
 _running: weakref.WeakSet[Server] = weakref.WeakSet()

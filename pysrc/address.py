@@ -10,15 +10,16 @@ from ..endpoint import Endpoint
 SocketName = tuple[str, int] | tuple[str, int, int, int] | str
 
 
-def check_stream(endpoint: Endpoint) -> None:
-    """Raises NotImplementedError for a kind of endpoint that is parsed but not served."""
-    if not endpoint.is_stream:
+def check_scheme(endpoint: Endpoint, *schemes: str) -> None:
+    """Raises NotImplementedError for a kind of endpoint that is parsed but not supported."""
+    if endpoint.scheme not in schemes:
+        known = f"{', '.join(schemes[:-1])} and {schemes[-1]}"
         raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} is not supported yet; tcp and unix are"
+            f"{endpoint}: {endpoint.scheme} is not supported yet; {known} are"
         )
 
 
-def stream_address(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
+def socket_name(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
     """The family and the socket name of an endpoint; OSError when the host has no address."""
     address = endpoint.resolve()
     family = socket.AddressFamily(address.family)

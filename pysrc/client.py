@@ -7,7 +7,7 @@ from typing import Any
 
 from ..endpoint import Endpoint
 from ..report import LoadReport, host_facts
-from .address import check_stream, stream_address
+from .address import check_scheme, socket_name
 from .load_loop import LoadLoop, Plan
 from .options import check_int, check_number
 
@@ -48,7 +48,7 @@ def load(
     option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
-    check_stream(endpoint)
+    check_scheme(endpoint, "tcp", "unix")
     if not endpoint.is_unix and endpoint.port == 0:
         raise ValueError(f"{endpoint}: port 0 cannot be connected to")
     if messages is None and duration is None:
@@ -61,7 +61,7 @@ def load(
 
 
 def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
-    loop = LoadLoop(*stream_address(endpoint), plan)
+    loop = LoadLoop(*socket_name(endpoint), plan)
     loop.run()
     return LoadReport(
         endpoint=str(endpoint),

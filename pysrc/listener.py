@@ -1,4 +1,4 @@
-"""A listening socket: create, set options, bind, listen.
+"""A listening socket: create, set options, bind, listen; or a datagram socket, without listen.
 
 Every failure is an OSError (the subclass that its errno picks) that names the step and the address.
 """
@@ -14,7 +14,8 @@ from functools import partial
 
 from ..endpoint import Endpoint
 from ..unix_path import SocketFile, bind_unix
-from .address import SocketName, stream_address
+from . import datagrams
+from .address import SocketName, socket_name
 
 HINTS = {
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
@@ -30,7 +31,7 @@ def open_listener(
 
     At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
     """
-    family, name = stream_address(endpoint)
+    family, name = socket_name(endpoint)
     listen = partial(bind_and_listen, endpoint, family, name, backlog, unix_mode)
     return bind_unix(endpoint, unix_mode, listen) if endpoint.is_unix else (listen(), None)
 
@@ -64,16 +65,41 @@ def bind_and_listen(
     return listener
 
 
+def open_datagram_socket(endpoint: Endpoint) -> socket.socket:
+    """Receives datagrams on `endpoint`; the socket is non-blocking.
+
+    Without SO_REUSEADDR, with which another process could take the port over (socket(7)).
+    """
+    family, name = socket_name(endpoint)
+    with step("socket", endpoint):
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        with step("setsockopt", endpoint):
+            set_ipv6_only(sock, endpoint)
+            datagrams.set_options(sock, bool(endpoint.dual_stack))
+        with step("bind", endpoint):
+            sock.bind(name)
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
 def set_options(listener: socket.socket, endpoint: Endpoint) -> None:
     # Without it a restart fails for a minute, while old connections are in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Accepted sockets inherit it on Linux: one call here instead of one per connection. With
     # Nagle's algorithm, a small answer would wait for the acknowledgement of the one before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if listener.family == socket.AF_INET6:
+    set_ipv6_only(listener, endpoint)
+
+
+def set_ipv6_only(sock: socket.socket, endpoint: Endpoint) -> None:
+    if sock.family == socket.AF_INET6:
         # Set explicitly, because the default is up to a sysctl (net.ipv6.bindv6only).
         only = 0 if endpoint.dual_stack else 1
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from ..endpoint import Endpoint
 from ..report import ServerStats
 from ..unix_path import SocketFile
-from . import asyncio_streams, selector_loop, serial, threads
-from .address import check_stream
+from . import asyncio_streams, datagrams, selector_loop, serial, threads
+from .address import check_scheme
 from .bell import Bell
 from .control import Control, Phase
-from .listener import open_listener
+from .listener import open_datagram_socket, open_listener
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .tally import Tally
@@ -48,14 +48,14 @@ class Server:
             socket.create_connection((server.endpoint.host, server.endpoint.port))
 
     Args:
-        endpoint: where to listen, tcp or unix. Port 0 picks a free one.
-        shape: one of SHAPES.
+        endpoint: where to listen: tcp, unix or udp. Port 0 picks a free one.
+        shape: one of SHAPES, for streams; datagrams have one of their own.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
         unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
         buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
         drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
 
-    Raises ValueError or TypeError for a bad option, NotImplementedError for datagrams. A server
+    Raises ValueError or TypeError for a bad option, NotImplementedError for unixgram. A server
     runs once.
     """
 
@@ -74,7 +74,7 @@ class Server:
         if shape not in RUNS:
             raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
         self._endpoint = Endpoint.parse(endpoint)
-        check_stream(self._endpoint)
+        check_scheme(self._endpoint, "tcp", "unix", "udp")
         self._shape = shape
         self._backlog = check_int("backlog", backlog)
         self._unix_mode = check_mode("unix_mode", unix_mode)
@@ -106,7 +106,11 @@ class Server:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            listener, file = open_listener(self._endpoint, self._backlog, self._unix_mode)
+            file: SocketFile | None = None
+            if self._endpoint.is_stream:
+                listener, file = open_listener(self._endpoint, self._backlog, self._unix_mode)
+            else:
+                listener = open_datagram_socket(self._endpoint)
             control = Control()
             thread = threading.Thread(
                 target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True
@@ -126,7 +130,8 @@ class Server:
     def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
         try:
             with listener:
-                RUNS[self._shape](listener, control, self._tally, self._buffer_size)
+                run = RUNS[self._shape] if self._endpoint.is_stream else datagrams.run
+                run(listener, control, self._tally, self._buffer_size)
         finally:
             if file:
                 file.remove()

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 
-from ..report import ServerStats
+from ..report import DROPPED, ServerStats
 
 
 class Connection:
@@ -36,6 +36,12 @@ class Tally:
         self._bytes_out = 0
         self._errors: Counter[str] = Counter()
         self.accept_pauses = 0
+        # Of datagrams; one thread writes these.
+        self.datagrams_in = 0
+        self.datagrams_out = 0
+        self.datagram_bytes_in = 0
+        self.datagram_bytes_out = 0
+        self.dropped = dict.fromkeys(DROPPED, 0)
 
     def opened(self, sock: socket.socket) -> Connection:
         connection = Connection(sock)
@@ -84,8 +90,15 @@ class Tally:
                 accepted=self._accepted,
                 open=len(self._open),
                 closed=dict(self._closed),
-                bytes_in=self._bytes_in + sum(each.bytes_in for each in self._open),
-                bytes_out=self._bytes_out + sum(each.bytes_out for each in self._open),
+                bytes_in=self._bytes_in
+                + sum(each.bytes_in for each in self._open)
+                + self.datagram_bytes_in,
+                bytes_out=self._bytes_out
+                + sum(each.bytes_out for each in self._open)
+                + self.datagram_bytes_out,
                 errors=dict(self._errors),
                 accept_pauses=self.accept_pauses,
+                datagrams_in=self.datagrams_in,
+                datagrams_out=self.datagrams_out,
+                dropped=dict(self.dropped),
             )

@@ -139,11 +139,10 @@ def test_bad_endpoint(endpoint: Any, kind: type[Exception]) -> None:
         Server(endpoint)
 
 
-@pytest.mark.parametrize("kind", ["udp", "unixgram"])
-def test_kind_of_endpoint_that_is_not_served(kind: str) -> None:
+def test_kind_of_endpoint_that_is_not_served() -> None:
     """A kind that is not served yet is a NotImplementedError of one line that names it."""
-    url = f"{kind}://127.0.0.1:0" if kind == "udp" else f"{kind}:///tmp/echo"
-    expected = f"^{re.escape(url)}: {kind} endpoints are not supported yet; tcp and unix are$"
+    url = "unixgram:///tmp/echo"
+    expected = f"^{url}: unixgram endpoints are not supported yet; tcp, udp and unix are$"
     with pytest.raises(NotImplementedError, match=expected):
         Server(ANY_PORT, url)
 

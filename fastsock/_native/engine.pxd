@@ -23,12 +23,21 @@ cdef enum:                          # reasons of a connection's end
     CLOSED_LINE                     # the client sent the `close_on` line
     CLOSE_REASONS
 
+cdef enum:                          # reasons why a datagram got no answer
+    DROPPED_GUARD                   # it may come from a server: see loop_guard.pxd
+    DROPPED_TRUNCATED               # longer than the buffer
+    DROPPED_SENDING                 # the answer could not be sent
+    DROP_REASONS
+
 cdef struct Counters:               # each set of them is written by one thread, read by any
     uint64_t accepted
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t accept_pauses
     uint64_t rejected               # accepted and closed at once: not in `allow`
+    uint64_t datagrams_in
+    uint64_t datagrams_out
+    uint64_t dropped[DROP_REASONS]
     uint64_t closed[CLOSE_REASONS]
     uint64_t errors[ERRNO_LIMIT]
 
@@ -76,6 +85,10 @@ cdef inline void add_counters(Counters *total, Counters *more) noexcept nogil:
     total.bytes_out += atomic.load_u64(&more.bytes_out, atomic.RELAXED)
     total.rejected += atomic.load_u64(&more.rejected, atomic.RELAXED)
     total.accept_pauses += atomic.load_u64(&more.accept_pauses, atomic.RELAXED)
+    total.datagrams_in += atomic.load_u64(&more.datagrams_in, atomic.RELAXED)
+    total.datagrams_out += atomic.load_u64(&more.datagrams_out, atomic.RELAXED)
+    for i in range(DROP_REASONS):
+        total.dropped[i] += atomic.load_u64(&more.dropped[i], atomic.RELAXED)
     for i in range(ERRNO_LIMIT):
         total.errors[i] += atomic.load_u64(&more.errors[i], atomic.RELAXED)
 

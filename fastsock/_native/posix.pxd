@@ -1,6 +1,6 @@
 # C declarations, one block per header, only what is used.
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -30,10 +30,10 @@ cdef extern from "<sys/types.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     int AF_INET, AF_INET6, AF_UNIX
-    int SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
     int SO_RCVTIMEO, SO_SNDTIMEO
-    int MSG_NOSIGNAL, MSG_DONTWAIT
+    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_TRUNC
     int SHUT_RD, SHUT_WR, SHUT_RDWR
 
     struct sockaddr:
@@ -41,6 +41,34 @@ cdef extern from "<sys/socket.h>" nogil:
 
     struct sockaddr_storage:
         sa_family_t ss_family
+
+    struct iovec:                   # sys/uio.h, which this header includes
+        void *iov_base
+        size_t iov_len
+
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *header)
+    unsigned char *CMSG_DATA(cmsghdr *header)
+    size_t CMSG_LEN(size_t size)
+    size_t CMSG_SPACE(size_t size)
 
     int socket(int domain, int type, int protocol)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
@@ -53,6 +81,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int recvmmsg(int fd, mmsghdr *list, unsigned int count, int flags, timespec *timeout)
+    int sendmmsg(int fd, mmsghdr *list, unsigned int count, int flags)
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
@@ -64,12 +95,14 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<netinet/in.h>" nogil:
     int IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6, IPV6_V6ONLY, IP_BIND_ADDRESS_NO_PORT
+    int IP_TTL, IP_RECVTTL, IP_PKTINFO
+    int IPV6_UNICAST_HOPS, IPV6_HOPLIMIT, IPV6_RECVHOPLIMIT, IPV6_PKTINFO, IPV6_RECVPKTINFO
 
     struct in_addr:
         uint32_t s_addr
 
     struct in6_addr:
-        pass
+        uint8_t s6_addr[16]
 
     struct sockaddr_in:
         sa_family_t sin_family
@@ -81,6 +114,18 @@ cdef extern from "<netinet/in.h>" nogil:
         uint16_t sin6_port
         in6_addr sin6_addr
         uint32_t sin6_scope_id
+
+    struct in_pktinfo:
+        int ipi_ifindex
+        in_addr ipi_spec_dst
+        in_addr ipi_addr
+
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+        unsigned int ipi6_ifindex
+
+    bint IN6_IS_ADDR_V4MAPPED(const in6_addr *address)
+    bint IN6_IS_ADDR_LINKLOCAL(const in6_addr *address)
 
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY, TCP_INFO

@@ -1,11 +1,11 @@
 from typing import Any
 
-from fastsock._native.listener import Listener
+from fastsock._native.listener import BoundSocket
 
 class Worker:
     def __init__(
         self,
-        listener: Listener,
+        socket: BoundSocket,
         *,
         buffer_size: int,
         service: str = "echo",

@@ -15,7 +15,7 @@ from fastsock._native cimport service as services
 from fastsock._native.allow cimport Range
 from fastsock._native.check cimport os_error
 from fastsock._native.engine cimport Counters
-from fastsock._native.listener cimport Listener
+from fastsock._native.listener cimport BoundSocket
 from fastsock._native.thread cimport spawn
 
 import errno as errno_names
@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef class Worker:
-    """Base of the engines' workers; takes the descriptor over from `listener`.
+    """Base of the engines' workers; takes the descriptor over from `socket`.
 
     `buffer_size` is in bytes. `service` is "echo", "discard" or "chargen"; a line equal to
     `close_on` ends an echo. `allow` holds (16-byte IPv6 network, prefix length) pairs. 0 stands for
@@ -51,7 +51,7 @@ cdef class Worker:
         self.context.sweep_at = engine.NEVER
         self.cpu = -1
 
-    def __init__(self, Listener listener not None, *, size_t buffer_size, str service="echo",
+    def __init__(self, BoundSocket socket not None, *, size_t buffer_size, str service="echo",
                  bytes close_on=b"", unsigned int max_connections=0, tuple allow=(),
                  double idle_timeout=0.0, int cpu=-1):
         self.cpu = cpu
@@ -65,7 +65,7 @@ cdef class Worker:
         self.context.wake_fd = new_eventfd()
         self.context.notice_fd = new_eventfd()
         self.context.done_fd = new_eventfd()
-        self.context.listen_fd = listener.detach()
+        self.context.listen_fd = socket.detach()
 
     def __dealloc__(self):
         if self.running:
@@ -156,6 +156,13 @@ cdef class Worker:
             "accepted": total.accepted,
             "bytes_in": total.bytes_in,
             "bytes_out": total.bytes_out,
+            "datagrams_in": total.datagrams_in,
+            "datagrams_out": total.datagrams_out,
+            "dropped": {
+                "loop_guard": total.dropped[engine.DROPPED_GUARD],
+                "truncated": total.dropped[engine.DROPPED_TRUNCATED],
+                "send_error": total.dropped[engine.DROPPED_SENDING],
+            },
             "rejected": total.rejected,
             "accept_pauses": total.accept_pauses,
             "errors": errors,

@@ -10,7 +10,7 @@ from fastsock.report import host_facts
 
 KINDS = {
     "tcp": "available",
-    "udp": "not built yet",
+    "udp": "available",
     "unix": "available",
     "unixgram": "not built yet",
 }

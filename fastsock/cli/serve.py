@@ -36,7 +36,7 @@ def numbers(
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
 @click.option("--rcvbuf", type=SIZE, default=0, help="SO_RCVBUF; 0 is the kernel's choice.")
 @click.option("--sndbuf", type=SIZE, default=0, help="SO_SNDBUF; 0 is the kernel's choice.")
-@click.option("--workers", type=int, default=1, help="Threads per endpoint.")
+@click.option("--workers", type=int, default=1, help="Threads per tcp endpoint.")
 @click.option("--cpus", callback=numbers, metavar="LIST", help="CPUs for the workers, as 0,1.")
 @click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
 @click.option("--max-connections", type=int, default=0, help="More wait; 0 is no limit.")
@@ -44,6 +44,11 @@ def numbers(
 @click.option("--allow", multiple=True, metavar="RANGE", help="As 10.0.0.0/8; others are closed.")
 @click.option("--service", default="echo", help=f"One of {', '.join(SERVICES)}.")
 @click.option("--close-on", type=os.fsencode, default="", help="Line that ends a conversation.")
+@click.option(
+    "--loop-guard/--no-loop-guard",
+    default=True,
+    help="Leave datagrams unanswered that may be a server's answers.",
+)
 @click.option(
     "--drain-timeout",
     type=DURATION,
@@ -54,7 +59,7 @@ def numbers(
 def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) -> int:
     """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
 
-    ENDPOINT is like tcp://127.0.0.1:7007 (the default), tcp://[::1]:0 or unix:///run/echo.sock;
+    ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007 or unix:///run/echo.sock;
     port 0 picks a free one.
     """
     with usage_errors():
@@ -67,13 +72,19 @@ def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) 
 
 def announce(server: Server) -> None:
     for endpoint in server.endpoints:
-        workers = "1 worker" if server.workers == 1 else f"{server.workers} workers"
-        click.echo(f"listening on {endpoint} ({server.engine}, {workers})", err=True)
+        engine = server.engine if endpoint.is_stream else "datagrams"
+        count = server.workers if endpoint.scheme == "tcp" else 1
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        click.echo(f"listening on {endpoint} ({engine}, {workers})", err=True)
 
 
 def summary(stats: ServerStats) -> str:
     errors = ", ".join(f"{name} {times}" for name, times in stats.errors.items()) or "none"
+    served = f"{stats.accepted} connections"
+    if stats.datagrams_in:
+        dropped = sum(stats.dropped.values())
+        served += f", {stats.datagrams_out} datagrams ({dropped} more dropped)"
     return (
-        f"served {stats.accepted} connections: {format_size(stats.bytes_in)} in, "
+        f"served {served}: {format_size(stats.bytes_in)} in, "
         f"{format_size(stats.bytes_out)} out; errors: {errors}"
     )

@@ -1,0 +1,65 @@
+# What the kernel tells with a datagram beside its bytes: cmsg(3), ip(7), ipv6(7).
+
+from libc.string cimport memcpy
+
+from fastsock._native cimport posix
+
+cdef enum:
+    CONTROL_SIZE = 128              # bytes; an in6_pktinfo and an int need 64
+
+cdef union Control:                 # where it is told
+    posix.cmsghdr header            # aligns the bytes
+    char room[CONTROL_SIZE]
+
+cdef struct Arrival:                # how a datagram came
+    int hops                        # its TTL or hop limit, 0 when not told
+    int asked                       # which of these two holds the address that it was sent to:
+    posix.in_pktinfo ipv4           # IP_PKTINFO,
+    posix.in6_pktinfo ipv6          # IPV6_PKTINFO; 0 for none
+
+
+cdef inline void read_arrival(posix.msghdr *message, Arrival *arrival) noexcept nogil:
+    cdef posix.cmsghdr *note = posix.CMSG_FIRSTHDR(message)
+    cdef unsigned char *data
+    arrival.hops = arrival.asked = 0
+    while note != NULL:
+        data = posix.CMSG_DATA(note)
+        if note.cmsg_level == posix.IPPROTO_IP:
+            if note.cmsg_type == posix.IP_TTL:
+                memcpy(&arrival.hops, data, sizeof(arrival.hops))
+            elif note.cmsg_type == posix.IP_PKTINFO:
+                memcpy(&arrival.ipv4, data, sizeof(arrival.ipv4))
+                arrival.asked = posix.IP_PKTINFO
+        elif note.cmsg_level == posix.IPPROTO_IPV6:
+            if note.cmsg_type == posix.IPV6_HOPLIMIT:
+                memcpy(&arrival.hops, data, sizeof(arrival.hops))
+            elif note.cmsg_type == posix.IPV6_PKTINFO:
+                memcpy(&arrival.ipv6, data, sizeof(arrival.ipv6))
+                arrival.asked = posix.IPV6_PKTINFO
+        note = posix.CMSG_NXTHDR(message, note)
+
+
+cdef inline void answer_from_asked(posix.msghdr *message, Arrival *arrival) noexcept nogil:
+    """Write over what was told: the answer leaves from the address that was asked."""
+    # The route back decides on the interface, except for the addresses that each link has.
+    if arrival.asked == posix.IP_PKTINFO:
+        arrival.ipv4.ipi_ifindex = 0
+        write_note(message, posix.IPPROTO_IP, posix.IP_PKTINFO, &arrival.ipv4,
+                   sizeof(arrival.ipv4))
+    elif arrival.asked == posix.IPV6_PKTINFO:
+        if not posix.IN6_IS_ADDR_LINKLOCAL(&arrival.ipv6.ipi6_addr):
+            arrival.ipv6.ipi6_ifindex = 0
+        write_note(message, posix.IPPROTO_IPV6, posix.IPV6_PKTINFO, &arrival.ipv6,
+                   sizeof(arrival.ipv6))
+    else:
+        message.msg_controllen = 0
+
+
+cdef inline void write_note(posix.msghdr *message, int level, int kind, const void *data,
+                            size_t size) noexcept nogil:
+    cdef posix.cmsghdr *note = <posix.cmsghdr *>message.msg_control
+    note.cmsg_level = level
+    note.cmsg_type = kind
+    note.cmsg_len = posix.CMSG_LEN(size)
+    memcpy(posix.CMSG_DATA(note), data, size)
+    message.msg_controllen = posix.CMSG_SPACE(size)

@@ -1,0 +1,5 @@
+from fastsock._native.datagram_socket import DatagramSocket
+from fastsock._native.worker import Worker
+
+class DatagramWorker(Worker):
+    def __init__(self, socket: DatagramSocket, *, loop_guard: bool, cpu: int = -1) -> None: ...

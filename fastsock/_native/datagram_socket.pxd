@@ -1,0 +1,5 @@
+from fastsock._native.listener cimport BoundSocket
+
+
+cdef class DatagramSocket(BoundSocket):
+    pass

@@ -1,0 +1,16 @@
+from fastsock._native.listener import BoundSocket
+
+class DatagramSocket(BoundSocket):
+    def __init__(
+        self,
+        family: int,
+        host: str,
+        port: int,
+        scope_id: int,
+        where: str,
+        *,
+        reuse_port: bool = False,
+        dual_stack: bool = False,
+        rcvbuf: int = 0,
+        sndbuf: int = 0,
+    ) -> None: ...

@@ -1,0 +1,507 @@
+"""Tests of the datagram engine: exactness, sources of answers, loops, errors, stopping.
+
+Forged datagrams go out through raw sockets, which take CAP_NET_RAW; errors of system calls are
+injected with strace(1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fastsock.pure
+import pytest
+
+import fastsock
+from fastsock import Endpoint, Server
+
+TIMEOUT = 20.0  # seconds; only something that hangs takes so long
+SIZES = (0, 1, 1472, 1473, 65507)  # empty; the most and more than an Ethernet frame; UDP's most
+LOOPBACK = "127.0.0.1"
+BOTH = (Server, fastsock.pure.Server)  # the twin does the same, one datagram at a time
+
+
+def client(endpoint: Endpoint, host: str | None = None) -> closing[socket.socket]:
+    """A socket connected to the server: it takes answers from the address that it asked only."""
+    host = host or endpoint.host
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(TIMEOUT)
+    sock.connect((host, endpoint.port))
+    return closing(sock)
+
+
+def ask(sock: socket.socket, payload: bytes = b"probe") -> bytes:
+    sock.send(payload)
+    return sock.recv(70000)
+
+
+def payload_of(size: int, seed: int = 0) -> bytes:
+    return bytes((seed + place * 7) % 251 for place in range(size))
+
+
+@contextmanager
+def forger() -> Iterator[Any]:
+    """A function that sends a datagram from an address that is not ours."""
+    try:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    except PermissionError:
+        pytest.skip("raw sockets need CAP_NET_RAW")
+
+    def forge(source: tuple[str, int], target: Endpoint, payload: bytes = b"forged") -> None:
+        udp = struct.pack("!HHHH", source[1], target.port, 8 + len(payload), 0) + payload
+        # The kernel fills in the length, the identification and the checksum (raw(7)).
+        addresses = socket.inet_aton(source[0]) + socket.inet_aton(target.host)
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses
+        raw.sendto(ip + udp, (target.host, target.port))
+
+    with closing(raw):
+        yield forge
+
+
+def settle(*servers: Server) -> None:
+    """Ask many times: a loop that had begun would have gone round as often meanwhile."""
+    for server in servers:
+        with client(server.endpoint) as sock:
+            for _ in range(200):
+                assert ask(sock) == b"probe"
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://[::1]:0"])
+def test_one_datagram_is_answered_with_the_same_bytes(make: Any, url: str, size: int) -> None:
+    """Every size up to UDP's most comes back as it was, the empty datagram too."""
+    with make(url) as server, client(server.endpoint) as sock:
+        payload = payload_of(size)
+        assert ask(sock, payload) == payload
+        assert ask(sock) == b"probe"
+    stats = server.stats()
+    assert (stats.datagrams_in, stats.datagrams_out) == (2, 2)
+    assert (stats.bytes_in, stats.bytes_out) == (size + 5, size + 5)
+    assert stats.accepted == stats.open == sum(stats.dropped.values()) == 0
+
+
+def test_the_largest_datagram_of_ipv6() -> None:
+    """IPv6 takes 20 bytes more than IPv4, and they are not cut off."""
+    with Server("udp://[::1]:0") as server, client(server.endpoint) as sock:
+        payload = payload_of(65527)
+        assert ask(sock, payload) == payload
+
+
+def test_batches_of_mixed_sizes_from_several_clients() -> None:
+    """Bursts of several clients are answered one for one, each client's own, and in order."""
+    with Server("udp://127.0.0.1:0") as server, ExitStack() as stack:
+        clients = [stack.enter_context(client(server.endpoint)) for _ in range(4)]
+        for turn in range(50):
+            for number, sock in enumerate(clients):
+                for place, size in enumerate((0, 1, 1472, 1473, 500, 0, 64)):
+                    sock.send(payload_of(size, turn + number + place))
+            for number, sock in enumerate(clients):
+                for place, size in enumerate((0, 1, 1472, 1473, 500, 0, 64)):
+                    assert sock.recv(70000) == payload_of(size, turn + number + place)
+    stats = server.stats()
+    assert stats.datagrams_in == stats.datagrams_out == 50 * 4 * 7
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("url", ["udp://0.0.0.0:0", "udp://[::]:0?dual_stack=1"])
+def test_an_answer_leaves_from_the_address_that_was_asked(make: Any, url: str) -> None:
+    """Connected clients, which see no other answer, ask a wildcard socket at eight addresses."""
+    with make(url) as server:
+        for last in range(2, 10):
+            with client(server.endpoint, f"127.0.0.{last}") as sock:
+                assert ask(sock) == b"probe"
+
+
+def test_ipv6_wildcard() -> None:
+    """A wildcard socket of IPv6 answers there, and without dual stack not on IPv4."""
+    with Server("udp://[::]:0") as server:
+        with client(server.endpoint, "::1") as sock:
+            assert ask(sock) == b"probe"
+        with client(server.endpoint, LOOPBACK) as sock, pytest.raises(ConnectionRefusedError):
+            ask(sock)
+
+
+def test_tcp_and_udp_on_one_port() -> None:
+    """Both kinds of one port are served side by side, and counted together."""
+    with Server("tcp://127.0.0.1:0") as first:
+        port = first.endpoint.port
+    with Server(f"tcp://127.0.0.1:{port}", f"udp://127.0.0.1:{port}") as server:
+        assert [str(each) for each in server.endpoints] == [
+            f"tcp://127.0.0.1:{port}",
+            f"udp://127.0.0.1:{port}",
+        ]
+        with socket.create_connection((LOOPBACK, port), TIMEOUT) as stream:
+            stream.sendall(b"stream")
+            assert stream.recv(6, socket.MSG_WAITALL) == b"stream"
+        with client(server.endpoints[1]) as sock:
+            assert ask(sock) == b"probe"
+    stats = server.stats()
+    assert (stats.accepted, stats.datagrams_in, stats.bytes_in) == (1, 1, 11)
+
+
+# --- the loop guard -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("port", [0, 7, 19, 53, 1023])
+def test_ports_of_services_are_not_answered(make: Any, port: int) -> None:
+    """What seems to come from a port below 1024 is dropped and counted."""
+    with make("udp://127.0.0.1:0") as server, forger() as forge:
+        forge((LOOPBACK, port), server.endpoint)
+        settle(server)
+    stats = server.stats()
+    assert stats.dropped == {"loop_guard": 1, "truncated": 0, "send_error": 0}
+    assert (stats.datagrams_in, stats.datagrams_out) == (201, 200)
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_the_own_port_is_not_answered(make: Any, host: str) -> None:
+    """What seems to come from the server itself, at any address, is dropped."""
+    with make("udp://127.0.0.1:0") as server, forger() as forge:
+        forge((host, server.endpoint.port), server.endpoint)
+        settle(server)
+    stats = server.stats()
+    assert (stats.dropped["loop_guard"], stats.datagrams_in) == (1, 201)
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255"])
+def test_addresses_of_nobody_are_not_answered(make: Any, host: str) -> None:
+    """Multicast and broadcast sources, where the kernel lets them in at all, get nothing."""
+    with make("udp://127.0.0.1:0") as server, forger() as forge:
+        forge((host, 5000), server.endpoint)
+        settle(server)
+    stats = server.stats()
+    assert stats.datagrams_out == 200
+    assert stats.dropped["loop_guard"] == stats.datagrams_in - 200
+
+
+def test_a_broadcast_is_not_answered() -> None:
+    """What was sent to everyone is not answered: one forged source would get all the answers."""
+    with Server("udp://0.0.0.0:0") as server, client(server.endpoint, LOOPBACK) as probe:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(b"all", ("127.255.255.255", server.endpoint.port))
+        assert ask(probe) == b"probe"
+    stats = server.stats()
+    assert (stats.dropped["loop_guard"], stats.datagrams_out) == (1, 1)
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://0.0.0.0:0"])
+def test_two_servers_do_not_answer_each_other(make: Any, url: str) -> None:
+    """A forged datagram gets one answer, and the other server does not answer that."""
+    with make(url) as a, make(url) as b, forger() as forge:
+        forge((LOOPBACK, b.endpoint.port), Endpoint("udp", LOOPBACK, a.endpoint.port))
+        settle(a, b)
+    first, second = a.stats(), b.stats()
+    assert (first.datagrams_in, first.datagrams_out) == (201, 201)
+    assert (second.datagrams_in, second.datagrams_out) == (201, 200)
+    assert second.dropped["loop_guard"] == 1
+
+
+def test_without_the_guard_two_servers_loop_until_stopped() -> None:
+    """The option takes the guard away; stop() ends the loop at once all the same."""
+    with (
+        Server("udp://127.0.0.1:0", loop_guard=False) as a,
+        Server("udp://127.0.0.1:0", loop_guard=False) as b,
+        forger() as forge,
+    ):
+        forge((LOOPBACK, b.endpoint.port), a.endpoint)
+        while b.stats().datagrams_in < 1000:
+            settle(a)
+        a.stop()
+        b.stop(drain=TIMEOUT)
+
+
+def test_without_the_guard_port_0_is_a_failed_send() -> None:
+    """An answer that cannot be sent is dropped and counted; those around it arrive."""
+    with (
+        Server("udp://127.0.0.1:0", loop_guard=False) as server,
+        forger() as forge,
+        client(server.endpoint) as sock,
+    ):
+        for number in range(100):
+            sock.send(b"before %d" % number)
+            forge((LOOPBACK, 0), server.endpoint)
+            sock.send(b"after %d" % number)
+            assert sock.recv(100) == b"before %d" % number
+            assert sock.recv(100) == b"after %d" % number
+    stats = server.stats()
+    assert stats.dropped == {"loop_guard": 0, "truncated": 0, "send_error": 100}
+    assert stats.errors == {"EINVAL": 100}
+
+
+# --- clients that vanish, errors, ends ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_clients_that_vanish_do_not_cost_the_others_an_answer(make: Any) -> None:
+    """ICMP says for each that nobody is there; no healthy client loses an answer by that."""
+    with make("udp://127.0.0.1:0") as server, client(server.endpoint) as healthy:
+        for number in range(2000):
+            with client(server.endpoint) as vanishing:
+                vanishing.send(b"gone")
+            assert ask(healthy, b"%d" % number) == b"%d" % number
+    stats = server.stats()
+    assert stats.datagrams_in == 4000
+    assert stats.datagrams_out + stats.dropped["send_error"] == 4000
+
+
+def test_a_port_that_is_taken() -> None:
+    """A second server on the port fails to bind, and takes nothing from the first."""
+    with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
+        with pytest.raises(OSError, match=f"bind {server.endpoint}: Address already in use"):
+            Server(server.endpoint).start()
+        with pytest.raises(OSError, match="Address already in use"):
+            Server("tcp://127.0.0.1:0", server.endpoint).start()
+        assert ask(sock) == b"probe"
+
+
+def test_an_address_of_another_machine() -> None:
+    """The text of a failed bind names the step, the endpoint and the remedy."""
+    with pytest.raises(OSError, match=r"bind udp://192\.0\.2\.1:0: .*not an address of this"):
+        Server("udp://192.0.2.1:0").start()
+
+
+def test_reuse_port() -> None:
+    """Two servers share a port when both asked for it."""
+    with (
+        Server("udp://127.0.0.1:0", reuse_port=True) as first,
+        Server(first.endpoint, reuse_port=True) as second,
+        ExitStack() as stack,
+    ):
+        for _ in range(64):
+            assert ask(stack.enter_context(client(first.endpoint))) == b"probe"
+        assert first.stats().datagrams_in + second.stats().datagrams_in == 64
+
+
+def test_stop_frees_the_port() -> None:
+    """After stop() the port is free, and the counters are still there."""
+    server = Server("udp://127.0.0.1:0")
+    server.start()
+    with client(server.endpoint) as sock:
+        assert ask(sock) == b"probe"
+        server.stop()
+        assert server.stats().datagrams_out == 1
+        with pytest.raises(ConnectionRefusedError):
+            ask(sock)
+    with Server(server.endpoint):
+        pass
+
+
+def test_stop_from_many_threads_under_load() -> None:
+    """A flood does not keep the server from stopping."""
+    with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
+        ended = threading.Event()
+
+        def flood() -> None:
+            while not ended.is_set():
+                try:
+                    sock.send(b"flood")
+                except ConnectionRefusedError:
+                    return
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            sock.recv(100)
+            server.stop()
+        finally:
+            ended.set()
+            thread.join()
+
+
+class ServerProcess:
+    """A server in a process of its own, perhaps under strace; its counters come at the end."""
+
+    def __init__(self, *options: str, under: tuple[str, ...] = ()) -> None:
+        command = [sys.executable, "-m", "fastsock", "serve", "udp://127.0.0.1:0", "--json", "-"]
+        self.process = subprocess.Popen(
+            [*under, *command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert line.startswith("listening on "), line
+        self.endpoint = Endpoint.parse(line.split()[2])
+
+    def stop(self) -> dict[str, Any]:
+        self.process.send_signal(signal.SIGTERM)
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        out, _ = self.process.communicate(timeout=TIMEOUT)
+        assert self.process.returncode == 0
+        stats: dict[str, Any] = json.loads(out)
+        return stats
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_drain_answers_what_waits() -> None:
+    """Datagrams that came before the stop are answered before the server ends."""
+    with ServerProcess("--drain-timeout", "20s") as server, client(server.endpoint) as sock:
+        assert ask(sock) == b"probe"
+        server.process.send_signal(signal.SIGSTOP)
+        for number in range(100):
+            sock.send(b"%d" % number)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        for number in range(100):
+            assert sock.recv(100) == b"%d" % number
+        assert server.result()["datagrams_out"] == 101
+
+
+@contextmanager
+def injecting(call: str, fault: str) -> Iterator[ServerProcess]:
+    """A server of which the system call `call` goes wrong as `fault` says, see strace(1)."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    tracing = ("-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-e", "signal=none")
+    # -D: the server, and not strace, is the child that gets the signals.
+    with ServerProcess(under=(strace, "-D", "-f", "-qq", "-o", "/dev/null", *tracing)) as server:
+        yield server
+
+
+SENDING = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EMSGSIZE", "EPERM", "EACCES")
+RECEIVING = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EPERM", "EIO", "ENOMEM", "ENOBUFS")
+
+
+@pytest.mark.parametrize("error", SENDING)
+def test_sending_fails(error: str) -> None:
+    """The answers that cannot be sent are dropped and counted, and no others."""
+    with injecting("sendmmsg", f"error={error}:when=1..3") as server:
+        with client(server.endpoint) as sock:
+            for number in range(3):
+                sock.send(b"%d" % number)
+            for number in range(3, 10):
+                assert ask(sock, b"%d" % number) == b"%d" % number
+        stats = server.stop()
+    assert stats["errors"] == {error: 3}
+    assert stats["dropped"]["send_error"] == 3
+    assert (stats["datagrams_in"], stats["datagrams_out"]) == (10, 7)
+
+
+@pytest.mark.parametrize("error", RECEIVING)
+def test_receiving_fails(error: str) -> None:
+    """A failed receive is counted and tried again; nothing is lost."""
+    with injecting("recvmmsg", f"error={error}:when=1..3") as server:
+        with client(server.endpoint) as sock:
+            for number in range(10):
+                assert ask(sock, b"%d" % number) == b"%d" % number
+        stats = server.stop()
+    assert stats["errors"] == {error: 3}
+    assert stats["datagrams_in"] == stats["datagrams_out"] == 10
+
+
+@pytest.mark.parametrize("call", ["recvmmsg", "sendmmsg", "poll"])
+def test_interrupted_calls_are_repeated(call: str) -> None:
+    """EINTR is neither an error nor a loss."""
+    with injecting(call, "error=EINTR:when=1+3") as server, client(server.endpoint) as sock:
+        for number in range(20):
+            assert ask(sock, b"%d" % number) == b"%d" % number
+        stats = server.stop()
+    assert stats["errors"] == {}
+    assert stats["datagrams_in"] == stats["datagrams_out"] == 20
+
+
+def test_a_failure_that_stays_does_not_spin() -> None:
+    """While no receive succeeds the loop rests in between, and the server still stops."""
+    with injecting("recvmmsg", "error=ENOMEM") as server, client(server.endpoint) as sock:
+        sock.send(b"waits for ever")
+        sock.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            sock.recv(100)
+        stats = server.stop()
+    assert 64 <= stats["errors"]["ENOMEM"] < 100
+
+
+def test_a_socket_that_is_gone() -> None:
+    """When something else closed the descriptor, serving ends with an error that says so."""
+    with injecting("recvmmsg", "error=EBADF:when=2") as server, client(server.endpoint) as sock:
+        assert ask(sock) == b"probe"
+        sock.send(b"last")
+        _, said = server.process.communicate(timeout=TIMEOUT)
+    assert server.process.returncode == 1
+    assert said.startswith(f"Error: receive {server.endpoint}: Bad file descriptor")
+
+
+# --- options and what is said -------------------------------------------------------------------
+
+
+def test_loop_guard_is_a_bool() -> None:
+    """Another type is a TypeError."""
+    with pytest.raises(TypeError, match="loop_guard 1 is int; expected True or False"):
+        Server("udp://127.0.0.1:0", loop_guard=1)  # type: ignore[arg-type]
+
+
+STREAM_ONLY: dict[str, Any] = {
+    "max_connections": 5,
+    "idle_timeout": 1.0,
+    "allow": ["127.0.0.0/8"],
+    "service": "discard",
+    "close_on": b"bye",
+}
+
+
+@pytest.mark.parametrize("name", STREAM_ONLY)
+def test_an_option_that_is_for_streams(name: str) -> None:
+    """It is refused in one line, also when only one endpoint of several is for datagrams."""
+    expected = f"^udp://127.0.0.1:0: {name} goes with streams, not with datagrams$"
+    with pytest.raises(ValueError, match=expected):
+        Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", **{name: STREAM_ONLY[name]})
+
+
+def test_one_worker_per_endpoint() -> None:
+    """`workers` are for tcp; beside them a udp endpoint has one, on one of the CPUs."""
+    cpu = min(os.sched_getaffinity(0))
+    with Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", workers=3, cpus=[cpu]) as server:
+        with client(server.endpoints[1]) as sock:
+            assert ask(sock) == b"probe"
+        stats = server.stats()
+    assert len(stats.accepted_per_worker) == 4
+    assert stats.datagrams_out == 1
+
+
+@pytest.mark.parametrize("engine", ["epoll", "poll", "threads", "fork", "serial"])
+def test_beside_every_engine(engine: str, tmp_path: Path) -> None:
+    """Datagrams are served beside streams of every kind, whichever engine serves those."""
+    unix = f"unix://{tmp_path}/echo"
+    with Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", unix, engine=engine) as server:
+        with client(server.endpoints[1]) as sock:
+            assert ask(sock) == b"probe"
+        with socket.create_connection((server.endpoint.host, server.endpoint.port)) as stream:
+            stream.sendall(b"probe")
+            assert stream.recv(100) == b"probe"
+    assert server.stats().datagrams_out == server.stats().accepted == 1
+
+
+def test_unix_datagrams_are_not_served_yet() -> None:
+    """A kind that is not served is refused before any system call."""
+    with pytest.raises(NotImplementedError, match="unixgram endpoints are not supported yet"):
+        fastsock.Server("unixgram:///run/echo.sock")
