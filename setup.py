@@ -12,7 +12,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
-MODULES = ["listener", "datagram_socket", "worker", *ENGINES, "histogram", "load", "floor"]
+MODULES = ["listener", "datagram_socket", "worker", *ENGINES]
+MODULES += ["histogram", "load", "load_datagram", "floor"]
 
 # Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {

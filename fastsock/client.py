@@ -10,17 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastsock._native.histogram import Histogram
 from fastsock._native.load import Loader
+from fastsock._native.load_datagram import DatagramLoader
 from fastsock.endpoint import Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number
-from fastsock.report import Latency, LoadReport, host_facts
-from fastsock.server import EndpointLike
+from fastsock.report import DATAGRAM_COUNTS, Latency, LoadReport, host_facts
+from fastsock.server import EndpointLike, check_served
 
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
+_DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
 _MAX_DEPTH = 65536
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
 _MAX_SECONDS = 30 * 86400.0
@@ -29,6 +32,9 @@ _MAX_MESSAGES = 1 << 48
 _MAX_PID = 1 << 22  # proc(5)
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
+
+
+AnyLoader = Loader | DatagramLoader
 
 
 class LoadInterrupted(KeyboardInterrupt):
@@ -56,6 +62,7 @@ class LoadOptions:
     nodelay: bool
     reconnect_every: int | None
     timeout: float
+    loss_timeout: float
     server_pid: int | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +85,7 @@ def load(
     nodelay: bool = True,
     reconnect_every: int | None = None,
     timeout: float = 5.0,
+    loss_timeout: float = 0.2,
     server_pid: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> LoadReport:
@@ -88,10 +96,13 @@ def load(
     answers came. At the end each connection is half-closed, and every byte must still come back.
     A failing server is never an exception here: its errors are in the report.
 
+    A datagram that is not answered within `loss_timeout` counts as lost; in a closed loop the next
+    one takes its place.
+
     Args:
         endpoint: where the server listens.
         connections: 1 to 65536.
-        size: bytes per message, 1 to 1 GiB.
+        size: bytes per message, 1 to 1 GiB; of a datagram 8 to 65507.
         depth: messages in flight per connection, in a closed loop.
         duration: seconds of the measured window; 5 unless `messages` is given.
         messages: stop after so many messages over all connections, instead of `duration`.
@@ -103,8 +114,11 @@ def load(
         nodelay: TCP_NODELAY; nothing on a Unix socket.
         reconnect_every: close and open each connection again after so many messages; 1 is
             connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
+            Streams only.
         timeout: seconds without progress after which a connection that is owed bytes has failed;
-            answers still owed at the end get the length of the run so far and this long.
+            answers still owed at the end get the length of the run so far and this long. Streams
+            only.
+        loss_timeout: seconds after which a datagram without an answer is given up.
         server_pid: process, on this machine, whose CPU time over the window is to be reported.
         progress: called in this thread about every 0.1 s with the seconds since the start.
 
@@ -116,7 +130,7 @@ def load(
 
     """
     target = Endpoint.parse(endpoint)
-    check_loaded(target)
+    check_served(target)
     options = check_options(
         connections=connections,
         size=size,
@@ -131,8 +145,13 @@ def load(
         nodelay=nodelay,
         reconnect_every=reconnect_every,
         timeout=timeout,
+        loss_timeout=loss_timeout,
         server_pid=server_pid,
     )
+    if not target.is_stream:
+        check_int("size of a datagram", size, *_DATAGRAM_SIZES)
+        if reconnect_every is not None:
+            raise ValueError(f"{target}: reconnect_every goes with streams, not with datagrams")
     if not target.is_unix and target.port == 0:
         raise ValueError(f"{target}: port 0 cannot be connected to")
     loaders = _make_loaders(target, options)
@@ -141,14 +160,6 @@ def load(
     if interrupted:
         raise LoadInterrupted(report)
     return report
-
-
-def check_loaded(endpoint: Endpoint) -> None:
-    """Raise NotImplementedError for a kind of endpoint that cannot be loaded yet."""
-    if not endpoint.is_stream:
-        raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} endpoints cannot be loaded yet; tcp and unix can"
-        )
 
 
 def check_options(
@@ -166,6 +177,7 @@ def check_options(
     nodelay: bool = True,
     reconnect_every: int | None = None,
     timeout: float = 5.0,
+    loss_timeout: float = 0.2,
     server_pid: int | None = None,
 ) -> LoadOptions:
     """Check every option of `load()` and fill in the defaults."""
@@ -207,19 +219,28 @@ def check_options(
         if reconnect_every is None
         else check_int("reconnect_every", reconnect_every, 1, _MAX_MESSAGES),
         timeout=check_number("timeout", timeout, 0.001, _MAX_SECONDS, "seconds"),
+        loss_timeout=check_number("loss_timeout", loss_timeout, 0.001, _MAX_SECONDS, "seconds"),
         server_pid=None if server_pid is None else check_int("server_pid", server_pid, 1, _MAX_PID),
     )
 
 
-def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
+def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:
     address = target.resolve()
+    make: Callable[..., AnyLoader] = partial(DatagramLoader, loss_timeout=options.loss_timeout)
+    if target.is_stream:
+        make = partial(
+            Loader,
+            timeout=options.timeout,
+            nodelay=options.nodelay,
+            reconnect_every=options.reconnect_every or 0,
+        )
     loaders = []
     first = 0
     for thread in range(options.threads):
         # The first threads take the connections that do not divide evenly.
         count = (options.connections - first) // (options.threads - thread)
         loaders.append(
-            Loader(
+            make(
                 address.family,
                 address.path or address.host,
                 address.port,
@@ -232,11 +253,8 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
                 depth=options.depth,
                 rate=options.rate or 0.0,
                 messages=options.messages or 0,
-                timeout=options.timeout,
                 verify=options.verify,
                 spin=options.wait == "spin",
-                nodelay=options.nodelay,
-                reconnect_every=options.reconnect_every or 0,
                 server_pid=(options.server_pid or 0) if thread == 0 else 0,
             )
         )
@@ -245,7 +263,7 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[Loader]:
 
 
 def _run(
-    loaders: Sequence[Loader],
+    loaders: Sequence[AnyLoader],
     options: LoadOptions,
     progress: Callable[[float], object] | None,
 ) -> bool:
@@ -257,14 +275,14 @@ def _run(
         return True
     begin_ns = time.monotonic_ns() + _HEAD_START_NS
 
-    def load_with(loader: Loader) -> Callable[[], None]:
+    def load_with(loader: AnyLoader) -> Callable[[], None]:
         return lambda: loader.run(begin_ns, warmup_ns, window_ns)
 
     return _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
 
 
 def _in_threads(
-    loaders: Sequence[Loader],
+    loaders: Sequence[AnyLoader],
     tasks: Sequence[Callable[[], None]],
     progress: Callable[[float], object] | None,
 ) -> bool:
@@ -311,7 +329,7 @@ def _in_threads(
 
 
 @contextmanager
-def _ctrl_c_cancels(loaders: Sequence[Loader]) -> Iterator[list[int]]:
+def _ctrl_c_cancels(loaders: Sequence[AnyLoader]) -> Iterator[list[int]]:
     """Count Ctrl-C where it would have raised KeyboardInterrupt: at any point of a wait."""
     interrupts: list[int] = []
     if (
@@ -334,7 +352,7 @@ def _ctrl_c_cancels(loaders: Sequence[Loader]) -> Iterator[list[int]]:
 
 
 def _report(
-    target: Endpoint, options: LoadOptions, loaders: Sequence[Loader], interrupted: bool
+    target: Endpoint, options: LoadOptions, loaders: Sequence[AnyLoader], interrupted: bool
 ) -> LoadReport:
     results = [loader.result() for loader in loaders]
 
@@ -347,6 +365,9 @@ def _report(
     messages = total("messages")
     errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
     lost, corrupt = total("lost_bytes"), total("corrupt_bytes")
+    datagrams = None
+    if not target.is_stream:
+        datagrams = {kind: sum(r["datagrams"][kind] for r in results) for kind in DATAGRAM_COUNTS}
     server_cpu_ns = results[0]["server_cpu_ns"]
     other_errno = max(result["other_errno"] for result in results)
     return LoadReport(
@@ -357,16 +378,20 @@ def _report(
         bytes=messages * options.size,
         latency=_latency([loader.from_intended for loader in loaders]),
         latency_from_send=_latency([loader.from_send for loader in loaders]),
-        connect_latency=_latency([loader.connects for loader in loaders]),
+        connect_latency=_latency(
+            [loader.connects for loader in loaders if isinstance(loader, Loader)]
+        ),
         offered_per_s=options.rate,
         errors=dict(errors),
         lost_bytes=lost,
         corrupt_bytes=corrupt,
+        datagrams=datagrams,
         reasons=(
             *(["interrupted by Ctrl-C"] if interrupted else []),
             *_error_reasons(errors, other_errno),
             *([f"{lost} bytes lost"] if lost else []),
             *([f"{corrupt} bytes corrupt"] if corrupt else []),
+            *_datagram_reasons(datagrams),
             *_rate_reasons(options, messages, duration),
         ),
         client_busy=max(0.0, 1 - total("idle_ns") / 1e9 / duration / len(results))
@@ -387,6 +412,18 @@ def _error_reasons(errors: Counter[str], other_errno: int) -> list[str]:
         "other": f"failed: {os.strerror(other_errno)}",
     }
     return [f"connections {words[kind]}: {count}" for kind, count in errors.items() if count]
+
+
+def _datagram_reasons(datagrams: dict[str, int] | None) -> list[str]:
+    if datagrams is None:
+        return []
+    sent, lost, duplicated = (datagrams[kind] for kind in ("sent", "lost", "duplicated"))
+    reasons = []
+    if lost > max(sent / 100, 2):
+        reasons.append(f"{lost} of {sent} datagrams lost")
+    if duplicated:
+        reasons.append(f"{duplicated} datagrams answered more than once")
+    return reasons
 
 
 def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[str]:

@@ -22,6 +22,9 @@ LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other
 #: Every way in which a connection of a server can end.
 CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
 
+#: What is counted of the datagrams of a load run.
+DATAGRAM_COUNTS = ("sent", "received", "lost", "duplicated", "reordered", "late")
+
 #: Every reason for which a server leaves a datagram unanswered.
 DROPPED = ("loop_guard", "truncated", "send_error")
 
@@ -104,7 +107,9 @@ class LoadReport:
     should not be trusted. ``client_busy`` is the share of the window in which the client had
     something to do, over its threads; close to 1 the rate may be the client's own limit.
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid`` used in
-    the window.
+    the window. ``datagrams`` counts, over the whole run, what became of the datagrams that were
+    "sent": "received" in time or "lost"; and of the answers, how many were "duplicated",
+    "reordered", or "late", after their datagram was given up as lost. It is None for streams.
     """
 
     endpoint: str
@@ -119,6 +124,7 @@ class LoadReport:
     errors: Mapping[str, int] = field(default_factory=dict)
     lost_bytes: int = 0
     corrupt_bytes: int = 0
+    datagrams: Mapping[str, int] | None = None
     reasons: tuple[str, ...] = ()
     client_busy: float = 0.0
     server_cpu: float | None = None
@@ -161,6 +167,7 @@ class LoadReport:
             "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
             "lost_bytes": self.lost_bytes,
             "corrupt_bytes": self.corrupt_bytes,
+            "datagrams": None if self.datagrams is None else dict(self.datagrams),
             "valid": self.valid,
             "reasons": list(self.reasons),
             "client_busy": self.client_busy,

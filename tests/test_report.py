@@ -135,7 +135,7 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
     ("path", "value"),
     [
         (("schema",), "fastsock.load/2"),
-        (("endpoint",), "udp://127.0.0.1:1"),
+        (("endpoint",), "http://127.0.0.1:1"),
         (("messages",), -1),
         (("messages",), 1.5),
         (("duration_s",), -0.1),

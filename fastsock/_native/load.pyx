@@ -17,15 +17,14 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memset
 
-from fastsock._native cimport atomic, engine, pattern, posix
+from fastsock._native cimport engine, loading, pattern, posix
 from fastsock._native.address cimport fill_address
 from fastsock._native.check cimport os_error
 from fastsock._native.histogram cimport Histogram, Recorder, record
+from fastsock._native.loading cimport ABORTED, FINISHING, RUNNING, Frame, close_once
+from fastsock._native.loading cimport due_at, intended_at, quota_of, quota_of_thread, watch
 
 cdef enum:
-    EVENTS_MAX = 256
-    WAKE = 0xFFFFFFFF               # token of the two descriptors that are not connections
-    TIMER = 0xFFFFFFFE
     SWEEP_NS = 50000000             # how often silent connections are looked for
     RETRY_NS = 1000000              # how often connect() is tried again
     DUE_BURST = 1024                # messages started before answers are looked at again
@@ -51,11 +50,6 @@ cdef enum:                          # why a connection failed
     OTHER
     FAILURES
 
-cdef enum:                          # how far the run is
-    RUNNING
-    FINISHING                       # nothing new is due; what is owed is awaited
-    ABORTED
-
 cdef struct Peer:                   # one connection
     int fd
     int state
@@ -75,44 +69,32 @@ cdef struct Peer:                   # one connection
     int64_t active_at               # last progress, ns
 
 cdef struct Run:
+    Frame frame
     # What was asked for
     posix.sockaddr_storage address
     posix.socklen_t address_size
-    uint32_t count                  # connections of this thread
-    uint32_t first, everyone        # number of the first of them, and of all threads' together
     uint64_t size                   # bytes per message
     uint32_t depth                  # messages in flight per connection; 0 in an open loop
-    double interval_ns              # between two messages of all connections; 0 in a closed loop
-    uint64_t quota                  # messages of all connections; 0 without a limit
     int64_t timeout_ns
     uint64_t reconnect_every        # messages per opening of a connection; 0 without a limit
     uint32_t next_source            # last octets of the next source address, if they are varied
-    bint verify, spin, nodelay
-    bint watch_cpu                  # whether cpu_clock, of the server's process, is to be read
-    int cpu_clock
+    bint verify, nodelay
     # How it goes
-    int phase
-    int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
-    int epfd, wake_fd, timer_fd
     uint32_t connecting, alive      # connections in these states; alive counts until closed
     uint32_t turned_away            # of those connecting
     int64_t retry_at                # when those are tried again
-    int64_t begin_ns, window_start, window_end
     uint64_t next_due               # open loop: number of the next message of this thread
     int64_t next_sweep
     int64_t give_up_at              # when what is owed at the end is given up, ns
     char *pattern                   # the table that pattern.fill() made
     char *buffer                    # what was received last
     Peer *peers
-    posix.epoll_event *events
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
     Recorder *connects              # from connect() to connected
     # What was seen
     uint64_t messages               # answers inside the window
     int64_t last_answer
-    int64_t idle_ns                 # time in the window with nothing to do
-    int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
     uint64_t lost, corrupt          # bytes
     uint64_t failures[FAILURES]
     int other_errno                 # the last errno behind OTHER
@@ -134,26 +116,26 @@ cdef class Loader:
     cdef str where
 
     def __cinit__(self):
+        cdef Frame *frame = &self.run_state.frame
         memset(&self.run_state, 0, sizeof(self.run_state))
-        self.run_state.epfd = self.run_state.wake_fd = self.run_state.timer_fd = -1
+        frame.epfd = frame.wake_fd = frame.timer_fd = -1
 
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
                  uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
                  double rate, uint64_t messages, double timeout, bint verify, bint spin,
                  bint nodelay, uint64_t reconnect_every=0, int server_pid=0):
         cdef Run *run = &self.run_state
-        cdef int error
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
-        run.first, run.count, run.everyone = first, count, everyone
+        run.frame.first, run.frame.count, run.frame.everyone = first, count, everyone
         run.size = size
         run.depth = 0 if rate else depth
-        run.interval_ns = 1e9 / rate if rate else 0
-        run.quota = messages
+        run.frame.interval_ns = 1e9 / rate if rate else 0
+        run.frame.quota = messages
         run.timeout_ns = <int64_t>(timeout * 1e9)
         run.reconnect_every = reconnect_every
         run.next_source = first * SOURCES_APART
-        run.verify, run.spin, run.nodelay = verify, spin, nodelay
+        run.verify, run.frame.spin, run.nodelay = verify, spin, nodelay
         self.from_send = Histogram()
         run.from_send = self.from_send.recorder
         self.connects = Histogram()
@@ -162,25 +144,18 @@ cdef class Loader:
         if rate:
             self.from_intended = Histogram()
             run.from_intended = self.from_intended.recorder
-        if server_pid:
-            run.watch_cpu = True
-            error = posix.clock_getcpuclockid(server_pid, &run.cpu_clock)
-            if error:
-                raise os_error(error, "clock_getcpuclockid", f"process {server_pid}")
         self._allocate()
+        loading.open_frame(&run.frame, server_pid)
 
     def __dealloc__(self):
         cdef Run *run = &self.run_state
         cdef uint32_t i
         if run.peers != NULL:
-            for i in range(run.count):
+            for i in range(run.frame.count):
                 close_once(&run.peers[i].fd)
                 free(run.peers[i].sent_at)
-        close_once(&run.epfd)
-        close_once(&run.wake_fd)
-        close_once(&run.timer_fd)
+        loading.close_frame(&run.frame)
         free(run.peers)
-        free(run.events)
         free(run.buffer)
         free(run.pattern)
 
@@ -192,7 +167,7 @@ cdef class Loader:
         """
         cdef uint32_t i
         cdef int error
-        for i in range(self.run_state.count):
+        for i in range(self.run_state.frame.count):
             self.run_state.alive += 1
             error = open_peer(&self.run_state, i)
             if error:
@@ -203,30 +178,24 @@ cdef class Loader:
 
     def run(self, int64_t begin_ns, int64_t warmup_ns, int64_t window_ns) -> None:
         """Load from CLOCK_MONOTONIC `begin_ns` on; `window_ns` 0 lasts until the quota is done."""
-        cdef Run *run = &self.run_state
-        run.begin_ns = begin_ns
-        run.window_start = begin_ns + warmup_ns
-        run.window_end = run.window_start + window_ns if window_ns else engine.NEVER
+        loading.set_window(&self.run_state.frame, begin_ns, warmup_ns, window_ns)
         with nogil:
-            load(run)
+            load(&self.run_state)
 
     def cancel(self, bint drop_everything=False) -> None:
         """From any thread: end the window now, or give up on what is owed too."""
-        atomic.store_int(&self.run_state.cancelled, 2 if drop_everything else 1, atomic.RELEASE)
-        engine.notify(self.run_state.wake_fd)
+        loading.cancel(&self.run_state.frame, drop_everything)
 
     def result(self) -> dict:
         """What was seen; call it after `run()` has returned."""
         cdef Run *run = &self.run_state
         return {
             "messages": run.messages,
-            "window_start_ns": run.window_start,
-            "window_end_ns": run.window_end,
+            "window_start_ns": run.frame.window_start,
+            "window_end_ns": run.frame.window_end,
             "last_answer_ns": run.last_answer,
-            "idle_ns": run.idle_ns,
-            # None: not asked for, the window never began, or the process is gone.
-            "server_cpu_ns": (
-                run.cpu_end - run.cpu_start if run.cpu_start and run.cpu_end else None),
+            "idle_ns": run.frame.idle_ns,
+            "server_cpu_ns": loading.server_cpu_ns(&run.frame),
             "lost_bytes": run.lost,
             "corrupt_bytes": run.corrupt,
             "other_errno": run.other_errno,
@@ -247,46 +216,34 @@ cdef class Loader:
             ring *= 2
         run.buffer = <char *>malloc(pattern.PIECE)
         run.pattern = <char *>malloc(pattern.PERIOD + pattern.PIECE)
-        run.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
-        run.peers = <Peer *>calloc(run.count, sizeof(Peer))
-        if (run.buffer == NULL or run.pattern == NULL or run.events == NULL
-                or run.peers == NULL):
+        run.peers = <Peer *>calloc(run.frame.count, sizeof(Peer))
+        if run.buffer == NULL or run.pattern == NULL or run.peers == NULL:
             raise MemoryError
-        for i in range(run.count):
+        for i in range(run.frame.count):
             run.peers[i].fd = -1
             run.peers[i].state = CLOSED
             run.peers[i].ring_mask = ring - 1
-            run.peers[i].send_offset = pattern.offset_of(run.first + i)
+            run.peers[i].send_offset = pattern.offset_of(run.frame.first + i)
             run.peers[i].receive_offset = run.peers[i].send_offset
             run.peers[i].sent_at = <int64_t *>malloc(ring * sizeof(int64_t))
             if run.peers[i].sent_at == NULL:
                 raise MemoryError
         pattern.fill(run.pattern)
-        run.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
-        run.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
-        # A timer of epoll_wait has whole milliseconds; a message may be due in microseconds.
-        run.timer_fd = posix.timerfd_create(
-            posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
-        if run.epfd < 0 or run.wake_fd < 0 or run.timer_fd < 0:
-            raise os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
-        if (watch(run, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN, WAKE) < 0
-                or watch(run, posix.EPOLL_CTL_ADD, run.timer_fd, posix.EPOLLIN, TIMER) < 0):
-            raise os_error(posix.errno, "epoll_ctl", "")
 
 
 # --- the loop -----------------------------------------------------------------------------------
 
 cdef void load(Run *run) noexcept nogil:
     cdef int64_t now = posix.monotonic_ns()
-    while now < run.begin_ns and not atomic.load_int(&run.cancelled, atomic.ACQUIRE):
-        wait_for_events(run, run.begin_ns)
+    while now < run.frame.begin_ns and not loading.cancelled(&run.frame):
+        wait_for_events(run, run.frame.begin_ns)
         now = posix.monotonic_ns()
     run.next_sweep = now + SWEEP_NS
     run.last_answer = now
     if run.depth:
         start_closed_loop(run, now)
-    while run.alive and run.phase != ABORTED:
-        if run.interval_ns and run.phase == RUNNING:
+    while run.alive and run.frame.phase != ABORTED:
+        if run.frame.interval_ns and run.frame.phase == RUNNING:
             start_due(run, now)
         wait_for_events(run, next_wake(run))
         now = posix.monotonic_ns()
@@ -294,28 +251,25 @@ cdef void load(Run *run) noexcept nogil:
             try_again(run)
         if now >= run.next_sweep:
             sweep(run, now)
-        if run.watch_cpu and run.cpu_start == 0 and now >= run.window_start:
-            run.cpu_start = posix.clock_ns(run.cpu_clock)
-        if run.phase == RUNNING and finished(run, now):
+        loading.note_time(&run.frame, now)
+        if run.frame.phase == RUNNING and finished(run, now):
             finish(run, now)
-    if run.quota:
-        run.window_end = run.last_answer
-    elif run.phase != FINISHING:
-        run.window_end = min(run.window_end, now)   # no connection, or no wish, was left
-        if run.watch_cpu and run.cpu_start:
-            run.cpu_end = posix.clock_ns(run.cpu_clock)
+    if run.frame.quota:
+        run.frame.window_end = run.last_answer
+    elif run.frame.phase != FINISHING:
+        loading.end_window(&run.frame, now)     # no connection, or no wish, was left
 
 
 cdef bint finished(Run *run, int64_t now) noexcept nogil:
     cdef uint32_t i
-    if now >= run.window_end or atomic.load_int(&run.cancelled, atomic.ACQUIRE):
+    if now >= run.frame.window_end or loading.cancelled(&run.frame):
         return True
-    if not run.quota:
+    if not run.frame.quota:
         return False
-    if run.interval_ns:
-        return run.next_due >= quota_of_thread(run)
-    for i in range(run.count):
-        if run.peers[i].state != CLOSED and run.peers[i].started < quota_of_peer(run, i):
+    if run.frame.interval_ns:
+        return run.next_due >= quota_of_thread(&run.frame)
+    for i in range(run.frame.count):
+        if run.peers[i].state != CLOSED and run.peers[i].started < quota_of(&run.frame, i):
             return False
     return True
 
@@ -323,16 +277,13 @@ cdef bint finished(Run *run, int64_t now) noexcept nogil:
 cdef void finish(Run *run, int64_t now) noexcept nogil:
     """Nothing more becomes due: half-close each connection as soon as its last byte is sent."""
     cdef uint32_t i
-    if run.interval_ns and now >= run.window_end:
-        start_due(run, run.window_end)
-    run.phase = FINISHING
+    if run.frame.interval_ns and now >= run.frame.window_end:
+        start_due(run, run.frame.window_end)
+    run.frame.phase = FINISHING
     # A backlog may take as long to work off as it took to build up, and no longer.
-    run.give_up_at = now + max(now - run.begin_ns, 0) + run.timeout_ns
-    if run.watch_cpu and run.cpu_start:
-        run.cpu_end = posix.clock_ns(run.cpu_clock)
-    if run.window_end > now and not run.quota:
-        run.window_end = now        # cancelled
-    for i in range(run.count):
+    run.give_up_at = now + max(now - run.frame.begin_ns, 0) + run.timeout_ns
+    loading.end_window(&run.frame, now)
+    for i in range(run.frame.count):
         if run.peers[i].state == OPEN:
             send_more(run, i, now)
 
@@ -340,60 +291,30 @@ cdef void finish(Run *run, int64_t now) noexcept nogil:
 cdef int64_t next_wake(Run *run) noexcept nogil:
     """When there is something to do even if no event comes, ns."""
     cdef int64_t wake = min(run.next_sweep, retry_time(run)), due
-    if run.phase != RUNNING:
+    if run.frame.phase != RUNNING:
         return wake
-    wake = min(wake, run.window_end)
-    if run.interval_ns:
-        due = due_at(run, run.next_due)
+    wake = min(wake, run.frame.window_end)
+    if run.frame.interval_ns:
+        due = due_at(&run.frame, run.next_due)
         wake = min(wake, due)
     return wake
 
 
 cdef void wait_for_events(Run *run, int64_t until) noexcept nogil:
-    cdef int i, count
-    cdef int64_t before = posix.monotonic_ns(), now
+    cdef int i, count = loading.wait_for_events(&run.frame, until)
+    cdef int64_t now = posix.monotonic_ns()
     cdef uint64_t token
-    if not run.spin:
-        set_timer(run, until)
-    count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, 0 if run.spin else -1)
-    now = posix.monotonic_ns()
-    if (count <= 0 or not run.spin) and run.window_start <= before < run.window_end:
-        run.idle_ns += now - before
     for i in range(count):
-        token = run.events[i].data.u64
-        if token == WAKE:
-            on_wake(run)
-        elif token == TIMER:
-            drain_counter(run.timer_fd)
-        else:
-            on_peer(run, <uint32_t>token, run.events[i].events, now)
-
-
-cdef void on_wake(Run *run) noexcept nogil:
-    drain_counter(run.wake_fd)
-    if atomic.load_int(&run.cancelled, atomic.ACQUIRE) == 2:
-        run.phase = ABORTED
-
-
-cdef void set_timer(Run *run, int64_t until) noexcept nogil:
-    cdef posix.itimerspec timer
-    memset(&timer, 0, sizeof(timer))
-    until = max(until, 1)           # zero would disarm it
-    timer.it_value.tv_sec = until // 1000000000
-    timer.it_value.tv_nsec = until % 1000000000
-    posix.timerfd_settime(run.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)
-
-
-cdef inline void drain_counter(int fd) noexcept nogil:
-    cdef uint64_t count
-    posix.read(fd, &count, sizeof(count))
+        token = run.frame.events[i].data.u64
+        if loading.is_connection(&run.frame, token):
+            on_peer(run, <uint32_t>token, run.frame.events[i].events, now)
 
 
 # --- what is due --------------------------------------------------------------------------------
 
 cdef void start_closed_loop(Run *run, int64_t now) noexcept nogil:
     cdef uint32_t i
-    for i in range(run.count):
+    for i in range(run.frame.count):
         if run.peers[i].state == OPEN:
             allow(run, i, run.depth)
             send_more(run, i, now)
@@ -403,44 +324,21 @@ cdef inline void allow(Run *run, uint32_t i, uint64_t messages) noexcept nogil:
     """Let a connection send `messages` more, within its share of the quota."""
     cdef Peer *peer = &run.peers[i]
     peer.due += messages
-    if run.quota:
-        peer.due = min(peer.due, quota_of_peer(run, i))
-
-
-cdef inline uint64_t quota_of_peer(Run *run, uint32_t i) noexcept nogil:
-    return run.quota // run.everyone + (run.first + i < run.quota % run.everyone)
-
-
-cdef uint64_t quota_of_thread(Run *run) noexcept nogil:
-    cdef uint64_t total = 0
-    cdef uint32_t i
-    for i in range(run.count):
-        total += quota_of_peer(run, i)
-    return total
-
-
-cdef inline int64_t intended_at(Run *run, uint32_t i, uint64_t message) noexcept nogil:
-    """When a connection's message should be sent: the connections take turns."""
-    cdef double number = <double>(message * run.everyone + run.first + i)
-    return run.begin_ns + <int64_t>(number * run.interval_ns)
-
-
-cdef inline int64_t due_at(Run *run, uint64_t number) noexcept nogil:
-    """When this thread's message `number`, counted over its connections, should be sent."""
-    return intended_at(run, <uint32_t>(number % run.count), number // run.count)
+    if run.frame.quota:
+        peer.due = min(peer.due, quota_of(&run.frame, i))
 
 
 cdef void start_due(Run *run, int64_t now) noexcept nogil:
-    cdef uint64_t limit = quota_of_thread(run) if run.quota else <uint64_t>-1
+    cdef uint64_t limit = quota_of_thread(&run.frame) if run.frame.quota else <uint64_t>-1
     cdef uint64_t burst_end = run.next_due + DUE_BURST
     cdef uint32_t i
-    while run.next_due < limit and due_at(run, run.next_due) <= now:
-        i = <uint32_t>(run.next_due % run.count)
+    while run.next_due < limit and due_at(&run.frame, run.next_due) <= now:
+        i = <uint32_t>(run.next_due % run.frame.count)
         run.next_due += 1
         if run.peers[i].state == OPEN:
             run.peers[i].due += 1
             send_more(run, i, posix.monotonic_ns())
-        if run.next_due == burst_end and run.phase == RUNNING and now < run.window_end:
+        if run.next_due == burst_end and run.frame.phase == RUNNING and now < run.frame.window_end:
             return
 
 
@@ -481,14 +379,14 @@ cdef void start_connect(Run *run, uint32_t i) noexcept nogil:
             fail(run, peer, failure_of_errno(run, posix.errno))
         return
     peer.watched = posix.EPOLLOUT
-    if watch(run, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
+    if watch(&run.frame, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
         fail(run, peer, failure_of_errno(run, posix.errno))
 
 
 cdef void try_again(Run *run) noexcept nogil:
     """connect() once more for those that a full queue turned away."""
     cdef uint32_t i
-    for i in range(run.count):
+    for i in range(run.frame.count):
         if run.peers[i].turned_away:
             admit(run, &run.peers[i])
             start_connect(run, i)
@@ -508,8 +406,8 @@ cdef inline void admit(Run *run, Peer *peer) noexcept nogil:
 cdef void wait_connected(Run *run) noexcept nogil:
     cdef int64_t now = posix.monotonic_ns()
     run.next_sweep = now + SWEEP_NS
-    while run.connecting and run.phase != ABORTED:
-        if atomic.load_int(&run.cancelled, atomic.ACQUIRE):
+    while run.connecting and run.frame.phase != ABORTED:
+        if loading.cancelled(&run.frame):
             return
         wait_for_events(run, min(retry_time(run), run.next_sweep))
         now = posix.monotonic_ns()
@@ -543,7 +441,7 @@ cdef void on_connected(Run *run, uint32_t i, int64_t now) noexcept nogil:
     run.connecting -= 1
     record(run.connects, posix.monotonic_ns() - peer.opened_at)
     rewatch(run, i, posix.EPOLLIN)
-    if peer.state == OPEN and (peer.due or run.phase == FINISHING):
+    if peer.state == OPEN and (peer.due or run.frame.phase == FINISHING):
         send_more(run, i, now)
 
 
@@ -574,7 +472,7 @@ cdef void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
         rewatch(run, i, posix.EPOLLIN)
     if peer.state != OPEN:
         return
-    if run.phase == FINISHING and peer.started == peer.due:
+    if run.frame.phase == FINISHING and peer.started == peer.due:
         peer.state = HALF_CLOSED
     elif peer.started == peer.leave_after:
         peer.state = LEAVING
@@ -652,18 +550,18 @@ cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
 cdef inline void on_answers(Run *run, uint32_t i, int64_t now) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     cdef uint64_t before = peer.answered
-    cdef bint counted = now >= run.window_start
+    cdef bint counted = now >= run.frame.window_start
     while peer.partial >= run.size:
         peer.partial -= run.size
         if counted:
             record(run.from_send, now - peer.sent_at[peer.answered & peer.ring_mask])
             if run.from_intended != NULL:
-                record(run.from_intended, now - intended_at(run, i, peer.answered))
+                record(run.from_intended, now - intended_at(&run.frame, i, peer.answered))
         peer.answered += 1
-    if counted and now < run.window_end:
+    if counted and now < run.frame.window_end:
         run.messages += peer.answered - before
     run.last_answer = now
-    if run.depth and run.phase == RUNNING:
+    if run.depth and run.frame.phase == RUNNING:
         allow(run, i, peer.answered - before)
         if peer.state == OPEN:
             send_more(run, i, now)
@@ -675,7 +573,7 @@ cdef void on_eof(Run *run, uint32_t i) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     if owed(run, peer) or (peer.state != HALF_CLOSED and peer.state != LEAVING):
         fail(run, peer, CLOSED_EARLY)
-    elif peer.state == LEAVING and (run.phase == RUNNING or peer.started < peer.due):
+    elif peer.state == LEAVING and (run.frame.phase == RUNNING or peer.started < peer.due):
         open_again(run, i)
     else:
         close_peer(run, peer)
@@ -721,11 +619,11 @@ cdef void sweep(Run *run, int64_t now) noexcept nogil:
     cdef uint32_t i
     cdef Peer *peer
     run.next_sweep = now + SWEEP_NS
-    for i in range(run.count):
+    for i in range(run.frame.count):
         peer = &run.peers[i]
         if peer.state == CLOSED:
             continue
-        if run.phase == FINISHING and now >= run.give_up_at:
+        if run.frame.phase == FINISHING and now >= run.give_up_at:
             fail(run, peer, TIMEOUT)
         elif now - peer.active_at < run.timeout_ns:
             continue
@@ -769,24 +667,10 @@ cdef void close_peer(Run *run, Peer *peer) noexcept nogil:
     run.alive -= 1
 
 
-cdef void close_once(int *fd) noexcept nogil:
-    if fd[0] >= 0:
-        posix.close(fd[0])
-        fd[0] = -1
-
-
 cdef void rewatch(Run *run, uint32_t i, uint32_t events) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     if peer.watched == events:
         return
     peer.watched = events
-    if watch(run, posix.EPOLL_CTL_MOD, peer.fd, events, i) < 0:
+    if watch(&run.frame, posix.EPOLL_CTL_MOD, peer.fd, events, i) < 0:
         fail(run, peer, failure_of_errno(run, posix.errno))
-
-
-cdef inline int watch(Run *run, int operation, int fd, uint32_t events,
-                      uint64_t token) noexcept nogil:
-    cdef posix.epoll_event event
-    event.events = events
-    event.data.u64 = token
-    return posix.epoll_ctl(run.epfd, operation, fd, &event)

@@ -33,6 +33,9 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
 @click.option("--reconnect-every", type=int, help="Messages per connection; 1: connect-echo-close.")
 @click.option("--timeout", type=DURATION, default="5s", help="Longest time without progress.")
+@click.option(
+    "--loss-timeout", type=DURATION, default="200ms", help="When a datagram is given up as lost."
+)
 @click.option("--server-pid", type=int, help="Report the CPU time of this local process too.")
 @json_option
 def load(endpoint: str, json_path: str | None, **options: Any) -> int:
@@ -84,6 +87,9 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         yield latency_line("sent", report.latency_from_send)
     if options["reconnect_every"] is not None:
         yield latency_line("connect", report.connect_latency)
+    if report.datagrams is not None:
+        counts = ", ".join(f"{kind} {count}" for kind, count in report.datagrams.items())
+        yield f"datagrams {counts}"
     if report.server_cpu is not None and report.messages:
         yield f"server    {report.server_cpu / report.messages * 1e6:.2f} us of CPU per message"
     yield f"client    busy {report.client_busy:.0%}"

@@ -1,0 +1,33 @@
+from typing import Any
+
+from fastsock._native.histogram import Histogram
+
+class DatagramLoader:
+    @property
+    def from_intended(self) -> Histogram: ...
+    @property
+    def from_send(self) -> Histogram: ...
+    def __init__(
+        self,
+        family: int,
+        host: str,
+        port: int,
+        scope_id: int,
+        where: str,
+        *,
+        first: int,
+        count: int,
+        everyone: int,
+        size: int,
+        depth: int,
+        rate: float,
+        messages: int,
+        loss_timeout: float,
+        verify: bool,
+        spin: bool,
+        server_pid: int = 0,
+    ) -> None: ...
+    def connect(self) -> None: ...
+    def run(self, begin_ns: int, warmup_ns: int, window_ns: int) -> None: ...
+    def cancel(self, drop_everything: bool = False) -> None: ...
+    def result(self) -> dict[str, Any]: ...

@@ -1,0 +1,174 @@
+# What every load loop has: its share of the connections, the schedule, the window, and the wait.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from fastsock._native cimport atomic, engine, posix
+from fastsock._native.check cimport os_error
+
+cdef enum:
+    EVENTS_MAX = 256
+    WAKE = 0xFFFFFFFF               # token of the two descriptors that are not connections
+    TIMER = 0xFFFFFFFE
+
+cdef enum:                          # how far a run is
+    RUNNING
+    FINISHING                       # nothing new is due; what is owed is awaited
+    ABORTED
+
+cdef struct Frame:
+    uint32_t count                  # connections of this thread
+    uint32_t first, everyone        # number of the first of them, and of all threads' together
+    double interval_ns              # between two messages of all connections; 0 in a closed loop
+    uint64_t quota                  # messages of all connections; 0 without a limit
+    bint spin
+    bint watch_cpu                  # whether cpu_clock, of the server's process, is to be read
+    int cpu_clock
+    int phase
+    int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
+    int epfd, wake_fd, timer_fd
+    int64_t begin_ns, window_start, window_end
+    int64_t idle_ns                 # time in the window with nothing to do
+    int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
+    posix.epoll_event *events
+
+
+cdef inline int open_frame(Frame *frame, int server_pid) except -1:
+    cdef int error
+    frame.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
+    if frame.events == NULL:
+        raise MemoryError
+    if server_pid:
+        frame.watch_cpu = True
+        error = posix.clock_getcpuclockid(server_pid, &frame.cpu_clock)
+        if error:
+            raise os_error(error, "clock_getcpuclockid", f"process {server_pid}")
+    frame.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+    frame.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+    # A timer of epoll_wait has whole milliseconds; a message may be due in microseconds.
+    frame.timer_fd = posix.timerfd_create(
+        posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
+    if frame.epfd < 0 or frame.wake_fd < 0 or frame.timer_fd < 0:
+        raise os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
+    if (watch(frame, posix.EPOLL_CTL_ADD, frame.wake_fd, posix.EPOLLIN, WAKE) < 0
+            or watch(frame, posix.EPOLL_CTL_ADD, frame.timer_fd, posix.EPOLLIN, TIMER) < 0):
+        raise os_error(posix.errno, "epoll_ctl", "")
+    return 0
+
+
+cdef inline void close_frame(Frame *frame) noexcept nogil:
+    close_once(&frame.epfd)
+    close_once(&frame.wake_fd)
+    close_once(&frame.timer_fd)
+    free(frame.events)
+
+
+cdef inline void close_once(int *fd) noexcept nogil:
+    if fd[0] >= 0:
+        posix.close(fd[0])
+        fd[0] = -1
+
+
+cdef inline int watch(Frame *frame, int operation, int fd, uint32_t events,
+                      uint64_t token) noexcept nogil:
+    cdef posix.epoll_event event
+    event.events = events
+    event.data.u64 = token
+    return posix.epoll_ctl(frame.epfd, operation, fd, &event)
+
+
+# --- the schedule -------------------------------------------------------------------------------
+
+cdef inline uint64_t quota_of(Frame *frame, uint32_t i) noexcept nogil:
+    return frame.quota // frame.everyone + (frame.first + i < frame.quota % frame.everyone)
+
+
+cdef inline uint64_t quota_of_thread(Frame *frame) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    for i in range(frame.count):
+        total += quota_of(frame, i)
+    return total
+
+
+cdef inline int64_t intended_at(Frame *frame, uint32_t i, uint64_t message) noexcept nogil:
+    """When a connection's message should be sent: the connections take turns."""
+    cdef double number = <double>(message * frame.everyone + frame.first + i)
+    return frame.begin_ns + <int64_t>(number * frame.interval_ns)
+
+
+cdef inline int64_t due_at(Frame *frame, uint64_t number) noexcept nogil:
+    """When this thread's message `number`, counted over its connections, should be sent."""
+    return intended_at(frame, <uint32_t>(number % frame.count), number // frame.count)
+
+
+# --- the window and the wait --------------------------------------------------------------------
+
+cdef inline void set_window(Frame *frame, int64_t begin_ns, int64_t warmup_ns,
+                            int64_t window_ns) noexcept nogil:
+    frame.begin_ns = begin_ns
+    frame.window_start = begin_ns + warmup_ns
+    frame.window_end = frame.window_start + window_ns if window_ns else engine.NEVER
+
+
+cdef inline void cancel(Frame *frame, bint drop_everything) noexcept nogil:
+    """From any thread."""
+    atomic.store_int(&frame.cancelled, 2 if drop_everything else 1, atomic.RELEASE)
+    engine.notify(frame.wake_fd)
+
+
+cdef inline bint cancelled(Frame *frame) noexcept nogil:
+    return atomic.load_int(&frame.cancelled, atomic.ACQUIRE) != 0
+
+
+cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
+    """Read the server's CPU time when the window has begun."""
+    if frame.watch_cpu and frame.cpu_start == 0 and now >= frame.window_start:
+        frame.cpu_start = posix.clock_ns(frame.cpu_clock)
+
+
+cdef inline void end_window(Frame *frame, int64_t now) noexcept nogil:
+    if frame.watch_cpu and frame.cpu_start:
+        frame.cpu_end = posix.clock_ns(frame.cpu_clock)
+    if frame.window_end > now and not frame.quota:
+        frame.window_end = now      # earlier than was asked for
+
+
+cdef inline object server_cpu_ns(Frame *frame):
+    """None: not asked for, the window never began, or the process is gone."""
+    return frame.cpu_end - frame.cpu_start if frame.cpu_start and frame.cpu_end else None
+
+
+cdef inline int wait_for_events(Frame *frame, int64_t until) noexcept nogil:
+    """Wait until `until` at the latest, or not at all when spinning; return how many events."""
+    cdef int count
+    cdef int64_t before = posix.monotonic_ns()
+    if not frame.spin:
+        set_timer(frame, until)
+    count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, 0 if frame.spin else -1)
+    if (count <= 0 or not frame.spin) and frame.window_start <= before < frame.window_end:
+        frame.idle_ns += posix.monotonic_ns() - before
+    return count
+
+
+cdef inline bint is_connection(Frame *frame, uint64_t token) noexcept nogil:
+    """True for the token of a connection; a wake-up or the timer is dealt with here."""
+    if token == WAKE:
+        engine.clear(frame.wake_fd)
+        if atomic.load_int(&frame.cancelled, atomic.ACQUIRE) == 2:
+            frame.phase = ABORTED
+    elif token == TIMER:
+        engine.clear(frame.timer_fd)
+    else:
+        return True
+    return False
+
+
+cdef inline void set_timer(Frame *frame, int64_t until) noexcept nogil:
+    cdef posix.itimerspec timer
+    memset(&timer, 0, sizeof(timer))
+    until = max(until, 1)           # zero would disarm it
+    timer.it_value.tv_sec = until // 1000000000
+    timer.it_value.tv_nsec = until % 1000000000
+    posix.timerfd_settime(frame.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)

@@ -1,0 +1,282 @@
+"""Tests of the load client for datagrams, against good servers and against misbehaving ones."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+import fastsock
+from fastsock.cli import cli
+from fastsock.cli.load import lines_of
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
+QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where something is lost
+PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where nothing is
+
+Answers = list[bytes]
+Behaviour = Callable[[int, bytes], Answers]
+
+
+@pytest.fixture
+def server() -> Iterator[fastsock.Server]:
+    with fastsock.Server("udp://127.0.0.1:0") as server:
+        yield server
+
+
+@contextmanager
+def misbehaving(behave: Behaviour) -> Iterator[str]:
+    """A UDP server that answers its datagram number n, a payload, with what `behave` returns."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+
+        def serve() -> None:
+            number = 0
+            while True:
+                payload, client = sock.recvfrom(65535)
+                if client == address:  # its own: the end
+                    return
+                for answer in behave(number, payload):
+                    sock.sendto(answer, client)
+                number += 1
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"udp://127.0.0.1:{address[1]}"
+        finally:
+            sock.sendto(b"", address)
+            thread.join()
+
+
+def counts(report: fastsock.LoadReport) -> dict[str, int]:
+    assert report.datagrams is not None
+    assert report.datagrams["sent"] == report.datagrams["received"] + report.datagrams["lost"]
+    return dict(report.datagrams)
+
+
+def expected(sent: int, **others: int) -> dict[str, int]:
+    lost = others.get("lost", 0)
+    names = ("duplicated", "reordered", "late")
+    rest = {name: others.get(name, 0) for name in names}
+    return {"sent": sent, "received": sent - lost, "lost": lost, **rest}
+
+
+# --- good servers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": 8},
+        {"size": 1473, "connections": 7},
+        {"size": 65507},
+        {"connections": 5, "depth": 8},
+        {"connections": 5, "threads": 2},
+        {"verify": False},
+        {"wait": "spin"},
+        {"rate": 2000.0, "connections": 3},
+    ],
+)
+def test_every_datagram_is_answered(server: fastsock.Server, options: dict[str, Any]) -> None:
+    """So many datagrams are sent as were asked for, and all of them come back."""
+    report = fastsock.load(server.endpoint, messages=500, **(PATIENT | options))
+    assert counts(report) == expected(500)
+    assert (report.messages, report.latency.count) == (500, 500)
+    assert not report.failed
+    assert report.corrupt_bytes == report.lost_bytes == 0
+    server.stop()
+    assert server.stats().datagrams_out == 500
+    assert server.stats().bytes_out == 500 * report.options["size"]
+
+
+def test_a_window(server: fastsock.Server) -> None:
+    """With a duration, what was answered in the window counts, and the document is as described."""
+    report = fastsock.load(server.endpoint, duration=0.2, connections=2, wait="block")
+    assert 0 < report.messages <= counts(report)["received"]
+    assert report.duration >= 0.2
+    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    jsonschema.validate(document, json.loads(SCHEMA.read_text()))
+    assert document["datagrams"] == counts(report)
+
+
+def test_ipv6() -> None:
+    """A server on IPv6 is loaded like any other."""
+    with fastsock.Server("udp://[::1]:0") as server:
+        assert counts(fastsock.load(server.endpoint, messages=50, **PATIENT)) == expected(50)
+
+
+def test_streams_have_no_datagrams() -> None:
+    """The field is None for TCP."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        report = fastsock.load(server.endpoint, messages=5)
+    assert report.datagrams is None
+    assert report.as_dict()["datagrams"] is None
+
+
+# --- misbehaving servers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 4}, {"rate": 2000.0}, {"connections": 3}])
+def test_every_tenth_is_dropped(options: dict[str, Any]) -> None:
+    """Lost datagrams are counted, replaced or not by the loop, and stall nothing."""
+    with misbehaving(lambda number, payload: [] if number % 10 == 9 else [payload]) as url:
+        report = fastsock.load(url, messages=200, **QUICK, **options)
+    seen = counts(report)
+    assert seen["sent"] == 200
+    assert seen["lost"] - seen["late"] == 20  # a machine that stalls makes some late
+    assert not report.valid and not report.failed
+    assert f"{seen['lost']} of 200 datagrams lost" in report.reasons
+
+
+def test_a_server_that_answers_nothing() -> None:
+    """A closed loop goes on at the pace of the loss timeout, and ends."""
+    with misbehaving(lambda number, payload: []) as url:
+        report = fastsock.load(url, messages=8, connections=2, **QUICK)
+    assert counts(report) == expected(8, lost=8)
+    assert "no message was answered in the window" in report.reasons
+
+
+def test_answers_that_come_twice() -> None:
+    """The second answer counts as a duplicate, not as an answer, and the run is not valid."""
+    with misbehaving(lambda number, payload: [payload] * 2) as url:
+        report = fastsock.load(url, messages=100, **PATIENT)
+    # The second answer to the last one may come after the end.
+    assert 99 <= counts(report)["duplicated"] <= 100
+    assert counts(report) == expected(100, duplicated=counts(report)["duplicated"])
+    assert report.messages == 100
+    assert any("answered more than once" in reason for reason in report.reasons)
+
+
+def test_answers_in_another_order() -> None:
+    """Pairs that change places are one reordered datagram each, and nothing is lost."""
+    held: Answers = []
+
+    def swap(number: int, payload: bytes) -> Answers:
+        held.append(payload)
+        if number % 2 == 0:
+            return []
+        answers = held[::-1]
+        held.clear()
+        return answers
+
+    with misbehaving(swap) as url:
+        report = fastsock.load(url, messages=100, depth=2, **PATIENT)
+    assert counts(report) == expected(100, reordered=50)
+    assert report.valid
+
+
+def test_answers_that_come_late() -> None:
+    """An answer after the loss timeout is late, and its datagram stays lost."""
+    held: Answers = []
+
+    def delay_the_first(number: int, payload: bytes) -> Answers:
+        if number == 0:
+            held.append(payload)
+            return []
+        return [payload, *held] if number == 5 else [payload]
+
+    with misbehaving(delay_the_first) as url:
+        report = fastsock.load(url, messages=20, **QUICK)
+    seen = counts(report)
+    assert seen["sent"] == 20
+    assert seen["lost"] == seen["late"] >= 1
+    assert not report.failed
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 63])
+def test_bytes_that_change(place: int) -> None:
+    """A wrong byte, in the header or after it, is corrupt; the datagram counts as lost."""
+
+    def change_one(number: int, payload: bytes) -> Answers:
+        wrong = bytes([payload[place] ^ 1])
+        return [payload[:place] + wrong + payload[place + 1 :] if number == 5 else payload]
+
+    with misbehaving(change_one) as url:
+        report = fastsock.load(url, messages=20, **QUICK)
+    seen = counts(report)
+    assert seen["lost"] - seen["late"] == 1
+    assert report.failed
+    if place == 7:  # the socket's number: nothing of it is ours
+        assert report.corrupt_bytes == 64
+    elif place:
+        assert report.corrupt_bytes == 1
+    else:  # the datagram's number: it passes for another one, with a body that is not its own
+        assert 1 <= report.corrupt_bytes <= 56
+
+
+@pytest.mark.parametrize("answer", [b"", b"x", b"y" * 63, b"z" * 65, b"\xff" * 64])
+def test_answers_of_another_size_or_kind(answer: bytes) -> None:
+    """What was never sent is corrupt, and does not stop the run."""
+    with misbehaving(lambda number, payload: [payload, answer]) as url:
+        report = fastsock.load(url, messages=20, **PATIENT)
+    assert counts(report) == expected(20)
+    assert report.failed
+    assert report.corrupt_bytes >= 19 * max(len(answer), 1)
+
+
+def test_answers_to_another_socket() -> None:
+    """A datagram that another socket sent is corrupt here."""
+    held: Answers = []
+
+    def mix_up(number: int, payload: bytes) -> Answers:
+        held.append(payload)
+        return [held[-2] if number else payload]
+
+    with misbehaving(mix_up) as url:
+        report = fastsock.load(url, messages=20, connections=2, **QUICK)
+    assert report.failed
+    assert counts(report)["lost"] > 0
+
+
+@pytest.mark.parametrize("options", [{"messages": 10}, {"duration": 30.0}, {"rate": 100.0}])
+def test_nobody_listens(server: fastsock.Server, options: dict[str, Any]) -> None:
+    """The sockets fail as refused, and the run ends at once."""
+    server.stop()
+    report = fastsock.load(server.endpoint, connections=2, wait="block", **options)
+    assert report.errors["refused"] == 2
+    assert report.failed
+    assert "connections refused: 2" in report.reasons
+
+
+# --- options and output -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 65508])
+def test_a_bad_size(size: int) -> None:
+    """A datagram has room for its number, and no more than UDP takes."""
+    with pytest.raises(ValueError, match=f"size of a datagram {size} is out of range"):
+        fastsock.load("udp://127.0.0.1:7007", size=size)
+
+
+def test_reconnecting_is_for_streams() -> None:
+    """A datagram has no connection that could be opened again."""
+    with pytest.raises(ValueError, match="reconnect_every goes with streams, not with"):
+        fastsock.load("udp://127.0.0.1:7007", reconnect_every=1)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_bad_loss_timeout(value: float) -> None:
+    """The loss timeout is a positive number of seconds."""
+    with pytest.raises(ValueError, match="loss_timeout"):
+        fastsock.load("udp://127.0.0.1:7007", loss_timeout=value)
+
+
+def test_the_command_line(server: fastsock.Server) -> None:
+    """The command shows what became of the datagrams."""
+    arguments = ["load", str(server.endpoint), "-n", "100", "--loss-timeout", "20s"]
+    result = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert result.return_value == 0
+    line = "datagrams sent 100, received 100, lost 0, duplicated 0, reordered 0, late 0"
+    assert line in result.output
+    assert line in list(lines_of(fastsock.load(server.endpoint, messages=100, **PATIENT)))
