@@ -335,8 +335,10 @@ cdef void start_due(Run *run, int64_t now) noexcept nogil:
     while run.next_due < limit and due_at(&run.frame, run.next_due) <= now:
         i = <uint32_t>(run.next_due % run.frame.count)
         run.next_due += 1
-        if run.peers[i].state == OPEN:
+        # Also for one that is being opened again: it is sent then, late.
+        if run.peers[i].state != CLOSED:
             run.peers[i].due += 1
+        if run.peers[i].state == OPEN:
             send_more(run, i, posix.monotonic_ns())
         if run.next_due == burst_end and run.frame.phase == RUNNING and now < run.frame.window_end:
             return
