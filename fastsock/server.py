@@ -377,21 +377,20 @@ class Server:
         )
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
-        started: list[Worker] = []
+        workers: list[Worker] = []
         try:
             for number, listener in enumerate(listeners):
                 # The first workers take what does not divide evenly.
                 share = (self._max_connections + len(listeners) - 1 - number) // len(listeners)
                 cpu = self._cpus[number % len(self._cpus)] if self._cpus else -1
-                worker = self._worker(listener, share, cpu)
-                worker.start()
-                started.append(worker)
+                workers.append(self._worker(listener, share, cpu))
+                workers[-1].start()
         except BaseException:
-            for worker in started:
+            for worker in workers:  # also the one that did not start: it has its listener
                 worker.request_stop(0)
                 worker.join()
             raise
-        return tuple(started)
+        return tuple(workers)
 
     def _deadline(self, drain: float | None) -> int:
         seconds = self._drain_timeout if drain is None else drain
