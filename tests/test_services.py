@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import string
+import sys
+import termios
 from typing import Any
 
 import pytest
@@ -109,6 +112,39 @@ def test_close_on_does_not_wait_for_ever(serve: Any) -> None:
         sock.sendall(b"exit\n")
         assert receive_all(sock) == b"exit\n"
         wait_until(lambda: server.stats().closed["close_on"] == 1)
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_close_on_waits_for_a_reader_that_rests(serve: Any) -> None:
+    """Who is owed bytes before the line may rest longer than the end is waited for."""
+    server = serve(
+        close_on=b"exit", max_connections=2, buffer_size=1 << 20, sndbuf=1, rcvbuf=1 << 20
+    )
+    data = (b"x" * 999 + b"\n") * 100 + b"exit\n"
+    with connect(server.endpoint) as first, connect(server.endpoint) as second:
+        wait_until(lambda: server.stats().accepted == 2)
+        with connect(server.endpoint, rcvbuf=4096) as sock:
+            sock.sendall(data)
+            wait_until(lambda: unacknowledged(sock) == 0)  # so that one recv() gets it all
+            first.close()
+            wait_until(lambda: server.stats().bytes_in == len(data))
+            take_leave(server, second)
+            with connect(server.endpoint) as third:
+                take_leave(server, third)
+            assert receive_all(sock) == data
+
+
+def take_leave(server: Any, sock: Any) -> None:
+    """Say the line and do not close, until the server gives up waiting for that."""
+    before = server.stats().closed["close_on"]
+    sock.sendall(b"exit\n")
+    wait_until(lambda: server.stats().closed["close_on"] > before)
+
+
+def unacknowledged(sock: Any) -> int:
+    """Bytes that have not reached the other end's receive queue yet (tcp(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 @pytest.mark.native

@@ -37,7 +37,7 @@ cdef inline uint32_t advance(Connection *connection, Context *context,
 
     One of each, so that every connection gets its turn: readiness that is left is reported again.
     """
-    if connection.closing and connection.rest == NULL:
+    if leaving(connection):
         return discard(connection, context, buffer, engine.CLOSED_LINE)
     connection.active_at = context.now
     if connection.rest != NULL:
@@ -62,15 +62,23 @@ cdef inline short poll_events(uint32_t awaits) noexcept nogil:
 
 
 cdef inline bint overdue(Connection *connection, Context *context) noexcept nogil:
-    """Whether a connection has been idle, or is taking its leave, for too long."""
+    """Whether a connection has been idle, or is taking its leave, for too long.
+
+    It takes its leave when all is sent: who is still owed bytes may be as slow as anybody.
+    """
     cdef int64_t limit = context.idle_ns
-    if connection.closing and (limit == 0 or limit > engine.LINGER_NS):
+    if leaving(connection) and (limit == 0 or limit > engine.LINGER_NS):
         limit = engine.LINGER_NS
     return limit != 0 and context.now - connection.active_at >= limit
 
 
+cdef inline bint leaving(Connection *connection) noexcept nogil:
+    """Whether all up to the `close_on` line was sent back, and only the client's end is awaited."""
+    return connection.closing and connection.rest == NULL
+
+
 cdef inline int idle_reason(Connection *connection) noexcept nogil:
-    return engine.CLOSED_LINE if connection.closing else engine.CLOSED_IDLE
+    return engine.CLOSED_LINE if leaving(connection) else engine.CLOSED_IDLE
 
 
 cdef inline uint32_t echo(Connection *connection, Context *context, char *buffer) noexcept nogil:
