@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -253,7 +254,8 @@ class Server:
             where = ", ".join(map(str, self._bound))
             streams = any(endpoint.is_stream for endpoint in self._bound)
             step, what = ("accept", "listener") if streams else ("receive", "socket")
-            raise OSError(failed, f"{step} {where}: {os.strerror(failed)} (the {what} was shut)")
+            hint = f" (the {what} was shut)" if failed in (errno.EINVAL, errno.EBADF) else ""
+            raise OSError(failed, f"{step} {where}: {os.strerror(failed)}{hint}")
         return self.stats()
 
     @property

@@ -1,5 +1,8 @@
-# The front door of the engines that hand their connections on: poll(2) on the listener and on the
-# wake-up, and step 5. What accept() may answer is in accepting.pxd.
+# The front door of a stream engine: step 5, resting when it cannot be done, and step 9. What
+# accept() may answer is in accepting.pxd.
+#
+# The engines that wait with poll(2) do that here too, with the listener and the wake-up at the head
+# of their list; the epoll engine waits by itself and says when a turn begins.
 
 from libc.stdint cimport uint32_t
 
@@ -9,48 +12,75 @@ from fastsock._native.engine cimport Context
 cdef enum:                          # places in the list
     LISTENER
     WAKE
-    OWN                             # what the engine watches besides, or fd -1
-    PLACES
+    OWN                             # here begins what the engine watches besides
 
 cdef struct Door:
     Context *context
     const uint32_t *open            # how many connections there are; NULL if that is no matter
     int flags                       # of accept4
+    int epfd                        # of the epoll that watches the listener, or -1
     int held                        # a client that nobody could be found for yet, or -1
     int turns                       # attempts to accept before the others get their turn again
-    posix.pollfd list[PLACES]
 
 
 cdef inline void door_init(Door *door, Context *context, int flags,
-                           const uint32_t *open) noexcept:
+                           const uint32_t *open) noexcept nogil:
     door.context = context
     door.open = open
     door.flags = flags
+    door.epfd = -1
     door.held = -1
-    door.list[WAKE].fd = context.wake_fd
-    door.list[OWN].fd = -1
-    door.list[LISTENER].events = door.list[WAKE].events = door.list[OWN].events = posix.POLLIN
 
 
-cdef inline void wait_at(Door *door, bint for_clients) noexcept nogil:
+cdef inline void list_init(Door *door, posix.pollfd *list) noexcept nogil:
+    """Put what every engine watches at the head of its list for poll(2)."""
+    list[WAKE].fd = door.context.wake_fd
+    list[LISTENER].events = list[WAKE].events = posix.POLLIN
+
+
+cdef inline void wait_at(Door *door, posix.pollfd *list, uint32_t places,
+                         bint for_clients) noexcept nogil:
     """Block until anything in the list is ready, or the time of the context has come."""
     cdef Context *context = door.context
-    door.turns = accepting.BURST
+    cdef int ready
     # While it rests it stays readable, and accept() keeps failing: poll() passes over a -1.
-    door.list[LISTENER].fd = -1
-    if for_clients and not accepting.resting(context):
-        door.list[LISTENER].fd = context.listen_fd
-    if posix.poll(door.list, PLACES, engine.timeout_ms(context)) < 0:
-        # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
+    list[LISTENER].fd = context.listen_fd if for_clients and listening(door) else -1
+    ready = posix.poll(list, places, engine.timeout_ms(context))
+    if ready < 0:
+        forget_ready(list, places)
         if posix.errno != posix.EINTR:
             give_up(door, posix.errno)
-        door.list[WAKE].revents = door.list[OWN].revents = 0
-    if door.list[WAKE].revents:
+    elif list[WAKE].revents:
         engine.clear(context.wake_fd)
+    begin_turn(door)
+
+
+cdef inline void forget_ready(posix.pollfd *list, uint32_t places) noexcept nogil:
+    """After a poll() that failed, which leaves the answers of the one before."""
+    cdef uint32_t place
+    for place in range(places):
+        list[place].revents = 0
+
+
+cdef inline void begin_turn(Door *door) noexcept nogil:
+    """After each wait, before clients are let in."""
+    cdef Context *context = door.context
+    engine.note_time(context)
+    door.turns = accepting.BURST
     if engine.stop_requested(context):
         door.turns += queue_length(context.listen_fd)
     if accepting.resting(context) and posix.monotonic_ns() >= context.resume_at:
         context.resume_at = engine.NEVER
+
+
+cdef inline bint listening(Door *door) noexcept nogil:
+    """Whether the listener is to be watched."""
+    return door.context.listen_fd >= 0 and not accepting.resting(door.context)
+
+
+cdef inline bint expects(Door *door) noexcept nogil:
+    """Whether to ask for the next client even if the listener is not known to be ready."""
+    return door.held >= 0 or (engine.stop_requested(door.context) and door.context.listen_fd >= 0)
 
 
 cdef inline int next_client(Door *door) noexcept nogil:
@@ -75,11 +105,20 @@ cdef inline int next_client(Door *door) noexcept nogil:
         if ended == accepting.QUEUE_EMPTY:
             break
         if ended == accepting.LISTENER_GONE:
-            accepting.close_listener(context)
+            close_door(door)
     if context.listen_fd >= 0 and engine.stop_requested(context):
         if not accepting.resting(context) or engine.stop_due(context):
-            accepting.close_listener(context)
+            close_door(door)
     return -1
+
+
+cdef inline void close_door(Door *door) noexcept nogil:
+    """Step 9."""
+    if door.epfd >= 0:
+        # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
+        # (epoll(7), question 6); a copy would be reported for ever.
+        posix.epoll_ctl(door.epfd, posix.EPOLL_CTL_DEL, door.context.listen_fd, NULL)
+    accepting.close_listener(door.context)
 
 
 cdef inline int queue_length(int listen_fd) noexcept nogil:
@@ -119,11 +158,11 @@ cdef inline void end_rest(Door *door) noexcept nogil:
 
 
 cdef inline void give_up(Door *door, int error) noexcept nogil:
-    """poll itself failed, as without memory."""
+    """To wait itself failed: without memory, or because somebody closed the epoll."""
     atomic.lower_i64(&door.context.stop_at, 0)
     accepting.note_failure(door.context, error)
     if door.context.listen_fd >= 0:
-        accepting.close_listener(door.context)
+        close_door(door)
 
 
 cdef inline bint finished(Door *door, bint anybody_in) noexcept nogil:

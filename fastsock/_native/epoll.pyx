@@ -5,8 +5,8 @@ once. Level-triggered: whatever is left unread or unaccepted is reported again, 
 event is enough and every connection gets its turn. A connection that keeps up costs no other call;
 only when its socket is full is it watched for room instead of input, and back again.
 
-How a connection goes on is in connection.pxd, what accept() may answer in accepting.pxd, and why
-an event never reaches the wrong connection in table.pxd.
+How a connection goes on is in connection.pxd, how new ones are let in, and no more at a stop, in
+door.pxd, and why an event never reaches the wrong connection in table.pxd.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -16,10 +16,12 @@ from fastsock._native cimport accepting, atomic, engine, posix
 from fastsock._native.check cimport os_error
 from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
 from fastsock._native.connection cimport advance, first_awaits, idle_reason, overdue
+from fastsock._native.door cimport Door, begin_turn, close_door, door_init, end_rest, expects
+from fastsock._native.door cimport finished, give_up, hold, let_go, listening, next_client
 from fastsock._native.engine cimport Context
 from fastsock._native.table cimport LISTENER, NO_SLOT, WAKE, Table
 from fastsock._native.table cimport add_connection, close_copies, connection_at, owner_of
-from fastsock._native.table cimport remove_connection, table_free, table_init, token_of
+from fastsock._native.table cimport remove_connection, table_free, table_init, token_of, vacate
 from fastsock._native.worker cimport Worker
 
 cdef enum:
@@ -27,7 +29,9 @@ cdef enum:
 
 cdef struct Loop:
     Context *context
+    Door door
     int epfd
+    bint listener_watched
     char *buffer                    # the one receive buffer of this worker
     posix.epoll_event *events
     Table table
@@ -45,6 +49,7 @@ cdef class EpollWorker(Worker):
         self.loop = loop
         table_init(&loop.table)
         loop.context = &self.context
+        door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.table.open)
         loop.buffer = <char *>malloc(self.context.buffer_size)
         loop.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
         loop.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
@@ -55,6 +60,8 @@ cdef class EpollWorker(Worker):
         if (watch(loop, posix.EPOLL_CTL_ADD, self.context.listen_fd, posix.EPOLLIN, LISTENER) < 0
                 or watch(loop, posix.EPOLL_CTL_ADD, self.context.wake_fd, posix.EPOLLIN, WAKE) < 0):
             raise os_error(posix.errno, "epoll_ctl", "")
+        loop.listener_watched = True
+        loop.door.epfd = loop.epfd
         self.main = run
         self.argument = loop
         return 0
@@ -73,13 +80,15 @@ cdef class EpollWorker(Worker):
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
+            let_go(&self.loop.door)
             close_copies(&self.loop.table)
 
 
 cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
-    while not finished(loop):
+    while not finished(&loop.door, loop.table.open > 0):
         wait_and_serve(loop)
+    let_go(&loop.door)
     close_all(loop)
     engine.notify(loop.context.done_fd)
     return NULL
@@ -88,25 +97,29 @@ cdef void *run(void *argument) noexcept nogil:
 cdef void wait_and_serve(Loop *loop) noexcept nogil:
     cdef int i, count
     cdef uint64_t token
+    cdef bint knock = False
     count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, engine.timeout_ms(loop.context))
     # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
     if count < 0 and posix.errno != posix.EINTR:
-        give_up(loop, posix.errno)
-    engine.note_time(loop.context)
+        give_up(&loop.door, posix.errno)
+    begin_turn(&loop.door)
     for i in range(count):
         token = loop.events[i].data.u64
         if token == LISTENER:
-            on_listener(loop)
+            knock = True
         elif token == WAKE:
             engine.clear(loop.context.wake_fd)
         else:
             on_connection(loop, token)
     if engine.sweep_due(loop.context):
         close_overdue(loop)
-    if accepting.resting(loop.context) and posix.monotonic_ns() >= loop.context.resume_at:
-        resume_accepting(loop)
-    if engine.stop_requested(loop.context) and loop.context.listen_fd >= 0:
-        drain_queue(loop)
+    if knock and not loop.listener_watched:
+        # A resting listener is watched for nothing, so this is an error or a hang-up.
+        accepting.note_failure(loop.context, posix.EINVAL)
+        close_door(&loop.door)
+    elif knock or expects(&loop.door):
+        let_in(loop)
+    watch_listener(loop)
 
 
 cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
@@ -147,8 +160,7 @@ cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil
     watch(loop, posix.EPOLL_CTL_DEL, connection_at(&loop.table, slot).fd, 0, 0)
     remove_connection(&loop.table, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)
-    if accepting.resting(loop.context):
-        loop.context.resume_at = 0      # a descriptor is free again
+    end_rest(&loop.door)                # a descriptor is free again
 
 
 cdef inline int watch(Loop *loop, int operation, int fd, uint32_t events,
@@ -159,93 +171,37 @@ cdef inline int watch(Loop *loop, int operation, int fd, uint32_t events,
     return posix.epoll_ctl(loop.epfd, operation, fd, &event)
 
 
-# --- accepting ----------------------------------------------------------------------------------
-
-cdef void on_listener(Loop *loop) noexcept nogil:
-    if accepting.resting(loop.context):
-        # A resting listener is watched for nothing, so this is an error or a hang-up.
-        accepting.note_failure(loop.context, posix.EINVAL)
-        stop_accepting(loop)
-    else:
-        accept_burst(loop)
-
-
-cdef bint accept_burst(Loop *loop) noexcept nogil:
-    """Step 5. True while there may be more in the queue."""
-    cdef int fd, ended, _
-    for _ in range(accepting.BURST):
-        if accepting.full(loop.context, loop.table.open):
-            ended = accepting.MUST_REST
-        else:
-            ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
-        if ended == accepting.ACCEPTED and not adopt(loop, fd):
-            ended = accepting.accept_failed(loop.context, posix.ENOMEM)
-        if ended == accepting.QUEUE_EMPTY:
-            return False
-        if ended == accepting.MUST_REST:
-            # It stays readable, and accept() keeps failing: stop watching it for a while.
-            watch(loop, posix.EPOLL_CTL_MOD, loop.context.listen_fd, 0, LISTENER)
-            return False
-        if ended == accepting.LISTENER_GONE:
-            stop_accepting(loop)
-            return False
-    return True
+cdef void let_in(Loop *loop) noexcept nogil:
+    """Step 5, in bursts. A client that there is no memory for is held until there is."""
+    cdef int error, fd = next_client(&loop.door)
+    while fd >= 0:
+        error = adopt(loop, fd)
+        if error:
+            hold(&loop.door, fd, error)
+        fd = next_client(&loop.door)
 
 
-cdef bint adopt(Loop *loop, int fd) noexcept nogil:
-    """Give a new connection a slot and watch it; False, and closed, without memory for either."""
+cdef int adopt(Loop *loop, int fd) noexcept nogil:
+    """Give a new connection a slot and watch it; the errno if that cannot be."""
     cdef uint32_t slot = add_connection(&loop.table, loop.context, fd)
+    cdef int error
     if slot == NO_SLOT:
-        posix.close(fd)
-        return False
+        return posix.ENOMEM
     if watch(loop, posix.EPOLL_CTL_ADD, fd, events_of(first_awaits(loop.context)),
-             token_of(connection_at(&loop.table, slot), slot)) < 0:
-        remove_connection(&loop.table, slot)
-        return False
-    atomic.count(&loop.context.counters.accepted, 1)
-    return True
+             token_of(connection_at(&loop.table, slot), slot)) == 0:
+        return 0
+    error = posix.errno
+    vacate(&loop.table, slot)
+    return error
 
 
-cdef void resume_accepting(Loop *loop) noexcept nogil:
-    loop.context.resume_at = engine.NEVER
-    watch(loop, posix.EPOLL_CTL_MOD, loop.context.listen_fd, posix.EPOLLIN, LISTENER)
-
-
-cdef void stop_accepting(Loop *loop) noexcept nogil:
-    watch(loop, posix.EPOLL_CTL_DEL, loop.context.listen_fd, 0, 0)
-    accepting.close_listener(loop.context)
-
-
-# --- stopping -----------------------------------------------------------------------------------
-
-cdef void drain_queue(Loop *loop) noexcept nogil:
-    """Once a stop is requested: take in what waits to be accepted, then stop listening.
-
-    Closing a listener resets what waits in its queue, and those clients think they are connected.
-    Without descriptors for them it listens on until there are some, or until the stop is due.
-    """
-    cdef int _
-    for _ in range(accepting.BURSTS_AT_STOP):
-        if accepting.resting(loop.context) or not accept_burst(loop):
-            break
-    if loop.context.listen_fd < 0:
-        return
-    if not accepting.resting(loop.context) or engine.stop_due(loop.context):
-        stop_accepting(loop)
-
-
-cdef inline bint finished(Loop *loop) noexcept nogil:
-    if loop.context.listen_fd >= 0 or not engine.stop_requested(loop.context):
-        return False
-    return loop.table.open == 0 or engine.stop_due(loop.context)
-
-
-cdef void give_up(Loop *loop, int error) noexcept nogil:
-    """epoll itself failed, as when something else in the process closed its descriptor."""
-    atomic.lower_i64(&loop.context.stop_at, 0)
-    accepting.note_failure(loop.context, error)
-    if loop.context.listen_fd >= 0:
-        stop_accepting(loop)
+cdef inline void watch_listener(Loop *loop) noexcept nogil:
+    """While it rests it stays readable, and accept() keeps failing: it is watched for nothing."""
+    cdef bint wanted = listening(&loop.door)
+    if wanted != loop.listener_watched and loop.context.listen_fd >= 0:
+        watch(loop, posix.EPOLL_CTL_MOD, loop.context.listen_fd, posix.EPOLLIN if wanted else 0,
+              LISTENER)
+        loop.listener_watched = wanted
 
 
 cdef void close_all(Loop *loop) noexcept nogil:

@@ -25,7 +25,7 @@ from fastsock._native.check cimport os_error
 from fastsock._native.children cimport clone_process, close_others, close_range, reap, send_signal
 from fastsock._native.conversation cimport Talk, converse, end_talk
 from fastsock._native.door cimport OWN, Door, door_init, end_rest, finished, hold, let_go
-from fastsock._native.door cimport next_client, wait_at
+from fastsock._native.door cimport list_init, next_client, wait_at
 from fastsock._native.engine cimport Context, Counters
 from fastsock._native.roster cimport NO_SLOT, Member, Roster, add_up, close_copies, dismiss
 from fastsock._native.roster cimport enlist, leave, member_at, roster_free, roster_init
@@ -55,6 +55,7 @@ cdef enum:
 cdef struct Family:
     Context *context
     Door door
+    posix.pollfd list[OWN + 1]      # its own is `pidfds`
     Roster roster                   # Member.fd is the child's pidfd
     int pidfds                      # epoll: who has ended?
     int pid
@@ -85,7 +86,9 @@ cdef class ForkWorker(Worker):
         family.pidfds = posix.epoll_create1(posix.EPOLL_CLOEXEC)
         if family.pidfds < 0:
             raise os_error(posix.errno, "epoll_create1", "")
-        family.door.list[OWN].fd = family.pidfds
+        list_init(&family.door, family.list)
+        family.list[OWN].fd = family.pidfds
+        family.list[OWN].events = posix.POLLIN
         self.context.sweep_at = engine.NEVER    # the kernel watches the time, see conversation.pxd
         self.main = run
         self.argument = family
@@ -112,8 +115,8 @@ cdef void *run(void *argument) noexcept nogil:
     cdef int fd
     family.pid = posix.getpid()
     while not finished(&family.door, family.roster.open > 0):
-        wait_at(&family.door, for_clients=True)
-        if family.door.list[OWN].revents:
+        wait_at(&family.door, family.list, OWN + 1, for_clients=True)
+        if family.list[OWN].revents:
             reap_ended(family, 0)
         fd = next_client(&family.door)
         while fd >= 0:

@@ -19,7 +19,7 @@ from fastsock._native cimport atomic, engine, posix
 from fastsock._native.connection cimport ENDED, Connection, advance, idle_reason, overdue
 from fastsock._native.connection cimport poll_events
 from fastsock._native.door cimport OWN, Door, door_init, finished, hold, let_go
-from fastsock._native.door cimport next_client, wait_at
+from fastsock._native.door cimport list_init, next_client, wait_at
 from fastsock._native.engine cimport Context
 from fastsock._native.table cimport NO_SLOT, Table, add_connection, close_copies, connection_at
 from fastsock._native.table cimport remove_connection, table_free, table_init
@@ -28,6 +28,7 @@ from fastsock._native.worker cimport Worker
 cdef struct Loop:
     Context *context
     Door door
+    posix.pollfd list[OWN + 1]      # its own is the client
     char *buffer
     Table table                     # the client, and at a stop those who waited behind it
 
@@ -44,6 +45,7 @@ cdef class SerialWorker(Worker):
     cdef int prepare(self) except -1:
         self.loop.context = &self.context
         door_init(&self.loop.door, &self.context, posix.SOCK_NONBLOCK, NULL)
+        list_init(&self.loop.door, self.loop.list)
         self.loop.buffer = <char *>malloc(self.context.buffer_size)
         if self.loop.buffer == NULL:
             raise MemoryError
@@ -66,8 +68,7 @@ cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
     cdef uint32_t slot
     while not finished(&loop.door, anybody_in=False):
-        wait_at(&loop.door, for_clients=True)
-        engine.note_time(loop.context)
+        wait_at(&loop.door, loop.list, OWN, for_clients=True)
         engine.sweep_due(loop.context)      # nobody to close, but the next time is set
         take_in(loop)
         slot = 0
@@ -101,12 +102,11 @@ cdef void serve(Loop *loop, uint32_t slot) noexcept nogil:
     cdef Connection *connection = connection_at(&loop.table, slot)
     cdef uint32_t awaits = connection.awaits
     cdef int reason = engine.CLOSED_STOPPED
-    loop.door.list[OWN].fd = connection.fd
+    loop.list[OWN].fd = connection.fd
     while awaits < ENDED and not engine.stop_due(loop.context):
-        loop.door.list[OWN].events = poll_events(awaits)
-        wait_at(&loop.door, for_clients=False)      # the others have to wait
-        engine.note_time(loop.context)
-        if loop.door.list[OWN].revents:
+        loop.list[OWN].events = poll_events(awaits)
+        wait_at(&loop.door, loop.list, OWN + 1, for_clients=False)      # the others have to wait
+        if loop.list[OWN].revents:
             awaits = advance(connection, loop.context, loop.buffer)
         elif engine.sweep_due(loop.context) and overdue(connection, loop.context):
             awaits = ENDED + idle_reason(connection)
@@ -117,6 +117,5 @@ cdef void serve(Loop *loop, uint32_t slot) noexcept nogil:
         awaits = advance(connection, loop.context, loop.buffer)
     if awaits >= ENDED:
         reason = awaits - ENDED
-    loop.door.list[OWN].fd = -1
     remove_connection(&loop.table, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)

@@ -13,8 +13,8 @@ from libc.stdlib cimport free, malloc
 
 from fastsock._native cimport engine, posix
 from fastsock._native.conversation cimport converse
-from fastsock._native.door cimport Door, door_init, end_rest, finished, hold, let_go
-from fastsock._native.door cimport next_client, wait_at
+from fastsock._native.door cimport OWN, Door, door_init, end_rest, finished, hold, let_go
+from fastsock._native.door cimport list_init, next_client, wait_at
 from fastsock._native.engine cimport Context, Counters
 from fastsock._native.roster cimport NO_SLOT, Member, Roster, add_up, close_copies, dismiss
 from fastsock._native.roster cimport end_talks, enlist, leave, member_at, next_ended
@@ -28,6 +28,7 @@ cdef enum:
 cdef struct Crew:
     Context *context
     Door door
+    posix.pollfd list[OWN]
     Roster roster
 
 
@@ -43,6 +44,7 @@ cdef class ThreadsWorker(Worker):
     cdef int prepare(self) except -1:
         self.crew.context = &self.context
         door_init(&self.crew.door, &self.context, 0, &self.crew.roster.open)
+        list_init(&self.crew.door, self.crew.list)
         self.context.sweep_at = engine.NEVER    # the kernel watches the time, see conversation.pxd
         self.main = run
         self.argument = &self.crew
@@ -63,7 +65,7 @@ cdef void *run(void *argument) noexcept nogil:
     cdef Crew *crew = <Crew *>argument
     cdef int fd
     while not finished(&crew.door, crew.roster.open > 0):
-        wait_at(&crew.door, for_clients=True)
+        wait_at(&crew.door, crew.list, OWN, for_clients=True)
         join_ended(crew)
         fd = next_client(&crew.door)
         while fd >= 0:
