@@ -72,6 +72,11 @@ class Server:
             Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
+        busy_poll: microseconds, at most, for which a worker that has nothing to do asks the kernel
+            again and again before it blocks; "auto" is 200. It answers few connections sooner, for
+            the price of CPU time, and only while waits are shorter than that and nobody else wants
+            the CPU, so an idle server blocks. Not for the engines threads and fork, whose
+            connections wait one by one. 0 is never.
         max_connections: at so many open ones no more are accepted, and new ones wait in the
             backlog until one closes; shared out evenly over the workers. 0 is no limit.
         idle_timeout: seconds after which a connection that neither sent nor took a byte is closed;
@@ -113,6 +118,7 @@ class Server:
         workers: int = 1,
         cpus: Sequence[int] | None = None,
         buffer_size: int = 65536,
+        busy_poll: int | str = 0,
         # limits
         max_connections: int = 0,
         idle_timeout: float = 0.0,
@@ -151,6 +157,7 @@ class Server:
             )
         self._max_connections = max_connections
         self._worker_options: dict[str, Any] = {
+            "busy_poll": engines.busy_poll_us(busy_poll, self.engine),
             "buffer_size": check_int("buffer_size", buffer_size, *_BUFFER_SIZES),
             "idle_timeout": check_number("idle_timeout", idle_timeout, 0, _MAX_IDLE, "seconds"),
             "allow": check_ranges("allow", allow),

@@ -7,6 +7,7 @@
 from libc.stdint cimport uint32_t
 
 from fastsock._native cimport accepting, atomic, engine, posix
+from fastsock._native.busy_poll cimport poll_busily
 from fastsock._native.engine cimport Context
 
 cdef enum:                          # places in the list
@@ -45,7 +46,7 @@ cdef inline void wait_at(Door *door, posix.pollfd *list, uint32_t places,
     cdef int ready
     # While it rests it stays readable, and accept() keeps failing: poll() passes over a -1.
     list[LISTENER].fd = context.listen_fd if for_clients and listening(door) else -1
-    ready = posix.poll(list, places, engine.timeout_ms(context))
+    ready = poll_busily(&context.busy_poll, list, places, engine.timeout_ms(context))
     if ready < 0:
         forget_ready(list, places)
         if posix.errno != posix.EINTR:

@@ -13,6 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
+from fastsock._native.busy_poll cimport asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
 from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
 from fastsock._native.connection cimport advance, first_awaits, idle_reason, overdue
@@ -98,7 +99,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     cdef int i, count
     cdef uint64_t token
     cdef bint knock = False
-    count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, engine.timeout_ms(loop.context))
+    count = wait(loop)
     # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
     if count < 0 and posix.errno != posix.EINTR:
         give_up(&loop.door, posix.errno)
@@ -120,6 +121,18 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     elif knock or expects(&loop.door):
         let_in(loop)
     watch_listener(loop)
+
+
+cdef inline int wait(Loop *loop) noexcept nogil:
+    cdef int count
+    begin_wait(&loop.context.busy_poll)
+    while asks_on(&loop.context.busy_poll):
+        count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, 0)
+        if count != 0:
+            return count
+    count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, engine.timeout_ms(loop.context))
+    end_wait(&loop.context.busy_poll)
+    return count
 
 
 cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:

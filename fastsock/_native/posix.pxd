@@ -247,6 +247,7 @@ cdef extern from "<signal.h>" nogil:
     int sigaction(int number, const sigaction_t *action, sigaction_t *old)
 
 cdef extern from "<sched.h>" nogil:
+    int sched_yield()
     ctypedef struct cpu_set_t:
         pass
 

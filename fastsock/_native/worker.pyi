@@ -13,6 +13,7 @@ class Worker:
         max_connections: int = 0,
         allow: tuple[tuple[bytes, int], ...] = (),
         idle_timeout: float = 0.0,
+        busy_poll: int = 0,
         cpu: int = -1,
     ) -> None: ...
     @property

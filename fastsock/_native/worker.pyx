@@ -36,8 +36,8 @@ cdef class Worker:
 
     `buffer_size` is in bytes. `service` is "echo", "discard" or "chargen"; a line equal to
     `close_on` ends an echo. `allow` holds (16-byte IPv6 network, prefix length) pairs. 0 stands for
-    no limit in `max_connections` and in `idle_timeout`, which is in seconds. The thread runs on
-    `cpu`; -1 is any.
+    no limit in `max_connections` and in `idle_timeout`, which is in seconds. `busy_poll` is the
+    longest time spent asking before blocking, in microseconds. The thread runs on `cpu`; -1 is any.
     """
 
     def __cinit__(self):
@@ -53,11 +53,12 @@ cdef class Worker:
 
     def __init__(self, BoundSocket socket not None, *, size_t buffer_size, str service="echo",
                  bytes close_on=b"", unsigned int max_connections=0, tuple allow=(),
-                 double idle_timeout=0.0, int cpu=-1):
+                 double idle_timeout=0.0, int64_t busy_poll=0, int cpu=-1):
         self.cpu = cpu
         self.context.buffer_size = buffer_size
         self.context.max_connections = max_connections
         self.context.idle_ns = <int64_t>(idle_timeout * 1e9)
+        self.context.busy_poll.cap_ns = busy_poll * 1000
         if idle_timeout or close_on:
             self.context.sweep_at = 0
         self._set_service(service, close_on)

@@ -10,7 +10,7 @@ import click
 from fastsock import engines
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size
+from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, parse_duration
 from fastsock.endpoint import DEFAULT_ENDPOINT
 from fastsock.report import ServerStats
 from fastsock.server import SERVICES, Server
@@ -26,6 +26,16 @@ def numbers(
         raise click.BadParameter(f"{value!r} is not a list of numbers like 0,1") from None
 
 
+def busy_poll(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    """``50us`` to 50."""
+    if value == "auto":
+        return value
+    try:
+        return round(parse_duration(value) * 1e6)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
 @click.argument("endpoints", metavar="[ENDPOINT]...", nargs=-1)
 @click.option("--engine", default="auto", help=f"One of {', '.join(engines.NAMES)}.")
@@ -39,6 +49,13 @@ def numbers(
 @click.option("--workers", type=int, default=1, help="Threads per tcp endpoint.")
 @click.option("--cpus", callback=numbers, metavar="LIST", help="CPUs for the workers, as 0,1.")
 @click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
+@click.option(
+    "--busy-poll",
+    default="0us",
+    callback=busy_poll,
+    metavar="DURATION|auto",
+    help="Ask so long before blocking.",
+)
 @click.option("--max-connections", type=int, default=0, help="More wait; 0 is no limit.")
 @click.option("--idle-timeout", type=DURATION, default="0s", help="0 is never.")
 @click.option("--allow", multiple=True, metavar="RANGE", help="As 10.0.0.0/8; others are closed.")

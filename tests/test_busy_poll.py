@@ -1,0 +1,96 @@
+"""Tests of busy-polling: it asks while waits are short, blocks when they are long, and is exact."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import connect, echo_exactly, finish_exactly, random_chunks, wait_until
+from implementations import Implementation, ServerProcess
+
+import fastsock
+
+Serve = Callable[..., Any]
+ServeProcess = Callable[..., ServerProcess]
+
+LONGEST = 10_000  # microseconds
+WAITS_IN_ONE_PLACE = pytest.mark.native("epoll", "poll", "serial")
+
+
+@WAITS_IN_ONE_PLACE
+def test_asks_without_blocking_while_waits_are_short(
+    serve_process: ServeProcess, tmp_path: Path
+) -> None:
+    without = questions(serve_process, tmp_path / "without", busy_poll=0)
+    assert without == 0
+    assert questions(serve_process, tmp_path / "with", busy_poll=LONGEST) > 0
+
+
+def questions(serve_process: ServeProcess, log: Path, **options: Any) -> int:
+    """How often a server asked without waiting while it echoed 100 messages."""
+    calls = "trace=/^(epoll_wait|poll)$"
+    server = serve_process(under=("strace", "-f", "-qq", "-o", str(log), "-e", calls), **options)
+    with connect(server.endpoint) as sock:
+        for _ in range(100):
+            echo_exactly(sock, b"short")
+    server.close()
+    return len(re.findall(r"(?:epoll_wait|poll)\(.*, \d+, 0\b", log.read_text()))
+
+
+@WAITS_IN_ONE_PLACE
+def test_blocks_when_nothing_comes(serve_process: ServeProcess) -> None:
+    server = serve_process(busy_poll=LONGEST)
+    with connect(server.endpoint) as sock:
+        for _ in range(100):
+            echo_exactly(sock, b"short")
+        wait_until(lambda: cpu_share(server) < 0.02)
+
+
+def cpu_share(server: ServerProcess) -> float:
+    began, before = time.monotonic(), server.cpu_seconds()
+    time.sleep(0.1)
+    return (server.cpu_seconds() - before) / (time.monotonic() - began)
+
+
+@WAITS_IN_ONE_PLACE
+def test_loses_nothing(serve: Serve) -> None:
+    server = serve(busy_poll="auto")
+    with connect(server.endpoint) as sock:
+        for chunk in random_chunks(seed=5, total=1 << 20, largest=1 << 16):
+            echo_exactly(sock, chunk)
+    with connect(server.endpoint) as sock:
+        finish_exactly(sock, b"all of it" * 10_000)
+
+
+@WAITS_IN_ONE_PLACE
+def test_stops_while_it_asks(implementation: Implementation) -> None:
+    with implementation.server(busy_poll=LONGEST) as server, connect(server.endpoint) as sock:
+        echo_exactly(sock, b"short")
+        server.stop()
+        assert server.stats().open == 0
+
+
+@pytest.mark.native("threads", "fork")
+def test_not_where_connections_wait_one_by_one(implementation: Implementation) -> None:
+    with pytest.raises(ValueError, match="busy_poll 50 is not for engine"):
+        implementation.server(busy_poll=50)
+    implementation.server(busy_poll="auto")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("always", ValueError, "expected one of auto"),
+        (-1, ValueError, "expected 0 to 10000"),
+        (10_001, ValueError, "expected 0 to 10000"),
+        (1.5, TypeError, "expected an int"),
+        (True, TypeError, "expected an int"),
+    ],
+)
+def test_what_is_no_value(value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastsock.Server(busy_poll=value)
