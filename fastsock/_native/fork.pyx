@@ -171,12 +171,13 @@ cdef void reap_ended(Family *family, int timeout_ms) noexcept nogil:
     """Reap the children that have ended: ours alone, each by its pidfd."""
     cdef posix.epoll_event events[EVENTS_MAX]
     cdef int i
-    cdef uint32_t slot
+    cdef Member *member
     cdef int count = posix.epoll_wait(family.pidfds, events, EVENTS_MAX, timeout_ms)
     for i in range(count):
-        slot = <uint32_t>events[i].data.u64
-        if reap(member_at(&family.roster, slot).fd, posix.WNOHANG):
-            forget(family, slot)
+        member = member_at(&family.roster, <uint32_t>events[i].data.u64)
+        # Not taken: it was forgotten, and a copy of its pidfd keeps on reporting it.
+        if member.taken and reap(member.fd, posix.WNOHANG):
+            forget(family, member.slot)
 
 
 cdef void forget(Family *family, uint32_t slot) noexcept nogil:
