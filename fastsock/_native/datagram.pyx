@@ -100,9 +100,8 @@ cdef void wait(Loop *loop) noexcept nogil:
     list[1].fd = loop.context.wake_fd
     list[0].events = list[1].events = posix.POLLIN
     list[0].revents = list[1].revents = 0
-    # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
     if (posix.poll(list, 2, engine.timeout_ms(loop.context)) < 0
-            and posix.errno != posix.EINTR):
+            and not engine.poll_may_work_again(posix.errno)):
         give_up(loop, posix.errno)
     if list[1].revents:
         engine.clear(loop.context.wake_fd)

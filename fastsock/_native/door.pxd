@@ -49,7 +49,7 @@ cdef inline void wait_at(Door *door, posix.pollfd *list, uint32_t places,
     ready = poll_busily(&context.busy_poll, list, places, engine.timeout_ms(context))
     if ready < 0:
         forget_ready(list, places)
-        if posix.errno != posix.EINTR:
+        if not engine.poll_may_work_again(posix.errno):
             give_up(door, posix.errno)
     elif list[WAKE].revents:
         engine.clear(context.wake_fd)
@@ -159,7 +159,7 @@ cdef inline void end_rest(Door *door) noexcept nogil:
 
 
 cdef inline void give_up(Door *door, int error) noexcept nogil:
-    """To wait itself failed: without memory, or because somebody closed the epoll."""
+    """To wait itself failed, and always will."""
     atomic.lower_i64(&door.context.stop_at, 0)
     accepting.note_failure(door.context, error)
     if door.context.listen_fd >= 0:

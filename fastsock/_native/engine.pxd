@@ -14,6 +14,7 @@ cdef enum:
     LINGER_NS = 1000000000          # how long the end of a closed conversation is waited for
     SWEEPS = 16                     # how often idle connections are looked for in `idle_ns`
     SWEEP_NS_MIN = 10000000
+    POLL_AGAIN_NS = 10000000        # until poll() is tried again that had no memory
 
 cdef enum:                          # reasons of a connection's end
     CLOSED_EOF                      # the client half-closed and got everything back
@@ -134,6 +135,21 @@ cdef inline int timeout_ms(Context *context) noexcept nogil:
     left = until - posix.monotonic_ns()
     # Rounded up: waking just before the time would spin until it has come.
     return 0 if left <= 0 else <int>min((left + 999999) // 1000000, 3600000)
+
+
+cdef inline bint poll_may_work_again(int error) noexcept nogil:
+    """After poll(2) failed: False if it always will. Who has to be patient sleeps a little here."""
+    cdef posix.timespec pause
+    if error == posix.EINTR:        # POSIX lets it come without a handler too
+        return True
+    # It had no memory for its copy of the list, or the list is longer than the limit of open files
+    # allows, which somebody must have lowered. Both pass, and until then this must not spin.
+    if error != posix.ENOMEM and error != posix.EINVAL:
+        return False
+    pause.tv_sec = 0
+    pause.tv_nsec = POLL_AGAIN_NS
+    posix.nanosleep(&pause, NULL)
+    return True
 
 
 cdef inline void note_time(Context *context) noexcept nogil:

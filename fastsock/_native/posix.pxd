@@ -17,6 +17,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
 
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *time, timespec *left)
     int clock_getcpuclockid(int pid, int *clock)
 
 cdef extern from "<sys/time.h>" nogil:
