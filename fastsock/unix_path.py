@@ -1,12 +1,11 @@
-"""The file of a Unix stream socket: who may bind its path, with which rights, and who removes it.
+"""The file of a Unix socket: who may bind its path, with which rights, and who removes it.
 
 bind(2) makes the file and nothing but unlink(2) takes it away, so a server that was killed leaves
 one behind that refuses every connection. Such a stale file is replaced; anything else at the path
 is in use and stays. Between finding a file stale and binding the path anew, another server may have
-done the same: to unlink then would take its fresh socket away, and so would it between its bind()
-and its listen(), when it still refuses. Therefore all this happens under a lock, flock(2) on
-``PATH.lock`` beside the path. The kernel drops it when its holder dies, so it cannot go stale, and
-its file is removed with it.
+done the same: to unlink then would take its fresh socket away. Therefore all this happens under a
+lock, flock(2) on ``PATH.lock`` beside the path. The kernel drops it when its holder dies, so it
+cannot go stale, and its file is removed with it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-_Listener = TypeVar("_Listener", bound=_Closable)
+_Socket = TypeVar("_Socket", bound=_Closable)
 
 
 class SocketFile:
@@ -66,13 +65,13 @@ class SocketFile:
 
 
 def bind_unix(
-    endpoint: Endpoint, mode: int, bind_and_listen: Callable[[], _Listener]
-) -> tuple[_Listener, SocketFile | None]:
-    """Call `bind_and_listen` when the path is free; return its listener, and the file it made.
+    endpoint: Endpoint, mode: int, make_bound: Callable[[], _Socket]
+) -> tuple[_Socket, SocketFile | None]:
+    """Call `make_bound` when the path is free; return its socket, and the file it made.
 
-    `bind_and_listen` gives its socket the rights `mode` by fchmod(2) before bind(2), so that the
-    file never has more: Linux takes the socket's mode, less the umask. An abstract name has no file
-    and no rights, and no rules but the kernel's.
+    `make_bound` gives its socket the rights `mode` by fchmod(2) before bind(2), so that the file
+    never has more: Linux takes the socket's mode, less the umask. An abstract name has no file and
+    no rights, and no rules but the kernel's.
 
     Raises:
         OSError: EADDRINUSE when something is at the path that is not a stale socket, or what a
@@ -81,16 +80,16 @@ def bind_unix(
     """
     path = endpoint.path
     if path.startswith("@"):
-        return bind_and_listen(), None
+        return make_bound(), None
     with _lock(path, str(endpoint)):
         with _step("bind", endpoint):
             _clear(path)
-        listener = bind_and_listen()
+        bound = make_bound()
         try:
             with _step("chmod", endpoint):
-                return listener, SocketFile(path, mode)
+                return bound, SocketFile(path, mode)
         except BaseException:
-            listener.close()
+            bound.close()
             with suppress(OSError):
                 Path(path).unlink()
             raise
@@ -107,18 +106,19 @@ def _clear(path: str) -> None:
         raise OSError(errno.EADDRINUSE, "what is there is not a socket, and is left alone")
     error = _try_to_connect(path)
     if error not in (errno.ECONNREFUSED, errno.ENOENT):
-        said = os.strerror(error) if error else "it answers"
-        raise OSError(errno.EADDRINUSE, f"another socket is bound to it: {said}")
+        unknown = f": {os.strerror(error)}" if error not in (0, errno.EPROTOTYPE) else ""
+        raise OSError(errno.EADDRINUSE, f"another socket is bound to it{unknown}")
     with suppress(FileNotFoundError):
         if os.path.samestat(found, file.lstat()):
             file.unlink()
 
 
 def _try_to_connect(path: str) -> int:
-    """The errno of connect(): ECONNREFUSED says that no listening socket belongs to the file."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A live server with a full backlog would block it; so it is EAGAIN (connect(2)).
-        probe.setblocking(False)
+    """The errno of connect(): ECONNREFUSED says that no socket is bound to the file."""
+    # A datagram socket's connect() sends nothing and waits for nobody, and to a stream socket it is
+    # EPROTOTYPE, whether that listens or not. A stream socket's would be a client of the server
+    # there, and refused between its bind() and its listen().
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         return probe.connect_ex(path)
 
 

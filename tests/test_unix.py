@@ -149,7 +149,7 @@ def test_a_live_socket_is_not_stolen(server_at: MakeServer, path: Path) -> None:
     """The second server fails, the first goes on, and its file is still there."""
     with server_at(url(path)):
         text = str(refused(server_at(url(path))))
-        assert f"bind {url(path)}: Address already in use (another socket is bound to it" in text
+        assert f"bind {url(path)}: Address already in use (another socket is bound to it)" in text
         echo(path)
     assert not path.exists()
 
@@ -160,6 +160,14 @@ def test_a_live_socket_with_a_full_queue_is_not_stolen(server_at: MakeServer, pa
         busy.bind(str(path))
         busy.listen(0)
         waiting.connect(str(path))
+        refused(server_at(url(path)))
+        assert path.exists()
+
+
+def test_a_socket_that_does_not_listen_yet_is_not_stolen(server_at: MakeServer, path: Path) -> None:
+    """Between its bind() and its listen() a server refuses connections, as a stale socket does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
         refused(server_at(url(path)))
         assert path.exists()
 
