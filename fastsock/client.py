@@ -19,7 +19,7 @@ from fastsock._native.load_datagram import DatagramLoader
 from fastsock.endpoint import Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number
 from fastsock.report import DATAGRAM_COUNTS, Latency, LoadReport, host_facts
-from fastsock.server import EndpointLike, check_served
+from fastsock.server import EndpointLike
 
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
@@ -102,7 +102,7 @@ def load(
     Args:
         endpoint: where the server listens.
         connections: 1 to 65536.
-        size: bytes per message, 1 to 1 GiB; of a datagram 8 to 65507.
+        size: bytes per message, 1 to 1 GiB; of a datagram, UDP or Unix, 8 to 65507.
         depth: messages in flight per connection, in a closed loop.
         duration: seconds of the measured window; 5 unless `messages` is given.
         messages: stop after so many messages over all connections, instead of `duration`.
@@ -130,7 +130,6 @@ def load(
 
     """
     target = Endpoint.parse(endpoint)
-    check_served(target)
     options = check_options(
         connections=connections,
         size=size,

@@ -26,7 +26,7 @@ CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
 DATAGRAM_COUNTS = ("sent", "received", "lost", "duplicated", "reordered", "late")
 
 #: Every reason for which a server leaves a datagram unanswered.
-DROPPED = ("loop_guard", "truncated", "send_error")
+DROPPED = ("loop_guard", "truncated", "unnamed", "send_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class ServerStats:
 
     ``datagrams_in`` counts datagrams received and ``datagrams_out`` those answered; the rest is in
     ``dropped``, by reason: "loop_guard" (it may have been a server's answer), "truncated" (longer
-    than any UDP datagram) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
+    than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not
+    bound and has no address) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
     ``bytes_out`` hold the bytes of connections and datagrams both. ``engine`` is that of the
     streams; datagrams have one of their own.
     """

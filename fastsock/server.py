@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsock import engines
 from fastsock._native.datagram import DatagramWorker
-from fastsock._native.datagram_socket import DatagramSocket
+from fastsock._native.datagram_socket import DatagramSocket, UnixDatagramSocket
 from fastsock._native.listener import Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
@@ -55,8 +55,8 @@ class Server:
 
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
-            if there is none. Port 0 picks a free port. A stale socket at a ``unix`` path is
-            replaced, and anything else there is EADDRINUSE.
+            if there is none. Port 0 picks a free port. A stale socket at a ``unix`` or
+            ``unixgram`` path is replaced, and anything else there is EADDRINUSE.
         engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
             is an error. For streams; datagrams have one engine of their own.
         backlog: connections that may wait to be accepted, listen(2).
@@ -66,8 +66,9 @@ class Server:
         reuse_port: let other sockets of this user bind the same port, SO_REUSEPORT.
         dual_stack: take IPv4 on IPv6 endpoints too; an endpoint's own ``?dual_stack=`` wins.
         nodelay: TCP_NODELAY, without which small answers wait for acknowledgements.
-        rcvbuf: SO_RCVBUF in bytes, tcp only; 0 leaves the kernel's autotuning on.
-        sndbuf: SO_SNDBUF in bytes; 0 as above.
+        rcvbuf: SO_RCVBUF in bytes, tcp and udp only; 0 leaves the kernel's autotuning on.
+        sndbuf: SO_SNDBUF in bytes, not for ``unix``; 0 as above. Of ``unixgram`` it holds all
+            answers that no client has received yet; when it is full, answers are dropped.
         workers: native threads per tcp endpoint, each with its own listener (SO_REUSEPORT); a
             Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.
@@ -86,19 +87,22 @@ class Server:
         loop_guard: leave datagrams unanswered that may be a server's answers: from ports below
             1024, from the own port, from or to multicast, broadcast and unspecified addresses,
             and from other fastsock servers. Without it one forged datagram makes two servers
-            answer each other for ever (CVE-2024-2169).
+            answer each other for ever (CVE-2024-2169). On ``unixgram``, where no address can be
+            forged, those from the own one.
         drain_timeout: seconds that `stop()` and the first signal leave to the clients to finish.
         service: "echo" (RFC 862), "discard" (RFC 863) or "chargen" (RFC 864).
         close_on: an echo ends when the client sends a line equal to this, ended by LF or CR LF;
             it is echoed, and then the connection is closed. Empty is never.
 
     `max_connections`, `idle_timeout`, `allow`, `service` and `close_on` are about streams, and do
-    not go with a udp endpoint.
+    not go with a udp or unixgram endpoint.
+
+    A Unix datagram can be answered only if its sender is bound to an address of its own, and, if
+    that is a file, one that this process may write to.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option has the wrong value; the message says what is allowed.
-        NotImplementedError: an endpoint of a kind that is not served yet.
 
     """
 
@@ -132,8 +136,6 @@ class Server:
         self._asked = tuple(
             Endpoint.parse(endpoint) for endpoint in endpoints or (DEFAULT_ENDPOINT,)
         )
-        for endpoint in self._asked:
-            check_served(endpoint)
         self.engine = engines.choose(engine)
         self._stream_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
@@ -335,19 +337,17 @@ class Server:
             return endpoint
         return self._listen_inet(endpoint, listeners)
 
-    def _listen_unix(self, endpoint: Endpoint) -> Listener:
-        def bind_and_listen() -> UnixListener:
-            return UnixListener(
-                endpoint.path,
-                str(endpoint),
-                mode=self._unix_mode,
-                backlog=self._stream_options["backlog"],
-            )
-
-        listener, file = bind_unix(endpoint, self._unix_mode, bind_and_listen)
+    def _listen_unix(self, endpoint: Endpoint) -> BoundSocket:
+        make: Callable[..., BoundSocket] = partial(
+            UnixDatagramSocket, sndbuf=self._socket_options["sndbuf"]
+        )
+        if endpoint.is_stream:
+            make = partial(UnixListener, backlog=self._stream_options["backlog"])
+        make = partial(make, endpoint.path, str(endpoint), mode=self._unix_mode)
+        bound, file = bind_unix(endpoint, self._unix_mode, make)
         if file:
             self._files.append(file)
-        return listener
+        return bound
 
     def _remove_files(self) -> None:
         while self._files:
@@ -500,14 +500,6 @@ def check_close_on(line: bytes, service: str) -> bytes:
     if b"\n" in line or b"\r" in line or len(line) > _MAX_LINE:
         raise ValueError(f"close_on {line[:40]!r} is not one line of at most {_MAX_LINE} bytes")
     return line
-
-
-def check_served(endpoint: Endpoint) -> None:
-    """Raise NotImplementedError for a kind of endpoint that is parsed but not served yet."""
-    if not endpoint.is_stream and endpoint.scheme != "udp":
-        raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} endpoints are not supported yet; tcp, udp and unix are"
-        )
 
 
 def check_stream_only(endpoint: Endpoint, given: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """Datagrams: receive one, send it back to whom it came from, one at a time.
 
-There are no connections, so this is the only shape that datagrams have.
+There are no connections, so this is the only shape that datagrams have. A UDP datagram goes back to
+an address and a port. A Unix datagram goes back to the name of its sender's socket, which has one
+only if it was bound.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from .control import Control, Phase
 from .tally import Tally
 
 SIZE_MAX = 65535  # bytes; no UDP datagram is longer
-CONTROL_SIZE = 128  # bytes for what the kernel tells beside the data
+#: Bytes for what the kernel tells beside the data.
+CONTROL_SIZE = 128
 
 PORTS_OF_SERVICES = 1024  # below
 #: Answers leave with so many hops to go, and what comes with as many is an answer of such a server.
@@ -26,6 +29,9 @@ USUAL_HOPS = 128  # systems start with 255, with 128, or with 64 and below
 # From <linux/in.h>, for Pythons whose socket module does not have them.
 IP_PKTINFO = 8
 IP_RECVTTL = 12
+
+#: What recvmsg() and getsockname() give: (host, port, ...), a path, or bytes if it is abstract.
+Name = tuple[Any, ...] | str | bytes
 
 #: A level and a kind to the bytes that the kernel told.
 Notes = dict[tuple[int, int], bytes]
@@ -47,21 +53,24 @@ def run(sock: socket.socket, control: Control, tally: Tally, buffer_size: int) -
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     poll.register(control.waker, select.POLLIN)
-    own_port = sock.getsockname()[1]
+    own = sock.getsockname()
     while control.phase is Phase.RUNNING:
         poll.poll()
         control.clear()
-        echo_one(sock, tally, own_port)
+        echo_one(sock, tally, own)
     # What waits in the queue is answered too, while there is time.
-    while control.phase is Phase.DRAINING and echo_one(sock, tally, own_port):
+    while control.phase is Phase.DRAINING and echo_one(sock, tally, own):
         pass
     sock.close()
 
 
-def echo_one(sock: socket.socket, tally: Tally, own_port: int) -> bool:
+def echo_one(sock: socket.socket, tally: Tally, own: Name) -> bool:
     """Answers a datagram; False when none waits. An error about one client ends nothing."""
+    # A Unix client may send open files (SCM_RIGHTS), which would fill our table of them. Where
+    # there is no room to tell of them, the kernel closes them.
+    control_size = 0 if sock.family == socket.AF_UNIX else CONTROL_SIZE
     try:
-        data, told, _, source = sock.recvmsg(SIZE_MAX, CONTROL_SIZE)
+        data, told, flags, source = sock.recvmsg(SIZE_MAX, control_size)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -72,8 +81,8 @@ def echo_one(sock: socket.socket, tally: Tally, own_port: int) -> bool:
     tally.datagrams_in += 1
     tally.datagram_bytes_in += len(data)
     notes = {(level, kind): value for level, kind, value in told}
-    if may_loop(source, hops_of(notes), own_port):
-        tally.dropped["loop_guard"] += 1
+    if reason := reason_to_drop(source, flags, hops_of(notes), own):
+        tally.dropped[reason] += 1
         return True
     try:
         sock.sendmsg([data], from_asked(notes), 0, source)
@@ -86,14 +95,25 @@ def echo_one(sock: socket.socket, tally: Tally, own_port: int) -> bool:
     return True
 
 
-def may_loop(source: tuple[Any, ...], hops: int, own_port: int) -> bool:
+def reason_to_drop(source: Name | None, flags: int, hops: int, own: Name) -> str:
+    """Why it must not be answered, or nothing."""
+    if flags & socket.MSG_TRUNC:
+        return "truncated"  # its end was thrown away
+    if not source:
+        return "unnamed"
+    return "loop_guard" if may_loop(source, hops, own) else ""
+
+
+def may_loop(source: Name, hops: int, own: Name) -> bool:
     """Whether it may be the answer of another server, which would answer ours, and so for ever."""
+    if not isinstance(source, tuple):
+        return source == own  # of a Unix socket: nobody can forge it
     address = ipaddress.ip_address(source[0].partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     return (
         source[1] < PORTS_OF_SERVICES
-        or source[1] == own_port
+        or source[1] == own[1]
         or USUAL_HOPS < hops <= ANSWER_HOPS
         or address.is_multicast
         or address.is_unspecified

@@ -24,78 +24,59 @@ HINTS = {
 }
 
 
-def open_listener(
+def open_socket(
     endpoint: Endpoint, backlog: int, unix_mode: int
 ) -> tuple[socket.socket, SocketFile | None]:
-    """Listens on `endpoint`; the socket is non-blocking. Gives the file of a Unix socket, too.
+    """Listens on `endpoint`, or receives datagrams there. Gives the file of a Unix socket, too.
 
     At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
     """
     family, name = socket_name(endpoint)
-    listen = partial(bind_and_listen, endpoint, family, name, backlog, unix_mode)
-    return bind_unix(endpoint, unix_mode, listen) if endpoint.is_unix else (listen(), None)
+    make = partial(make_bound, endpoint, family, name, backlog, unix_mode)
+    return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
 
 
-def bind_and_listen(
+def make_bound(
     endpoint: Endpoint,
     family: socket.AddressFamily,
     name: SocketName,
     backlog: int,
     unix_mode: int,
 ) -> socket.socket:
+    kind = socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
     with step("socket", endpoint):
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(family, kind)
     try:
         if family == socket.AF_UNIX:
             with step("fchmod", endpoint):
                 # bind() gives the file the mode of the socket, which is 0777 unless set first.
-                os.fchmod(listener.fileno(), unix_mode)
+                os.fchmod(sock.fileno(), unix_mode)
         else:
             with step("setsockopt", endpoint):
-                set_options(listener, endpoint)
-        with step("bind", endpoint):
-            listener.bind(name)
-        with step("listen", endpoint):
-            listener.listen(backlog)
-    except BaseException:
-        listener.close()
-        raise
-    # A connection can vanish between poll() and accept(): a blocking listener would then hang.
-    listener.setblocking(False)
-    return listener
-
-
-def open_datagram_socket(endpoint: Endpoint) -> socket.socket:
-    """Receives datagrams on `endpoint`; the socket is non-blocking.
-
-    Without SO_REUSEADDR, with which another process could take the port over (socket(7)).
-    """
-    family, name = socket_name(endpoint)
-    with step("socket", endpoint):
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        with step("setsockopt", endpoint):
-            set_ipv6_only(sock, endpoint)
-            datagrams.set_options(sock, bool(endpoint.dual_stack))
+                set_options(sock, endpoint)
         with step("bind", endpoint):
             sock.bind(name)
+        if endpoint.is_stream:
+            with step("listen", endpoint):
+                sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
+    # What poll() saw can vanish before accept() or recv(): a blocking socket would then hang.
     sock.setblocking(False)
     return sock
 
 
-def set_options(listener: socket.socket, endpoint: Endpoint) -> None:
-    # Without it a restart fails for a minute, while old connections are in TIME_WAIT.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted sockets inherit it on Linux: one call here instead of one per connection. With
-    # Nagle's algorithm, a small answer would wait for the acknowledgement of the one before.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    set_ipv6_only(listener, endpoint)
-
-
-def set_ipv6_only(sock: socket.socket, endpoint: Endpoint) -> None:
+def set_options(sock: socket.socket, endpoint: Endpoint) -> None:
+    if endpoint.is_stream:
+        # Without it a restart fails for a minute, while old connections are in TIME_WAIT. Not for
+        # datagrams, where with it another process could take the port over (socket(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it on Linux: one call here instead of one per connection. With
+        # Nagle's algorithm, a small answer would wait for the acknowledgement of the one before.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    else:
+        datagrams.set_options(sock, bool(endpoint.dual_stack))
     if sock.family == socket.AF_INET6:
         # Set explicitly, because the default is up to a sysctl (net.ipv6.bindv6only).
         only = 0 if endpoint.dual_stack else 1

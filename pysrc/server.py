@@ -13,10 +13,9 @@ from ..endpoint import Endpoint
 from ..report import ServerStats
 from ..unix_path import SocketFile
 from . import asyncio_streams, datagrams, selector_loop, serial, threads
-from .address import check_scheme
 from .bell import Bell
 from .control import Control, Phase
-from .listener import open_datagram_socket, open_listener
+from .listener import open_socket
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .tally import Tally
@@ -48,15 +47,14 @@ class Server:
             socket.create_connection((server.endpoint.host, server.endpoint.port))
 
     Args:
-        endpoint: where to listen: tcp, unix or udp. Port 0 picks a free one.
+        endpoint: where to listen: tcp, unix, udp or unixgram. Port 0 picks a free one.
         shape: one of SHAPES, for streams; datagrams have one of their own.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
         unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
         buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
         drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
 
-    Raises ValueError or TypeError for a bad option, NotImplementedError for unixgram. A server
-    runs once.
+    Raises ValueError or TypeError for a bad option. A server runs once.
     """
 
     def __init__(
@@ -74,7 +72,6 @@ class Server:
         if shape not in RUNS:
             raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
         self._endpoint = Endpoint.parse(endpoint)
-        check_scheme(self._endpoint, "tcp", "unix", "udp")
         self._shape = shape
         self._backlog = check_int("backlog", backlog)
         self._unix_mode = check_mode("unix_mode", unix_mode)
@@ -106,11 +103,7 @@ class Server:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            file: SocketFile | None = None
-            if self._endpoint.is_stream:
-                listener, file = open_listener(self._endpoint, self._backlog, self._unix_mode)
-            else:
-                listener = open_datagram_socket(self._endpoint)
+            listener, file = open_socket(self._endpoint, self._backlog, self._unix_mode)
             control = Control()
             thread = threading.Thread(
                 target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True

@@ -128,7 +128,7 @@ USAGE_ERRORS = [
     (["serve", "--buffer-size", "0"], "buffer_size 0 is out of range"),
     (["serve", "--backlog", "0"], "backlog 0 is out of range"),
     (["serve", "--drain-timeout", "-1s"], "--drain-timeout"),
-    (["serve", "unixgram:///run/echo.sock"], "unixgram endpoints are not supported yet"),
+    (["serve", "unixgram://@a", "--service", "discard"], "service goes with streams"),
     (["serve", "udp://127.0.0.1:0", "--service", "discard"], "service goes with streams"),
     (["serve", "--unix-mode", "888"], "mode '888' is not octal"),
     (["serve", "--unix-mode", "1777"], "mode '1777' is not octal"),

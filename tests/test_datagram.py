@@ -22,8 +22,8 @@ from typing import Any
 
 import fastsock.pure
 import pytest
+from clients import not_zero
 
-import fastsock
 from fastsock import Endpoint, Server
 
 TIMEOUT = 20.0  # seconds; only something that hangs takes so long
@@ -165,7 +165,7 @@ def test_ports_of_services_are_not_answered(make: Any, port: int) -> None:
         forge((LOOPBACK, port), server.endpoint)
         settle(server)
     stats = server.stats()
-    assert stats.dropped == {"loop_guard": 1, "truncated": 0, "send_error": 0}
+    assert not_zero(stats.dropped) == {"loop_guard": 1}
     assert (stats.datagrams_in, stats.datagrams_out) == (201, 200)
 
 
@@ -244,7 +244,7 @@ def test_without_the_guard_port_0_is_a_failed_send() -> None:
             assert sock.recv(100) == b"before %d" % number
             assert sock.recv(100) == b"after %d" % number
     stats = server.stats()
-    assert stats.dropped == {"loop_guard": 0, "truncated": 0, "send_error": 100}
+    assert not_zero(stats.dropped) == {"send_error": 100}
     assert stats.errors == {"EINVAL": 100}
 
 
@@ -499,9 +499,3 @@ def test_beside_every_engine(engine: str, tmp_path: Path) -> None:
             stream.sendall(b"probe")
             assert stream.recv(100) == b"probe"
     assert server.stats().datagrams_out == server.stats().accepted == 1
-
-
-def test_unix_datagrams_are_not_served_yet() -> None:
-    """A kind that is not served is refused before any system call."""
-    with pytest.raises(NotImplementedError, match="unixgram endpoints are not supported yet"):
-        fastsock.Server("unixgram:///run/echo.sock")

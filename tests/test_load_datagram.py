@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -26,17 +27,21 @@ Answers = list[bytes]
 Behaviour = Callable[[int, bytes], Answers]
 
 
-@pytest.fixture
-def server() -> Iterator[fastsock.Server]:
-    with fastsock.Server("udp://127.0.0.1:0") as server:
+@pytest.fixture(params=["udp://127.0.0.1:0", f"unixgram://@fastsock-test-{os.getpid()}"])
+def server(request: pytest.FixtureRequest) -> Iterator[fastsock.Server]:
+    with fastsock.Server(request.param) as server:
         yield server
 
 
 @contextmanager
-def misbehaving(behave: Behaviour) -> Iterator[str]:
-    """A UDP server that answers its datagram number n, a payload, with what `behave` returns."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+def misbehaving(behave: Behaviour, path: str = "") -> Iterator[str]:
+    """A server that answers its datagram number n, a payload, with what `behave` returns.
+
+    On UDP, or at a path.
+    """
+    family = socket.AF_UNIX if path else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(path or ("127.0.0.1", 0))
         address = sock.getsockname()
 
         def serve() -> None:
@@ -52,7 +57,7 @@ def misbehaving(behave: Behaviour) -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield f"udp://127.0.0.1:{address[1]}"
+            yield f"unixgram://{path}" if path else f"udp://127.0.0.1:{address[1]}"
         finally:
             sock.sendto(b"", address)
             thread.join()
@@ -247,6 +252,47 @@ def test_nobody_listens(server: fastsock.Server, options: dict[str, Any]) -> Non
     assert report.errors["refused"] == 2
     assert report.failed
     assert "connections refused: 2" in report.reasons
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 100.0}])
+def test_the_server_goes_away(server: fastsock.Server, options: dict[str, Any]) -> None:
+    """When it stops in the middle of a run the sockets fail as refused, and the run ends."""
+    report = fastsock.load(
+        server.endpoint,
+        duration=30.0,
+        connections=2,
+        progress=lambda _: server.stop(),
+        **QUICK | options,
+    )
+    assert report.errors["refused"] == 2
+    assert counts(report)["received"] > 0
+    assert report.duration < 20
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a stale socket", "a stream socket"])
+def test_a_unix_path_that_does_not_answer(tmp_path: Path, there: str) -> None:
+    """Whatever is at the path, the sockets fail, and nothing is raised."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as sock:
+        if there == "a file":
+            path.touch()
+        elif there != "nothing":
+            sock.bind(str(path))
+        if there == "a stale socket":
+            sock.close()
+        report = fastsock.load(f"unixgram://{path}", connections=2, duration=30.0)
+    assert report.failed
+    kind = "other" if there == "a stream socket" else "refused"
+    assert report.errors[kind] == 2
+    assert counts(report) == expected(0)
+
+
+def test_a_unix_server_that_is_slow(tmp_path: Path) -> None:
+    """While its queue is full the client waits, and loses nothing."""
+    with misbehaving(lambda number, payload: [payload], f"{tmp_path}/s") as url:
+        report = fastsock.load(url, messages=2000, connections=4, depth=50, **PATIENT)
+    assert counts(report) == expected(2000)
+    assert report.valid
 
 
 # --- options and output -------------------------------------------------------------------------

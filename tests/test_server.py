@@ -139,14 +139,6 @@ def test_bad_endpoint(endpoint: Any, kind: type[Exception]) -> None:
         Server(endpoint)
 
 
-def test_kind_of_endpoint_that_is_not_served() -> None:
-    """A kind that is not served yet is a NotImplementedError of one line that names it."""
-    url = "unixgram:///tmp/echo"
-    expected = f"^{url}: unixgram endpoints are not supported yet; tcp, udp and unix are$"
-    with pytest.raises(NotImplementedError, match=expected):
-        Server(ANY_PORT, url)
-
-
 @pytest.mark.parametrize("drain", ["1", True, -1, float("nan"), 1e9])
 def test_stop_with_a_bad_drain(drain: Any) -> None:
     """stop() refuses a bad time, and the server goes on."""

@@ -1,4 +1,4 @@
-"""The datagram engine: one UDP socket, batches of datagrams, recvmmsg(2) and sendmmsg(2).
+"""The datagram engine: one socket, batches of datagrams, recvmmsg(2) and sendmmsg(2).
 
 Wait, receive what is there up to a batch, send all of it back in one call. One datagram in, one
 out, with the same bytes; an empty one too, for with datagrams 0 is a size and not the end. There
@@ -6,27 +6,35 @@ are no connections, so there is nothing to remember: what cannot be answered at 
 counted, as the network might have done, and no error about one client ever ends the others.
 
 What must not be answered is in loop_guard.pxd, and how an answer finds its source in ancillary.pxd.
+
+UDP and Unix datagrams differ in little. A Unix socket that is not bound has no name to answer to;
+its datagrams may be longer than any of UDP; and descriptors may come with them (SCM_RIGHTS), which
+the kernel closes where there is no room to tell of them. An answer takes up the server's own send
+buffer until its client has received it (unix(7)): a client that does not read can fill that buffer,
+and then answers to anybody are dropped until it reads or ends. To wait instead would only make
+everybody wait.
 """
 
-from libc.stdint cimport uint16_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
 from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, read_arrival
+from fastsock._native.check cimport os_error
 from fastsock._native.datagram_socket cimport DatagramSocket
 from fastsock._native.engine cimport Context
-from fastsock._native.loop_guard cimport may_loop
+from fastsock._native.loop_guard cimport SocketName, may_loop
 from fastsock._native.worker cimport Worker
 
 cdef enum:
     BATCH = 16                      # datagrams per call at most
-    SIZE_MAX = 65535                # bytes; UDP over IPv4 ends at 65507, so nothing is cut short
+    SIZE_MAX = 65535                # bytes; no UDP datagram is longer
     FAILURES_MAX = 64               # failed calls in a row before it rests
 
 cdef struct Loop:
     Context *context
     bint guarded
-    uint16_t own_port
+    SocketName own
+    size_t control_size             # room for what is told beside the bytes
     int failures                    # of recvmmsg, in a row
     posix.mmsghdr received[BATCH]
     posix.mmsghdr answers[BATCH]    # those of `received` that are sent back, closed up
@@ -45,11 +53,13 @@ cdef class DatagramWorker(Worker):
 
     cdef Loop *loop
     cdef bint guarded
-    cdef uint16_t own_port
+    cdef SocketName own
 
     def __init__(self, DatagramSocket socket not None, *, bint loop_guard, int cpu=-1):
         self.guarded = loop_guard
-        self.own_port = socket.port
+        self.own.size = sizeof(self.own.address)
+        if posix.getsockname(socket.fd, <posix.sockaddr *>&self.own.address, &self.own.size) != 0:
+            raise os_error(posix.errno, "getsockname", socket.where)
         Worker.__init__(self, socket, buffer_size=SIZE_MAX, cpu=cpu)
 
     cdef int prepare(self) except -1:
@@ -60,7 +70,9 @@ cdef class DatagramWorker(Worker):
         self.loop = loop
         loop.context = &self.context
         loop.guarded = self.guarded
-        loop.own_port = self.own_port
+        loop.own = self.own
+        if self.own.address.ss_family != posix.AF_UNIX:
+            loop.control_size = sizeof(Control)
         loop.buffers = <char *>malloc(BATCH * SIZE_MAX)
         if loop.buffers == NULL:
             raise MemoryError
@@ -136,7 +148,7 @@ cdef inline void make_ready(Loop *loop, int i) noexcept nogil:
     message.msg_name = &loop.sources[i]
     message.msg_namelen = sizeof(posix.sockaddr_storage)
     message.msg_control = &loop.controls[i]
-    message.msg_controllen = sizeof(Control)
+    message.msg_controllen = loop.control_size
 
 
 cdef inline bint prepare_answer(Loop *loop, int i) noexcept nogil:
@@ -148,9 +160,13 @@ cdef inline bint prepare_answer(Loop *loop, int i) noexcept nogil:
     atomic.count(&loop.context.counters.bytes_in, size)
     if message.msg_flags & posix.MSG_TRUNC:
         return drop(loop, engine.DROPPED_TRUNCATED)
+    if message.msg_namelen == 0:
+        return drop(loop, engine.DROPPED_UNNAMED)
     read_arrival(message, &arrival)
-    if loop.guarded and may_loop(&loop.sources[i], &arrival, loop.own_port):
+    if loop.guarded and may_loop(message, &arrival, &loop.own):
         return drop(loop, engine.DROPPED_GUARD)
+    # A path that leaves no room for its NUL is told with one, and so is too long to be asked for.
+    message.msg_namelen = min(message.msg_namelen, <posix.socklen_t>sizeof(posix.sockaddr_un))
     loop.pieces[i].iov_len = size
     answer_from_asked(message, &arrival)
     return True

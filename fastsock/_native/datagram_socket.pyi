@@ -14,3 +14,6 @@ class DatagramSocket(BoundSocket):
         rcvbuf: int = 0,
         sndbuf: int = 0,
     ) -> None: ...
+
+class UnixDatagramSocket(DatagramSocket):
+    def __init__(self, path: str, where: str, *, mode: int, sndbuf: int = 0) -> None: ...

@@ -47,3 +47,21 @@ cdef class DatagramSocket(BoundSocket):
         self._set("IPV6_RECVHOPLIMIT", posix.IPPROTO_IPV6, posix.IPV6_RECVHOPLIMIT, 1)
         self._set("IPV6_UNICAST_HOPS", posix.IPPROTO_IPV6, posix.IPV6_UNICAST_HOPS,
                   loop_guard.ANSWER_HOPS)
+
+
+cdef class UnixDatagramSocket(DatagramSocket):
+    """A Unix datagram socket; `path` and `mode` are those of UnixListener.
+
+    `sndbuf` is bytes, as above. It holds every answer until its client has received it (unix(7)).
+    """
+
+    def __init__(self, str path, str where, *, int mode, int sndbuf=0):
+        self.where = where
+        self.family = posix.AF_UNIX
+        try:
+            self._create(posix.SOCK_DGRAM)
+            self._set_options(False, False, 0, sndbuf)
+            self._bind_unix(path, mode)
+        except BaseException:
+            self.close()
+            raise

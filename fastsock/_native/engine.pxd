@@ -28,6 +28,7 @@ cdef enum:                          # reasons of a connection's end
 cdef enum:                          # reasons why a datagram got no answer
     DROPPED_GUARD                   # it may come from a server: see loop_guard.pxd
     DROPPED_TRUNCATED               # longer than the buffer
+    DROPPED_UNNAMED                 # its sender is a Unix socket that is not bound
     DROPPED_SENDING                 # the answer could not be sent
     DROP_REASONS
 

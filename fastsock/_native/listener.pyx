@@ -75,6 +75,14 @@ cdef class BoundSocket:
             raise os_error(posix.errno, "bind", self.where, bind_hint(self.family, posix.errno))
         return 0
 
+    cdef int _bind_unix(self, str path, int mode) except -1:
+        """Bind to a file that is not there yet, with the rights `mode` less the umask."""
+        # bind() makes the file with the mode of the socket's own inode, 0777 unless it is set
+        # first. The umask would do it too, but belongs to all threads of the process.
+        if posix.fchmod(self.fd, mode) != 0:
+            raise os_error(posix.errno, "fchmod", self.where)
+        return self._bind(path, 0, 0)
+
 
 cdef class Listener(BoundSocket):
     """A listening TCP socket.
@@ -124,11 +132,7 @@ cdef class UnixListener(Listener):
         self.family = posix.AF_UNIX
         try:
             self._create(posix.SOCK_STREAM)
-            # bind() makes the file with the mode of the socket's own inode, 0777 unless it is set
-            # first. The umask would do it too, but belongs to all threads of the process.
-            if posix.fchmod(self.fd, mode) != 0:
-                raise os_error(posix.errno, "fchmod", self.where)
-            self._bind(path, 0, 0)
+            self._bind_unix(path, mode)
             self._listen(backlog)
         except BaseException:
             self.close()

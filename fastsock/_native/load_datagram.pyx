@@ -7,6 +7,9 @@ loss timeout, is given up, and in a closed loop the next one takes its place.
 
 Closed loop: each socket keeps `depth` datagrams in flight. Open loop: they are sent on schedule,
 and latency counts from the intended time; see load.pyx.
+
+Between Unix sockets a queue that is full makes the sender wait, so there less is lost. The sockets
+are bound, to names of the kernel's choice, because an answer needs an address to go to.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -126,23 +129,39 @@ cdef class DatagramLoader:
     def connect(self) -> None:
         """Step 1 and connect() for all sockets, which sends nothing.
 
-        Raises OSError when a socket cannot be made or there is no route.
+        Raises OSError when a socket cannot be made or there is no route. A Unix server that is not
+        there fails the socket, as it would a UDP socket with the first datagram.
         """
         cdef Run *run = &self.run_state
         cdef Peer *peer
         cdef uint32_t i
         for i in range(run.frame.count):
             peer = &run.peers[i]
-            peer.fd = posix.socket(run.address.ss_family, posix.SOCK_DGRAM | posix.SOCK_NONBLOCK
-                                   | posix.SOCK_CLOEXEC, 0)
-            if peer.fd < 0:
-                hint = "raise the limit: ulimit -n" if posix.errno == posix.EMFILE else ""
-                raise os_error(posix.errno, "socket", self.where, hint)
-            if posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0:
-                raise os_error(posix.errno, "connect", self.where)
+            self._create(peer)
             if watch(&run.frame, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLIN, i) < 0:
                 raise os_error(posix.errno, "epoll_ctl", self.where)
             run.alive += 1
+            if posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) == 0:
+                continue
+            if run.address.ss_family != posix.AF_UNIX:
+                raise os_error(posix.errno, "connect", self.where)
+            fail(run, peer, posix.errno)
+
+    cdef int _create(self, Peer *peer) except -1:
+        cdef posix.sockaddr_storage *server = &self.run_state.address
+        cdef posix.sockaddr_un anything
+        peer.fd = posix.socket(server.ss_family, posix.SOCK_DGRAM | posix.SOCK_NONBLOCK
+                               | posix.SOCK_CLOEXEC, 0)
+        if peer.fd < 0:
+            hint = "raise the limit: ulimit -n" if posix.errno == posix.EMFILE else ""
+            raise os_error(posix.errno, "socket", self.where, hint)
+        if server.ss_family != posix.AF_UNIX:
+            return 0                # connect() binds it
+        # A family and no name: the kernel picks an abstract one that is free (unix(7)).
+        anything.sun_family = posix.AF_UNIX
+        if posix.bind(peer.fd, <posix.sockaddr *>&anything, sizeof(posix.sa_family_t)) != 0:
+            raise os_error(posix.errno, "bind", self.where)
+        return 0
 
     def run(self, int64_t begin_ns, int64_t warmup_ns, int64_t window_ns) -> None:
         """Load from CLOCK_MONOTONIC `begin_ns` on; `window_ns` 0 lasts until the quota is done."""
@@ -502,8 +521,9 @@ cdef void give_up_everything(Run *run) noexcept nogil:
 
 
 cdef void fail(Run *run, Peer *peer, int error) noexcept nogil:
-    """The socket cannot be used: nobody listens (ECONNREFUSED), or some other errno."""
-    if error == posix.ECONNREFUSED:
+    """The socket cannot be used: nobody listens, or some other errno."""
+    # ENOENT: of a Unix path where there is no socket.
+    if error == posix.ECONNREFUSED or error == posix.ENOENT:
         run.refused += 1
     else:
         run.other += 1

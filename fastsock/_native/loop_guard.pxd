@@ -7,8 +7,12 @@
 # echo servers live on other ports too, an answer of ours is marked: it leaves with so many hops to
 # go as no system gives its datagrams, and whatever comes with as many, or somewhat fewer, is not
 # answered. A loop between two fastsock servers so ends before the first answer is answered.
+#
+# Between Unix sockets nobody can forge a source, and only the own name is left out: it can come
+# back when the name of a client has become, by a link, another one of ours.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcmp
 
 from fastsock._native cimport posix
 from fastsock._native.ancillary cimport Arrival
@@ -18,12 +22,20 @@ cdef enum:
     ANSWER_HOPS = 200               # TTL or hop limit of an answer
     USUAL_HOPS = 128                # systems start with 255, with 128, or with 64 and below
 
+cdef struct SocketName:             # what getsockname() tells
+    posix.sockaddr_storage address
+    posix.socklen_t size            # of which so many bytes are meant
 
-cdef inline bint may_loop(const posix.sockaddr_storage *source, const Arrival *arrival,
-                          uint16_t own_port) noexcept nogil:
-    # sin_port and sin6_port lie at the same offset.
-    cdef uint16_t port = posix.ntohs((<const posix.sockaddr_in6 *>source).sin6_port)
-    if port < PORTS_OF_SERVICES or port == own_port:
+
+cdef inline bint may_loop(const posix.msghdr *message, const Arrival *arrival,
+                          const SocketName *own) noexcept nogil:
+    cdef const posix.sockaddr_storage *source = <const posix.sockaddr_storage *>message.msg_name
+    cdef uint16_t port
+    if source.ss_family == posix.AF_UNIX:
+        return (message.msg_namelen == own.size
+                and memcmp(source, &own.address, own.size) == 0)
+    port = port_of(source)
+    if port < PORTS_OF_SERVICES or port == port_of(&own.address):
         return True
     if USUAL_HOPS < arrival.hops <= ANSWER_HOPS:
         return True
@@ -33,6 +45,11 @@ cdef inline bint may_loop(const posix.sockaddr_storage *source, const Arrival *a
     elif is_shared_ipv6(&(<const posix.sockaddr_in6 *>source).sin6_addr):
         return True
     return asked_a_group(arrival)
+
+
+cdef inline uint16_t port_of(const posix.sockaddr_storage *address) noexcept nogil:
+    # sin_port and sin6_port lie at the same offset.
+    return posix.ntohs((<const posix.sockaddr_in6 *>address).sin6_port)
 
 
 cdef inline bint is_shared_ipv4(uint32_t address) noexcept nogil:

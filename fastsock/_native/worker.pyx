@@ -162,6 +162,7 @@ cdef class Worker:
             "dropped": {
                 "loop_guard": total.dropped[engine.DROPPED_GUARD],
                 "truncated": total.dropped[engine.DROPPED_TRUNCATED],
+                "unnamed": total.dropped[engine.DROPPED_UNNAMED],
                 "send_error": total.dropped[engine.DROPPED_SENDING],
             },
             "rejected": total.rejected,

@@ -8,12 +8,7 @@ from fastsock import engines
 from fastsock.cli.output import json_option, write_json
 from fastsock.report import host_facts
 
-KINDS = {
-    "tcp": "available",
-    "udp": "available",
-    "unix": "available",
-    "unixgram": "not built yet",
-}
+KINDS = ("tcp", "udp", "unix", "unixgram")
 
 
 @click.command()
@@ -24,7 +19,7 @@ def info(json_path: str | None) -> int:
     facts = {
         "host": host_facts(),
         "engines": {"auto": f"picks {engines.choose('auto')}", **available, **engines.MISSING},
-        "endpoints": KINDS,
+        "endpoints": dict.fromkeys(KINDS, "available"),
     }
     if json_path:
         return write_json(facts, json_path)

@@ -76,8 +76,8 @@ def busy_poll(context: click.Context, parameter: click.Parameter, value: str) ->
 def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) -> int:
     """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
 
-    ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007 or unix:///run/echo.sock;
-    port 0 picks a free one.
+    ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007, unix:///run/echo.sock
+    or unixgram:///run/echo.dgram; port 0 picks a free one.
     """
     with usage_errors():
         server = Server(*(endpoints or (DEFAULT_ENDPOINT,)), **options)  # type: ignore[arg-type]
