@@ -75,6 +75,8 @@ def as_text(report: LoadReport) -> str:
         f"{report.messages_per_s:.0f} messages/s, {report.bytes_per_s / 1e6:.1f} MB/s",
         f"p50 {took.p50:.1f} us, p99 {took.p99:.1f} us, max {took.max:.1f} us",
     ]
+    if report.datagrams:
+        lines.append(", ".join(f"{name} {count}" for name, count in report.datagrams.items()))
     return "\n".join([*lines, *report.reasons])
 
 

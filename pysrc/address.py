@@ -10,15 +10,6 @@ from ..endpoint import Endpoint
 SocketName = tuple[str, int] | tuple[str, int, int, int] | str
 
 
-def check_scheme(endpoint: Endpoint, *schemes: str) -> None:
-    """Raises NotImplementedError for a kind of endpoint that is parsed but not supported."""
-    if endpoint.scheme not in schemes:
-        known = f"{', '.join(schemes[:-1])} and {schemes[-1]}"
-        raise NotImplementedError(
-            f"{endpoint}: {endpoint.scheme} is not supported yet; {known} are"
-        )
-
-
 def socket_name(endpoint: Endpoint) -> tuple[socket.AddressFamily, SocketName]:
     """The family and the socket name of an endpoint; OSError when the host has no address."""
     address = endpoint.resolve()

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..endpoint import Endpoint
 from ..report import LoadReport, host_facts
-from .address import check_scheme, socket_name
-from .load_loop import LoadLoop, Plan
+from .address import socket_name
+from .load_datagrams import HEADER_SIZE, LONGEST, DatagramLoop
+from .load_loop import LoadLoop
+from .load_run import LoadRun, Plan
 from .options import check_int, check_number
 
 DEFAULT_DURATION = 5.0  # seconds
@@ -27,13 +29,14 @@ def load(
     rate: float | None = None,
     verify: bool = True,
     timeout: float = 5.0,
+    loss_timeout: float = 0.2,
 ) -> LoadReport:
     """Loads an echo server and reports what it saw.
 
     Args:
-        endpoint: the server, tcp or unix.
+        endpoint: the server: tcp, unix, udp or unixgram.
         connections: opened before the clock starts, and kept to the end.
-        size: bytes a message.
+        size: bytes a message; of a datagram 8 to 65507.
         depth: messages in flight on each connection, in a closed loop.
         duration: seconds measured; 5 unless `messages` is given.
         messages: stop after so many, over all connections, instead of after `duration`.
@@ -41,27 +44,44 @@ def load(
         rate: messages a second over all connections, sent on schedule whether or not answers
             come back (open loop).
         verify: compare every byte; otherwise only count them.
-        timeout: seconds without progress after which a connection is given up.
+        timeout: seconds without progress after which a connection is given up; streams only.
+        loss_timeout: seconds after which a datagram without an answer is given up as lost.
 
     A connection that fails is counted in `errors` and not opened again. At the end each connection
-    is half-closed and every byte sent must come back. Raises TypeError or ValueError for a bad
+    is half-closed and every byte sent must come back; of datagrams, what is in flight is awaited
+    for the loss timeout. Raises TypeError or ValueError for a bad
     option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
-    check_scheme(endpoint, "tcp", "unix")
     if not endpoint.is_unix and endpoint.port == 0:
         raise ValueError(f"{endpoint}: port 0 cannot be connected to")
     if messages is None and duration is None:
         duration = DEFAULT_DURATION
     if warmup is None and duration is not None:
         warmup = WARMUP_SHARE * check_number("duration", duration, zero=False)
-    plan = Plan(connections, size, depth, duration, messages, warmup or 0.0, rate, verify, timeout)
+    plan = Plan(
+        connections=connections,
+        size=size,
+        depth=depth,
+        duration=duration,
+        messages=messages,
+        warmup=warmup or 0.0,
+        rate=rate,
+        verify=verify,
+        timeout=timeout,
+        loss_timeout=loss_timeout,
+    )
     check(plan)
+    if not endpoint.is_stream and not HEADER_SIZE <= size <= LONGEST:
+        raise ValueError(
+            f"size of a datagram {size} is out of range; expected {HEADER_SIZE} to {LONGEST}"
+        )
     return report(endpoint, plan)
 
 
 def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
-    loop = LoadLoop(*socket_name(endpoint), plan)
+    make = LoadLoop if endpoint.is_stream else DatagramLoop
+    loop: LoadRun = make(*socket_name(endpoint), plan)
     loop.run()
     return LoadReport(
         endpoint=str(endpoint),
@@ -75,6 +95,7 @@ def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
         errors=dict(loop.errors),
         lost_bytes=loop.lost_bytes,
         corrupt_bytes=loop.corrupt_bytes,
+        datagrams=loop.datagrams,
         reasons=reasons(loop, plan),
         client_busy=loop.busy,
         host=host_facts(),
@@ -86,7 +107,7 @@ def check(plan: Plan) -> None:
         value = getattr(plan, name)
         if value is not None:
             check_int(name, value)
-    for name in ("duration", "warmup", "rate", "timeout"):
+    for name in ("duration", "warmup", "rate", "timeout", "loss_timeout"):
         value = getattr(plan, name)
         if value is not None:
             check_number(name, value, zero=name == "warmup")
@@ -98,13 +119,19 @@ def check(plan: Plan) -> None:
         raise ValueError("depth does not go with rate, which sends whether or not answers came")
 
 
-def reasons(loop: LoadLoop, plan: Plan) -> tuple[str, ...]:
+def reasons(loop: LoadRun, plan: Plan) -> tuple[str, ...]:
     """Why the figures of a run should not be trusted."""
     found = [f"connections failed ({kind}): {count}" for kind, count in loop.errors.items()]
     if loop.lost_bytes:
         found.append(f"{loop.lost_bytes} bytes lost")
     if loop.corrupt_bytes:
         found.append(f"{loop.corrupt_bytes} bytes corrupt")
+    if loop.datagrams:
+        sent, lost, doubled = (loop.datagrams[name] for name in ("sent", "lost", "duplicated"))
+        if lost > max(sent / 100, 2):
+            found.append(f"{lost} of {sent} datagrams lost")
+        if doubled:
+            found.append(f"{doubled} datagrams answered more than once")
     if not loop.messages:
         found.append("no message was answered in the window")
     elif plan.rate and plan.messages is None:

@@ -1,46 +1,21 @@
-"""The load client's loop: connects, sends, verifies what comes back, half-closes, and gives up on
-a server that makes no progress. One thread, `selectors`."""
+"""The load client's loop for streams: connects, sends, verifies what comes back, half-closes, and
+gives up on a server that makes no progress."""
 
 from __future__ import annotations
 
 import errno
-import math
-import selectors
 import socket
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import deque
 from time import monotonic
 
 from .address import SocketName
-from .latency import TICKS_PER_SECOND, Recorder
+from .latency import TICKS_PER_SECOND
+from .load_run import READ, WRITE, LoadRun, Plan, kind_of
 from .pattern import PERIOD, PIECE, make_block, start_of
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-
 BUFFER_SIZE = 65536
-#: Messages of the schedule sent between two looks at the answers.
-SEND_BATCH = 256
-#: Seconds before a message is due when the loop stops sleeping: epoll_wait() wakes by milliseconds.
-SPIN = 0.0015
 #: Seconds until a Unix connect() that found the queue full is tried again.
 RETRY_INTERVAL = 0.001
-#: Latencies of unsent messages that are counted one by one; of more, every n-th counts n times.
-SAMPLES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does; see load() for the meaning and the units."""
-
-    connections: int
-    size: int
-    depth: int
-    duration: float | None
-    messages: int | None
-    warmup: float
-    rate: float | None
-    verify: bool
-    timeout: float
 
 
 class Client:
@@ -78,41 +53,18 @@ class Client:
         self.half_closed = False
 
 
-class LoadLoop:
-    """Runs a Plan once. What it saw is in the attributes without an underscore."""
+class LoadLoop(LoadRun):
+    """A run over streams."""
 
     def __init__(self, family: socket.AddressFamily, name: SocketName, plan: Plan) -> None:
-        self.messages = 0
-        self.errors: Counter[str] = Counter()
-        self.lost_bytes = 0
-        self.corrupt_bytes = 0
-        self.from_send = Recorder()
-        self.from_intended = Recorder() if plan.rate else self.from_send
-
-        self._family, self._name, self._plan = family, name, plan
+        super().__init__(plan, check_interval=min(0.05, plan.timeout / 4))
+        self._family, self._name = family, name
         self._size = plan.size
         self._block = make_block()
         self._buffer = bytearray(BUFFER_SIZE)
-        self._selector = selectors.DefaultSelector()
         self._clients: list[Client | None] = [None] * plan.connections
         self._open: set[Client] = set()
-        self._first = self._begin = self._last = 0.0
-        self._end = math.inf
-        self._idle = 0.0  # seconds of the window spent waiting
-        self._scheduled = 0  # messages of the schedule that were handed to their connection
-        self._schedule_size = 0  # messages that the schedule has
-        self._check_interval = min(0.05, plan.timeout / 4)
         self._next_check = 0.0
-
-    @property
-    def duration(self) -> float:
-        """Seconds of the measured window that had anything to measure."""
-        return max(0.0, min(self._end, self._last) - self._begin)
-
-    @property
-    def busy(self) -> float:
-        """Share of the window in which the client had something to do."""
-        return max(0.0, 1 - self._idle / self.duration) if self.duration else 0.0
 
     def run(self) -> None:
         try:
@@ -196,56 +148,21 @@ class LoadLoop:
             return False
         return True
 
-    def _budget(self, index: int) -> float:
-        if self._plan.messages is None:
-            return math.inf
-        each, rest = divmod(self._plan.messages, self._plan.connections)
-        return each + (index < rest)
-
     # the run
 
     def _start(self) -> None:
-        plan = self._plan
-        now = self._first = self._last = monotonic()
-        self._begin = now + plan.warmup
-        if plan.duration is not None:
-            self._end = self._begin + plan.duration
-        if plan.rate:
-            limit = math.inf if plan.messages is None else plan.messages
-            self._schedule_size = int(min(limit, (self._end - now) * plan.rate))
+        now = self._start_clock()
         for client in list(self._open):
             client.progress = now
-            if not plan.rate:
+            if not self._plan.rate:
                 self._send_more(client, monotonic())
 
-    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        before = monotonic()
-        ready = self._selector.select(self._sleep())
-        now = monotonic()
-        if self._begin <= before and now <= self._end:
-            self._idle += now - before
-        return ready
-
-    def _sleep(self) -> float:
-        rate = self._plan.rate
-        if not rate or self._scheduled >= self._schedule_size:
-            return self._check_interval
-        wait = self._first + self._scheduled / rate - monotonic() - SPIN
-        return min(max(wait, 0.0), self._check_interval)
-
     def _send_due(self, now: float) -> None:
-        """Open loop: sends the messages whose time has come, whether or not answers came back.
-
-        Message n is due at n / rate and belongs to connection n % connections, so the schedule
-        needs no memory.
-        """
-        plan = self._plan
-        assert plan.rate
-        due = min(self._schedule_size, int((now - self._first) * plan.rate) + 1)
+        """Open loop: sends the messages whose time has come, whether or not answers came back."""
         first = self._scheduled
-        for number in range(first, min(due, first + SEND_BATCH)):
+        for number in self._now_due(now):
             self._scheduled += 1
-            client = self._clients[number % plan.connections]
+            client = self._clients[number % self._plan.connections]
             if client in self._open:
                 client.target += self._size
                 if not client.writing:
@@ -342,12 +259,7 @@ class LoadLoop:
             ticks[int((now - client.sent_at.popleft()) * TICKS_PER_SECOND)] += 1
         if self._plan.rate:
             for number in range(client.answered, client.answered + answers):
-                self.from_intended.add(now - self._due(client, number))
-
-    def _due(self, client: Client, number: int) -> float:
-        """When message `number` of a connection is meant to be sent, in the open loop."""
-        assert self._plan.rate
-        return self._first + (number * self._plan.connections + client.index) / self._plan.rate
+                self.from_intended.add(now - self._due(client.index, number))
 
     # the end
 
@@ -396,13 +308,8 @@ class LoadLoop:
             client.target = begun * self._size
             if plan.rate:
                 for number in range(begun, begun + dropped):
-                    self.from_intended.add(self._end - self._due(client, number))
-        late = self._schedule_size - self._scheduled
-        if plan.rate and late > 0:
-            stride = max(1, late // SAMPLES)
-            for number in range(self._scheduled, self._schedule_size, stride):
-                self.from_intended.add(self._end - self._first - number / plan.rate, stride)
-            self._scheduled = self._schedule_size
+                    self.from_intended.add(self._end - self._due(client.index, number))
+        self._drop_unscheduled()
 
     def _fail(self, client: Client, kind: str) -> None:
         self.errors[kind] += 1
@@ -414,7 +321,7 @@ class LoadLoop:
             for offset, sent_at in enumerate(client.sent_at):
                 self.from_send.add(now - sent_at)
                 if self._plan.rate:
-                    self.from_intended.add(now - self._due(client, client.answered + offset))
+                    self.from_intended.add(now - self._due(client.index, client.answered + offset))
         self._close(client)
 
     def _close(self, client: Client) -> None:
@@ -422,13 +329,3 @@ class LoadLoop:
         if client.sock in self._selector.get_map():
             self._selector.unregister(client.sock)
         client.sock.close()
-
-
-def kind_of(error: OSError) -> str:
-    """Which of LOAD_ERRORS an OSError is."""
-    # FileNotFoundError: of a Unix path where there is no socket.
-    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-        return "refused"
-    if isinstance(error, ConnectionError):
-        return "reset"
-    return "timeout" if isinstance(error, TimeoutError) else "other"
