@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.contenders import beside_busy_main_thread, natives, pures, rivals
-from fastsock.compare import Case, Contender
+from benchmarks.contenders import beside_busy_main_thread, natives, plain_c, pures, rivals
+from fastsock.compare import Case, Contender, datagrams, native, pure
 
 
 def everyone(case: Case) -> list[Contender]:
     return [*natives(case.connections), *pures(case.connections), *rivals()]
+
+
+def with_datagrams(case: Case) -> list[Contender]:
+    """The plain C loop is for UDP only."""
+    return [*datagrams(case.kind), *([plain_c("udp")] if case.kind == "udp" else [])]
+
+
+def unix_and_tcp(case: Case) -> list[Contender]:
+    """The same server on a Unix socket and on TCP, so that the ratio is that of the sockets."""
+    twins = [pure("selectors", kind) for kind in ("unix", "tcp")]
+    return [native("epoll", "unix"), native("epoll", "tcp"), *twins]
 
 
 def busy(case: Case) -> list[Contender]:
@@ -31,6 +42,26 @@ CASES = (
     NamedCase("8 connections, 64 B, depth 16", Case(connections=8, depth=16)),
     NamedCase("16 connections, 64 KiB", Case(connections=16, size=64 << 10)),
     NamedCase("4 connections, 1 MiB", Case(connections=4, size=1 << 20)),
+    NamedCase("UDP, 1 in flight, 64 B", Case(connections=1, kind="udp"), with_datagrams),
+    NamedCase(
+        "UDP, 128 in flight, 64 B", Case(connections=8, depth=16, kind="udp"), with_datagrams
+    ),
+    NamedCase(
+        "Unix datagrams, 1 in flight, 64 B", Case(connections=1, kind="unixgram"), with_datagrams
+    ),
+    NamedCase(
+        "Unix datagrams, 128 in flight, 64 B",
+        Case(connections=8, depth=16, kind="unixgram"),
+        with_datagrams,
+    ),
+    NamedCase(
+        "Unix stream and TCP, 1 connection, 64 B", Case(connections=1, kind="unix"), unix_and_tcp
+    ),
+    NamedCase(
+        "Unix stream and TCP, 64 connections, 64 B",
+        Case(connections=64, kind="unix"),
+        unix_and_tcp,
+    ),
     NamedCase(
         "64 connections, 64 B, beside a busy main thread", Case(connections=64, pinned=False), busy
     ),

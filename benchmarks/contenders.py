@@ -9,6 +9,7 @@ from benchmarks.rivals.build import compile_rival
 from fastsock.compare import NATIVE_ENGINES, PURE_SHAPES, Contender, native, pure
 
 ADDRESS = ("127.0.0.1", "0")
+C_SERVERS = {"tcp": ("C epoll", "epoll_echo"), "udp": ("C recvfrom", "udp_echo")}
 
 
 def natives(connections: int) -> list[Contender]:
@@ -23,13 +24,15 @@ def pures(connections: int) -> list[Contender]:
 
 def rivals() -> list[Contender]:
     """The rivals that can run here: the C loop always, uvloop where it is installed."""
-    found = [
-        Contender("C epoll", (str(compile_rival("epoll_echo")), *ADDRESS)),
-        protocol("asyncio"),
-    ]
+    found = [plain_c("tcp"), protocol("asyncio")]
     if importlib.util.find_spec("uvloop"):
         found.append(protocol("uvloop"))
     return found
+
+
+def plain_c(kind: str) -> Contender:
+    name, program = C_SERVERS[kind]
+    return Contender(name, (str(compile_rival(program)), *ADDRESS))
 
 
 def protocol(loop: str) -> Contender:

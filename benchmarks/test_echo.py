@@ -13,8 +13,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsock
-from benchmarks.contenders import beside_busy_main_thread, natives, pures
-from fastsock.compare import Contender, RunningServer, cpus_for_both, pinned
+from benchmarks.contenders import beside_busy_main_thread, natives, plain_c, pures
+from fastsock.compare import Contender, RunningServer, cpus_for_both, datagrams, pinned
 
 ROUNDS = 5
 SERVERS = [*natives(connections=64), *pures(connections=64)]
@@ -102,6 +102,12 @@ def test_connect_echo_close(benchmark: BenchmarkFixture, server: RunningServer) 
             assert client.recv(16) == b"hello"
 
     benchmark.pedantic(connect_echo_close, rounds=500, warmup_rounds=20)
+
+
+@each([*datagrams("udp"), plain_c("udp"), *datagrams("unixgram")])
+@pytest.mark.benchmark(group="datagrams, 128 in flight")
+def test_datagrams(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+    measure(benchmark, server, messages=20_000, connections=8, depth=16)
 
 
 @each(beside_busy_main_thread())

@@ -23,7 +23,7 @@ from fastsock.server import EndpointLike
 
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
-_DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
+DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
 _MAX_DEPTH = 65536
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
 _MAX_SECONDS = 30 * 86400.0
@@ -148,7 +148,7 @@ def load(
         server_pid=server_pid,
     )
     if not target.is_stream:
-        check_int("size of a datagram", size, *_DATAGRAM_SIZES)
+        check_int("size of a datagram", size, *DATAGRAM_SIZES)
         if reconnect_every is not None:
             raise ValueError(f"{target}: reconnect_every goes with streams, not with datagrams")
     if not target.is_unix and target.port == 0:

@@ -10,6 +10,7 @@ echo, which noise moves less, and the floor: what the same echo costs the kernel
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -33,32 +34,62 @@ BENCH_SCHEMA = "fastsock.bench/1"
 NATIVE_ENGINES = tuple(name for name in engines.WORKERS if name != "fork")
 PURE_SHAPES = ("threads", "selectors", "asyncio", "serial")
 
-_LISTENING = re.compile(r"listening on (tcp://\S+)")
+#: What can be compared: the schemes of endpoints.
+KINDS = ("tcp", "udp", "unix", "unixgram")
+
+_LISTENING = re.compile(r"listening on ([a-z]+://\S+)")
 _START_TIMEOUT = 20.0  # seconds
 _FLOOR_WINDOW_NS = 100_000_000
+_LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; 64 KiB where not said
+
+_names = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server to compare: a command that prints ``listening on tcp://HOST:PORT`` to stderr."""
+    """A server to compare: a command that prints ``listening on ENDPOINT`` to stderr."""
 
     name: str
     command: tuple[str, ...]
 
 
-def native(engine: str) -> Contender:
-    serve = ("-m", "fastsock", "serve", "tcp://127.0.0.1:0", "--engine", engine)
-    return Contender(f"fastsock {engine}", (sys.executable, *serve))
+def native(engine: str, kind: str = "tcp") -> Contender:
+    serve = ("-m", "fastsock", "serve", free_endpoint(kind), "--engine", engine)
+    return Contender(named("fastsock", engine, kind), (sys.executable, *serve))
 
 
-def pure(shape: str) -> Contender:
-    serve = ("-m", "fastsock.pure", "serve", "tcp://127.0.0.1:0", "--shape", shape)
-    return Contender(f"stdlib {shape}", (sys.executable, *serve))
+def pure(shape: str, kind: str = "tcp") -> Contender:
+    serve = ("-m", "fastsock.pure", "serve", free_endpoint(kind), "--shape", shape)
+    return Contender(named("stdlib", shape, kind), (sys.executable, *serve))
+
+
+def datagrams(kind: str) -> list[Contender]:
+    """The native server and its twin, which have one engine and one shape for datagrams."""
+    return [
+        Contender(
+            named(name, "datagrams", kind),
+            (sys.executable, "-m", package, "serve", free_endpoint(kind)),
+        )
+        for name, package in (("fastsock", "fastsock"), ("stdlib", "fastsock.pure"))
+    ]
+
+
+def named(server: str, shape: str, kind: str) -> str:
+    return f"{server} {shape}" if kind == "tcp" else f"{server} {shape}, {kind}"
+
+
+def free_endpoint(kind: str) -> str:
+    """Where to listen so that nobody is in the way: port 0, or an abstract name."""
+    if kind in ("tcp", "udp"):
+        return f"{kind}://127.0.0.1:0"
+    return f"{kind}://@fastsock-bench-{os.getpid()}-{next(_names)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """The load that every contender gets; see `fastsock.load()`.
+
+    `kind` is that of the contenders' endpoints, or of the first one's, and of the floor.
 
     Not `pinned`, server and client share all CPUs and the client sleeps while it waits: for
     servers that keep more than one CPU busy.
@@ -68,6 +99,7 @@ class Case:
     size: int = 64
     depth: int = 1
     pinned: bool = True
+    kind: str = "tcp"
 
 
 @dataclass(slots=True)
@@ -233,7 +265,7 @@ def compare(
             servers.append(server)
         stack.enter_context(pinned(client_cpu))
         for number in range(windows):
-            floors.append(measure_floor(case.size))
+            floors.append(measure_floor(case.size, case.kind))
             # Every other round backwards, so that drift does not favour one side.
             order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
             for i in order:
@@ -257,18 +289,33 @@ def run_window(server: RunningServer, case: Case, window: float, warmup: float) 
     )
 
 
-def measure_floor(size: int) -> float:
-    """Microseconds of one ``send recv send recv`` over a loopback TCP pair in one thread."""
+def measure_floor(size: int, kind: str = "tcp") -> float:
+    """Microseconds of one ``send recv send recv`` over a local pair of sockets in one thread."""
+    a, b = connected_pair(kind)
+    with a, b:
+        echoes, elapsed_ns = floor.round_trips(
+            a.fileno(), b.fileno(), min(size, _LARGEST.get(kind, 65536)), _FLOOR_WINDOW_NS
+        )
+    return float(elapsed_ns / echoes / 1e3)
+
+
+def connected_pair(kind: str) -> tuple[socket.socket, socket.socket]:
+    if kind in ("unix", "unixgram"):
+        stream = kind == "unix"
+        return socket.socketpair(type=socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    if kind == "udp":
+        ends = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+        for end in ends:
+            end.bind(("127.0.0.1", 0))
+        for end, other in (ends, ends[::-1]):
+            end.connect(other.getsockname())
+        return ends[0], ends[1]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         a = socket.create_connection(listener.getsockname())
         b, _ = listener.accept()
-    with a, b:
-        for end in (a, b):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        echoes, elapsed_ns = floor.round_trips(
-            a.fileno(), b.fileno(), min(size, 65536), _FLOOR_WINDOW_NS
-        )
-    return float(elapsed_ns / echoes / 1e3)
+    for end in (a, b):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return a, b
 
 
 def cpus_for_both() -> tuple[int | None, int | None]:

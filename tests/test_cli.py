@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fastsock
+from fastsock import compare
 from fastsock.cli import run
 
 FASTSOCK = (sys.executable, "-m", "fastsock")
@@ -147,6 +148,8 @@ USAGE_ERRORS = [
     (["bench", "--connections", "0"], "connections 0 is out of range"),
     (["bench", "--rival", "nothing"], "'nothing' is not NAME=COMMAND"),
     (["bench", "--windows", "0"], "--windows"),
+    (["bench", "--kind", "tls"], "'tls' is not one of"),
+    (["bench", "--kind", "udp", "--size", "64k"], "size of a datagram 65536 is out of range"),
 ]
 
 
@@ -239,6 +242,25 @@ def test_bench_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert result["server_cpu_us_per_echo"]["median"] > 0
         assert result["first_over_this_rate"]["median"] > 0
     assert "fastsock epoll" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["udp", "unixgram"])
+def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one engine for them, its twin, and whoever else says where it listens."""
+    rival = f"again={sys.executable} -m fastsock.pure serve {compare.free_endpoint(kind)}"
+    windows = ["--windows", "1", "--window", "100ms", "--warmup", "10ms", "--json", "-"]
+    assert run(["bench", "--kind", kind, "-c", "2", "--rival", rival, *windows]) in (0, 4)
+    document = json.loads(capsys.readouterr().out)
+    assert document["case"]["kind"] == kind
+    names = [result["name"] for result in document["results"]]
+    assert names == [f"fastsock datagrams, {kind}", f"stdlib datagrams, {kind}", "again"]
+    assert all(result["messages_per_s"]["median"] > 0 for result in document["results"])
+
+
+@pytest.mark.parametrize("kind", compare.KINDS)
+def test_the_floor_of_every_kind(kind: str) -> None:
+    """It is measured over a pair of such sockets, with the largest piece that they take."""
+    assert compare.measure_floor(1 << 20, kind) > 0
 
 
 def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from fastsock import compare
 from fastsock.cli.exits import FAILED, NOT_VALID, usage_errors
 from fastsock.cli.output import json_option, write_json
 from fastsock.cli.units import DURATION, SIZE, format_rate, format_size
+from fastsock.options import check_int
 
 
 class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -29,6 +30,7 @@ class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 @click.command()
+@click.option("--kind", type=click.Choice(compare.KINDS), default="tcp", help="Of the endpoints.")
 @click.option("-c", "--connections", type=int, default=64)
 @click.option("-s", "--size", type=SIZE, default="64", help="Bytes per message.")
 @click.option("--depth", type=int, default=1, help="Messages in flight per connection.")
@@ -40,10 +42,11 @@ class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     "rivals",
     type=RivalType(),
     multiple=True,
-    help="Another server: a command that prints 'listening on tcp://HOST:PORT' to stderr.",
+    help="Another server: a command that prints 'listening on ENDPOINT' to stderr.",
 )
 @json_option
 def bench(
+    kind: str,
     connections: int,
     size: int,
     depth: int,
@@ -58,7 +61,7 @@ def bench(
     The servers take turns, window by window, while the others are stopped; ratios are taken
     within a round, and their median is given with its quartiles.
     """
-    case = compare.Case(connections, size, depth)
+    case = compare.Case(connections, size, depth, kind=kind)
     with usage_errors():
         check_load(case, window, warmup)
     try:
@@ -81,8 +84,10 @@ def bench(
 
 def check_load(case: compare.Case, window: float, warmup: float) -> None:
     """Refuse before any server is started what `load()` would refuse."""
-    from fastsock.client import check_options
+    from fastsock.client import DATAGRAM_SIZES, check_options
 
+    if case.kind in ("udp", "unixgram"):
+        check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
     check_options(
         connections=case.connections,
         size=case.size,
@@ -93,13 +98,16 @@ def check_load(case: compare.Case, window: float, warmup: float) -> None:
 
 
 def contenders(case: compare.Case) -> Iterator[compare.Contender]:
-    for kind, names in (
+    if case.kind in ("udp", "unixgram"):
+        yield from compare.datagrams(case.kind)
+        return
+    for make, names in (
         (compare.native, compare.NATIVE_ENGINES),
         (compare.pure, compare.PURE_SHAPES),
     ):
         for name in names:
             if name != "serial" or case.connections == 1:  # serial serves one client at a time
-                yield kind(name)
+                yield make(name, case.kind)
 
 
 def show(comparison: compare.Comparison) -> None:
@@ -108,7 +116,7 @@ def show(comparison: compare.Comparison) -> None:
 
     case, first = comparison.case, comparison.results[0].name
     table = Table(
-        title=f"{case.connections} connections, {format_size(case.size)} messages, "
+        title=f"{case.kind}: {case.connections} connections, {format_size(case.size)} messages, "
         f"depth {case.depth}: medians of {len(comparison.results[0].rates)} windows",
         caption=f"ratio: {first} over the row, median (quartiles) of the rounds; "
         f"floor {comparison.floor_us.median:.2f} us an echo, both ends",
