@@ -25,8 +25,16 @@ from fastsock._native.engine cimport Context
 from fastsock._native.loop_guard cimport SocketName, may_loop
 from fastsock._native.worker cimport Worker
 
+cdef extern from *:                 # so that other lengths can be measured
+    """
+    #ifndef FASTSOCK_BATCH
+    #define FASTSOCK_BATCH 16
+    #endif
+    """
+    enum:
+        BATCH "FASTSOCK_BATCH"      # datagrams per call at most
+
 cdef enum:
-    BATCH = 16                      # datagrams per call at most
     SIZE_MAX = 65535                # bytes; no UDP datagram is longer
     FAILURES_MAX = 64               # failed calls in a row before it rests
 
