@@ -66,8 +66,8 @@ def run(sock: socket.socket, control: Control, tally: Tally, buffer_size: int) -
 
 def echo_one(sock: socket.socket, tally: Tally, own: Name) -> bool:
     """Answers a datagram; False when none waits. An error about one client ends nothing."""
-    # A Unix client may send open files (SCM_RIGHTS), which would fill our table of them. Where
-    # there is no room to tell of them, the kernel closes them.
+    # A Unix client may send open files (SCM_RIGHTS), and before Linux 6.16 nobody can refuse them.
+    # They would fill our table; where there is no room to tell of them, the kernel closes them.
     control_size = 0 if sock.family == socket.AF_UNIX else CONTROL_SIZE
     try:
         data, told, flags, source = sock.recvmsg(SIZE_MAX, control_size)

@@ -17,6 +17,8 @@ from ..unix_path import SocketFile, bind_unix
 from . import datagrams
 from .address import SocketName, socket_name
 
+SO_PASSRIGHTS = 83  # since Linux 6.16; Python has no name for it yet
+
 HINTS = {
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
     errno.EADDRINUSE: "another socket is bound to it",
@@ -48,6 +50,8 @@ def make_bound(
         sock = socket.socket(family, kind)
     try:
         if family == socket.AF_UNIX:
+            with step("setsockopt", endpoint):
+                refuse_descriptors(sock)
             with step("fchmod", endpoint):
                 # bind() gives the file the mode of the socket, which is 0777 unless set first.
                 os.fchmod(sock.fileno(), unix_mode)
@@ -65,6 +69,19 @@ def make_bound(
     # What poll() saw can vanish before accept() or recv(): a blocking socket would then hang.
     sock.setblocking(False)
     return sock
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Lets no client send open files along (SCM_RIGHTS), where Linux can refuse them.
+
+    Nobody takes them, so they are closed in the call that receives, and to close a socket that
+    lingers (SO_LINGER) takes as long as the client likes.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
 
 
 def set_options(sock: socket.socket, endpoint: Endpoint) -> None:

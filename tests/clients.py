@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
+
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 SMALL = 16 * 1024  # bytes that any socket buffer takes without waiting
+SO_PASSRIGHTS = 83  # asm-generic/socket.h; Python has no name for it yet
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
@@ -44,6 +47,15 @@ def refuses(endpoint: Any) -> bool:
     except ConnectionResetError:  # it came just as the listener was closed: ask again
         return False
     return False
+
+
+def skip_if_rights_always_pass() -> None:
+    """Skip the test where a Unix socket cannot refuse open files (SCM_RIGHTS)."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS)
+        except OSError:
+            pytest.skip("SO_PASSRIGHTS needs Linux 6.16")
 
 
 def half_close(sock: socket.socket) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import skip_if_rights_always_pass
 
 import fastsock
 from fastsock import engines, pure, unix_path
@@ -334,6 +335,16 @@ def test_another_user(server_at: MakeServer, path: Path, mode: int) -> None:
 def test_a_bad_mode(server_at: MakeServer, mode: object) -> None:
     with pytest.raises((TypeError, ValueError), match="unix_mode"):
         server_at("unix:///run/echo.sock", unix_mode=mode)
+
+
+def test_open_files_are_refused(server_at: MakeServer, path: Path) -> None:
+    """A server that would have to close a client's files could be made to wait by that."""
+    skip_if_rights_always_pass()
+    with server_at(url(path)), connect(path) as sock:
+        with pytest.raises(PermissionError):
+            socket.send_fds(sock, [b"probe"], [sock.fileno()])
+        sock.sendall(b"probe")
+        assert sock.recv(5, socket.MSG_WAITALL) == b"probe"
 
 
 # --- abstract names -----------------------------------------------------------------------------

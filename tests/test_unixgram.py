@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import not_zero, wait_until
+from clients import SO_PASSRIGHTS, not_zero, skip_if_rights_always_pass, wait_until
 from implementations import IMPLEMENTATIONS, ServerProcess
 
 import fastsock
@@ -108,6 +108,18 @@ def answers(server: Path | str) -> bool:
         return ask(sock) == b"probe"
 
 
+def take_refusal_back(path: Path) -> None:
+    """Make the socket at `path`, one of this process, as it would be before Linux 6.16."""
+    for link in Path("/proc/self/fd").iterdir():
+        # OSError: it is that of iterdir(), and gone; or the kernel knows no refusal anyway.
+        with suppress(OSError):
+            if not str(link.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(link.name))) as sock:
+                if sock.getsockname() == str(path):
+                    sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+
+
 def send_and_close(server: Path, name: Path | str, payload: bytes) -> None:
     with connected(server, name) as sock:
         sock.send(payload)
@@ -172,20 +184,26 @@ def test_a_client_whose_path_has_no_room_for_a_nul(path: Path) -> None:
         assert ask(sock) == b"probe"
 
 
-def test_descriptors_that_come_along_are_closed(make: MakeServer, path: Path) -> None:
-    """Otherwise any client could use up the server's, and keep files open."""
+@pytest.mark.parametrize("kernel", ["refuses them", "knows no refusal"])
+def test_descriptors_that_come_along(make: MakeServer, path: Path, kernel: str) -> None:
+    """They are refused, or closed: any client could use up the server's, and keep files open."""
+    if kernel == "refuses them":
+        skip_if_rights_always_pass()
     with make(url(path)), connected(path) as sock:
         reader, writer = os.pipe()
         try:
-            socket.send_fds(sock, [b"probe"], [writer])
+            if kernel == "refuses them":
+                with pytest.raises(PermissionError):
+                    socket.send_fds(sock, [b"probe"], [writer])
+            else:
+                take_refusal_back(path)
+                socket.send_fds(sock, [b"probe"], [writer])
+                assert sock.recv(100) == b"probe"
         finally:
             os.close(writer)
-        try:
-            assert sock.recv(100) == b"probe"
-            assert select.select([reader], [], [], LONG)[0]  # the end: nobody has the other one
-            assert os.read(reader, 1) == b""
-        finally:
-            os.close(reader)
+        with os.fdopen(reader, "rb") as pipe:
+            assert select.select([pipe], [], [], LONG)[0]  # the end: nobody has the other one
+            assert pipe.read() == b""
 
 
 def test_beside_streams(path: Path) -> None:

@@ -8,11 +8,11 @@ counted, as the network might have done, and no error about one client ever ends
 What must not be answered is in loop_guard.pxd, and how an answer finds its source in ancillary.pxd.
 
 UDP and Unix datagrams differ in little. A Unix socket that is not bound has no name to answer to;
-its datagrams may be longer than any of UDP; and descriptors may come with them (SCM_RIGHTS), which
-the kernel closes where there is no room to tell of them. An answer takes up the server's own send
-buffer until its client has received it (unix(7)): a client that does not read can fill that buffer,
-and then answers to anybody are dropped until it reads or ends. To wait instead would only make
-everybody wait.
+its datagrams may be longer than any of UDP; and where the kernel cannot refuse open files that come
+along (SCM_RIGHTS), it closes them, because there is no room to tell of them. An answer takes up the
+server's own send buffer until its client has received it (unix(7)): a client that does not read can
+fill that buffer, and then answers to anybody are dropped until it reads or ends. To wait instead
+would only make everybody wait.
 """
 
 from libc.stdlib cimport calloc, free, malloc

@@ -10,6 +10,7 @@ cdef class BoundSocket:
     cdef int _set(self, str name, int level, int option, int value) except -1
     cdef int _bind(self, str host, int port, int scope_id) except -1
     cdef int _bind_unix(self, str path, int mode) except -1
+    cdef int _refuse_descriptors(self) except -1
 
 
 cdef class Listener(BoundSocket):

@@ -77,11 +77,23 @@ cdef class BoundSocket:
 
     cdef int _bind_unix(self, str path, int mode) except -1:
         """Bind to a file that is not there yet, with the rights `mode` less the umask."""
+        self._refuse_descriptors()
         # bind() makes the file with the mode of the socket's own inode, 0777 unless it is set
         # first. The umask would do it too, but belongs to all threads of the process.
         if posix.fchmod(self.fd, mode) != 0:
             raise os_error(posix.errno, "fchmod", self.where)
         return self._bind(path, 0, 0)
+
+    cdef int _refuse_descriptors(self) except -1:
+        # A client may send open files along (SCM_RIGHTS). Nobody takes them, so the kernel closes
+        # them in the call that receives the bytes; and where it is the last close of a socket that
+        # lingers (SO_LINGER), that call lasts as long as the client likes. Linux 6.16 and later
+        # refuse them if asked to, here and on the sockets that are accepted.
+        cdef int off = 0
+        if (posix.setsockopt(self.fd, posix.SOL_SOCKET, posix.SO_PASSRIGHTS, &off, sizeof(off)) != 0
+                and posix.errno != posix.ENOPROTOOPT):
+            raise os_error(posix.errno, "setsockopt SO_PASSRIGHTS", self.where)
+        return 0
 
 
 cdef class Listener(BoundSocket):

@@ -7,7 +7,7 @@ cdef extern from "<errno.h>" nogil:
     int EAGAIN, EINTR, EINVAL, EBADF, ENOTSOCK, EOPNOTSUPP, EINPROGRESS
     int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
     int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT, ENOENT
-    int EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOSYS
+    int EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOSYS, ENOPROTOOPT
 
 cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
@@ -85,6 +85,14 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *list, unsigned int count, int flags, timespec *timeout)
     int sendmmsg(int fd, mmsghdr *list, unsigned int count, int flags)
+
+cdef extern from * nogil:
+    """
+    #ifndef SO_PASSRIGHTS
+    #define SO_PASSRIGHTS 83                /* asm-generic/socket.h, since Linux 6.16 */
+    #endif
+    """
+    int SO_PASSRIGHTS
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
