@@ -29,6 +29,7 @@ from fastsock import Endpoint, Server
 TIMEOUT = 20.0  # seconds; only something that hangs takes so long
 SIZES = (0, 1, 1472, 1473, 65507)  # empty; the most and more than an Ethernet frame; UDP's most
 LOOPBACK = "127.0.0.1"
+SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h; the socket module has no names for them
 BOTH = (Server, fastsock.pure.Server)  # the twin does the same, one datagram at a time
 
 
@@ -115,6 +116,38 @@ def test_batches_of_mixed_sizes_from_several_clients() -> None:
                     assert sock.recv(70000) == payload_of(size, turn + number + place)
     stats = server.stats()
     assert stats.datagrams_in == stats.datagrams_out == 50 * 4 * 7
+
+
+def together(sock: socket.socket, payload: bytes, size: int) -> list[bytes]:
+    """Send datagrams of `size` bytes in one call, which a server may receive as one too."""
+    note = (SOL_UDP, UDP_SEGMENT, struct.pack("H", size))
+    assert sock.sendmsg([payload], [note]) == len(payload)
+    return [sock.recv(70000) for _ in range(0, len(payload), size)]
+
+
+@pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://[::1]:0"])
+@pytest.mark.parametrize(("size", "last"), [(1, 1), (64, 63), (1400, 1400), (1448, 1), (9000, 7)])
+def test_datagrams_that_come_together(url: str, size: int, last: int) -> None:
+    """What a client sends in one call comes back in as many datagrams, each as it was."""
+    count = min(40, 60000 // size)
+    payload = payload_of(size * (count - 1) + last)
+    with Server(url) as server, client(server.endpoint) as sock:
+        answers = together(sock, payload, size)
+        assert answers == [payload[at : at + size] for at in range(0, len(payload), size)]
+        assert ask(sock) == b"probe"
+    stats = server.stats()
+    assert stats.datagrams_in == stats.datagrams_out == count + 1
+    assert stats.bytes_in == stats.bytes_out == len(payload) + 5
+
+
+def test_datagrams_that_come_together_are_guarded_together() -> None:
+    with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 200)
+        note = (SOL_UDP, UDP_SEGMENT, struct.pack("H", 10))
+        sock.sendmsg([bytes(95)], [note])
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+        assert ask(sock) == b"probe"
+    assert server.stats().dropped["loop_guard"] == 10
 
 
 @pytest.mark.parametrize("make", BOTH)
@@ -390,6 +423,17 @@ def injecting(call: str, fault: str) -> Iterator[ServerProcess]:
 
 SENDING = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EMSGSIZE", "EPERM", "EACCES")
 RECEIVING = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EPERM", "EIO", "ENOMEM", "ENOBUFS")
+
+
+def test_datagrams_that_came_together_are_sent_one_by_one_where_they_must() -> None:
+    """The kernel, or a network card, may refuse to take an answer apart (udp(7), UDP_SEGMENT)."""
+    with injecting("sendmmsg", "error=EINVAL:when=1") as server, client(server.endpoint) as sock:
+        payload = payload_of(64 * 9 + 10)
+        assert together(sock, payload, 64) == [payload[at : at + 64] for at in range(0, 586, 64)]
+        assert ask(sock) == b"probe"
+        stats = server.stop()
+    assert stats["datagrams_in"] == stats["datagrams_out"] == 11
+    assert not_zero(stats["errors"]) == {}
 
 
 @pytest.mark.parametrize("error", SENDING)

@@ -5,6 +5,10 @@ out, with the same bytes; an empty one too, for with datagrams 0 is a size and n
 are no connections, so there is nothing to remember: what cannot be answered at once is dropped and
 counted, as the network might have done, and no error about one client ever ends the others.
 
+Datagrams of one client and one size that come together are handed over as one (UDP_GRO), and go
+back as one, for the kernel or the network card to take apart (UDP_SEGMENT): most of what a small
+datagram costs is the way through the network stack, and they take it once.
+
 What must not be answered is in loop_guard.pxd, and how an answer finds its source in ancillary.pxd.
 
 UDP and Unix datagrams differ in little. A Unix socket that is not bound has no name to answer to;
@@ -15,10 +19,12 @@ fill that buffer, and then answers to anybody are dropped until it reads or ends
 would only make everybody wait.
 """
 
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
-from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, read_arrival
+from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, answer_in_one
+from fastsock._native.ancillary cimport answer_in_segments, read_arrival
 from fastsock._native.check cimport os_error
 from fastsock._native.datagram_socket cimport DatagramSocket
 from fastsock._native.engine cimport Context
@@ -46,6 +52,7 @@ cdef struct Loop:
     int failures                    # of recvmmsg, in a row
     posix.mmsghdr received[BATCH]
     posix.mmsghdr answers[BATCH]    # those of `received` that are sent back, closed up
+    int segments[BATCH]             # of each answer: the bytes of one datagram, if it is several
     posix.sockaddr_storage sources[BATCH]
     posix.iovec pieces[BATCH]
     Control controls[BATCH]
@@ -137,7 +144,7 @@ cdef int echo_batch(Loop *loop) noexcept nogil:
         return receive_failed(loop, posix.errno)
     loop.failures = 0
     for i in range(count):
-        if prepare_answer(loop, i):
+        if prepare_answer(loop, i, &loop.segments[answers]):
             loop.answers[answers].msg_hdr = loop.received[i].msg_hdr
             answers += 1
     send_all(loop, answers)
@@ -159,46 +166,94 @@ cdef inline void make_ready(Loop *loop, int i) noexcept nogil:
     message.msg_controllen = loop.control_size
 
 
-cdef inline bint prepare_answer(Loop *loop, int i) noexcept nogil:
+cdef inline bint prepare_answer(Loop *loop, int i, int *segment) noexcept nogil:
     """Turn what was received into what is sent back; False when it is dropped."""
     cdef posix.msghdr *message = &loop.received[i].msg_hdr
     cdef size_t size = loop.received[i].msg_len
+    cdef uint64_t datagrams
     cdef Arrival arrival
-    atomic.count(&loop.context.counters.datagrams_in, 1)
+    read_arrival(message, &arrival)
+    segment[0] = arrival.segment
+    datagrams = datagrams_in(size, arrival.segment)
+    atomic.count(&loop.context.counters.datagrams_in, datagrams)
     atomic.count(&loop.context.counters.bytes_in, size)
     if message.msg_flags & posix.MSG_TRUNC:
-        return drop(loop, engine.DROPPED_TRUNCATED)
+        return drop(loop, engine.DROPPED_TRUNCATED, datagrams)
     if message.msg_namelen == 0:
-        return drop(loop, engine.DROPPED_UNNAMED)
-    read_arrival(message, &arrival)
+        return drop(loop, engine.DROPPED_UNNAMED, datagrams)
     if loop.guarded and may_loop(message, &arrival, &loop.own):
-        return drop(loop, engine.DROPPED_GUARD)
+        return drop(loop, engine.DROPPED_GUARD, datagrams)
     # A path that leaves no room for its NUL is told with one, and so is too long to be asked for.
     message.msg_namelen = min(message.msg_namelen, <posix.socklen_t>sizeof(posix.sockaddr_un))
     loop.pieces[i].iov_len = size
     answer_from_asked(message, &arrival)
+    if datagrams > 1:
+        answer_in_segments(message, arrival.segment)
     return True
+
+
+cdef inline uint64_t datagrams_in(size_t size, int segment) noexcept nogil:
+    """How many datagrams the kernel has put together (UDP_GRO)."""
+    return 1 if segment <= 0 or size <= <size_t>segment else (size - 1) // segment + 1
 
 
 cdef void send_all(Loop *loop, int count) noexcept nogil:
     """Send the answers; one that cannot be sent is dropped, and the next has its turn."""
-    cdef int next = 0, i, sent
+    cdef int next = 0, i, sent, error
     while next < count:
         sent = posix.sendmmsg(loop.context.listen_fd, loop.answers + next, count - next,
                               posix.MSG_DONTWAIT)
         for i in range(next, next + sent):
-            atomic.count(&loop.context.counters.datagrams_out, 1)
-            atomic.count(&loop.context.counters.bytes_out, loop.answers[i].msg_len)
+            count_sent(loop, datagrams_of(loop, i), loop.answers[i].msg_len)
         if sent > 0:
             next += sent            # it stopped before one that fails: the next call says why
-        elif posix.errno != posix.EINTR:
-            engine.count_error(loop.context, posix.errno)
-            drop(loop, engine.DROPPED_SENDING)
-            next += 1
+            continue
+        error = posix.errno
+        if error == posix.EINTR:
+            continue
+        if datagrams_of(loop, next) > 1 and error in (posix.EIO, posix.EINVAL, posix.EMSGSIZE):
+            send_apart(loop, next)
+        else:
+            could_not_send(loop, error, datagrams_of(loop, next))
+        next += 1
 
 
-cdef inline bint drop(Loop *loop, int reason) noexcept nogil:
-    atomic.count(&loop.context.counters.dropped[reason], 1)
+cdef void send_apart(Loop *loop, int answer) noexcept nogil:
+    """Send datagrams one by one that came as one: not every route can take them apart itself."""
+    cdef posix.msghdr *message = &loop.answers[answer].msg_hdr
+    cdef posix.iovec *piece = message.msg_iov
+    cdef size_t left = piece.iov_len, segment = loop.segments[answer]
+    cdef ssize_t sent
+    answer_in_one(message)
+    while left:
+        piece.iov_len = min(left, segment)
+        sent = posix.sendmsg(loop.context.listen_fd, message, posix.MSG_DONTWAIT)
+        if sent < 0 and posix.errno == posix.EINTR:
+            continue
+        if sent < 0:
+            could_not_send(loop, posix.errno, 1)
+        else:
+            count_sent(loop, 1, sent)
+        left -= piece.iov_len
+        piece.iov_base = <char *>piece.iov_base + piece.iov_len
+
+
+cdef inline uint64_t datagrams_of(Loop *loop, int answer) noexcept nogil:
+    return datagrams_in(loop.answers[answer].msg_hdr.msg_iov.iov_len, loop.segments[answer])
+
+
+cdef inline void count_sent(Loop *loop, uint64_t datagrams, size_t size) noexcept nogil:
+    atomic.count(&loop.context.counters.datagrams_out, datagrams)
+    atomic.count(&loop.context.counters.bytes_out, size)
+
+
+cdef inline void could_not_send(Loop *loop, int error, uint64_t datagrams) noexcept nogil:
+    engine.count_error(loop.context, error)
+    drop(loop, engine.DROPPED_SENDING, datagrams)
+
+
+cdef inline bint drop(Loop *loop, int reason, uint64_t datagrams) noexcept nogil:
+    atomic.count(&loop.context.counters.dropped[reason], datagrams)
     return False
 
 
