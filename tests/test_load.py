@@ -816,6 +816,7 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
         "reconnect_every": None,
         "timeout": 5.0,
         "loss_timeout": 0.2,
+        "gso": False,
         "server_pid": None,
     }
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where nothi
 
 # Datagrams; a socket's queue of the default size takes them all, however long its reader sleeps.
 EVERY = 250
-NATIVE_ONLY = ("wait", "threads")
+NATIVE_ONLY = ("wait", "threads")  # and gso, which has tests of its own
 
 Load = Callable[..., fastsock.LoadReport]
 Answers = list[bytes]
@@ -124,6 +126,55 @@ def test_every_datagram_is_answered(
     server.stop()
     assert server.stats().datagrams_out == EVERY
     assert server.stats().bytes_out == EVERY * report.options["size"]
+
+
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"depth": 100},
+        {"depth": 90, "size": 8},
+        {"depth": 20, "size": 1473, "connections": 3},
+        {"depth": 3, "size": 32500},
+        {"size": 65507},
+        {"rate": 20_000.0, "connections": 2},
+    ],
+)
+def test_datagrams_together(twin: bool, options: dict[str, Any]) -> None:
+    """Sent together or not, so many are sent as were asked for, and each comes back once.
+
+    The twin's server takes and answers them one by one.
+    """
+    make = pure.Server if twin else fastsock.Server
+    with make("udp://127.0.0.1:0") as server:
+        report = fastsock.load(server.endpoint, messages=EVERY, gso=True, **(PATIENT | options))
+    assert counts(report) == expected(EVERY)
+    assert (report.messages, report.latency.count) == (EVERY, EVERY)
+    assert not report.failed
+    assert report.corrupt_bytes == 0
+    assert server.stats().datagrams_out == EVERY
+
+
+def test_datagrams_leave_together(tmp_path: Path) -> None:
+    """32 that are due at once leave in one call."""
+    log = tmp_path / "strace.log"
+    with fastsock.Server("udp://127.0.0.1:0") as server:
+        load = [sys.executable, "-m", "fastsock", "load", str(server.endpoint), "--gso"]
+        subprocess.run(
+            ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=sendmsg", *load, "--depth", "32"]
+            + ["--messages", "32", "--loss-timeout", "20s"],
+            check=True,
+            capture_output=True,
+        )
+    assert len(re.findall(r"sendmsg\(.*= 2048$", log.read_text(), re.MULTILINE)) == 1
+
+
+def test_together_is_for_udp() -> None:
+    with pytest.raises(ValueError, match="gso goes with udp"):
+        fastsock.load("unixgram://@nobody", gso=True)
+    with pytest.raises(ValueError, match="gso goes with udp"):
+        fastsock.load("tcp://127.0.0.1:9", gso=True)
 
 
 def test_a_window(load: Load, server: fastsock.Server) -> None:

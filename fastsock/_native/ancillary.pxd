@@ -58,15 +58,15 @@ cdef inline void answer_from_asked(posix.msghdr *message, Arrival *arrival) noex
                    sizeof(arrival.ipv6))
 
 
-cdef inline void answer_in_segments(posix.msghdr *message, int segment) noexcept nogil:
-    """Add to what is told: the answer leaves as datagrams of `segment` bytes, the last perhaps
+cdef inline void send_in_segments(posix.msghdr *message, int segment) noexcept nogil:
+    """Add to what is told: it leaves as datagrams of `segment` bytes, the last perhaps
     shorter (UDP_SEGMENT, udp(7))."""
     cdef uint16_t size = <uint16_t>segment
     write_note(message, posix.SOL_UDP, posix.UDP_SEGMENT, &size, sizeof(size))
 
 
-cdef inline void answer_in_one(posix.msghdr *message) noexcept nogil:
-    """Take back `answer_in_segments`."""
+cdef inline void send_in_one(posix.msghdr *message) noexcept nogil:
+    """Take back `send_in_segments`."""
     message.msg_controllen -= posix.CMSG_SPACE(sizeof(uint16_t))
 
 

@@ -23,8 +23,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
-from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, answer_in_one
-from fastsock._native.ancillary cimport answer_in_segments, read_arrival
+from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, send_in_one
+from fastsock._native.ancillary cimport send_in_segments, read_arrival
 from fastsock._native.check cimport os_error
 from fastsock._native.datagram_socket cimport DatagramSocket
 from fastsock._native.engine cimport Context
@@ -188,7 +188,7 @@ cdef inline bint prepare_answer(Loop *loop, int i, int *segment) noexcept nogil:
     loop.pieces[i].iov_len = size
     answer_from_asked(message, &arrival)
     if datagrams > 1:
-        answer_in_segments(message, arrival.segment)
+        send_in_segments(message, arrival.segment)
     return True
 
 
@@ -224,7 +224,7 @@ cdef void send_apart(Loop *loop, int answer) noexcept nogil:
     cdef posix.iovec *piece = message.msg_iov
     cdef size_t left = piece.iov_len, segment = loop.segments[answer]
     cdef ssize_t sent
-    answer_in_one(message)
+    send_in_one(message)
     while left:
         piece.iov_len = min(left, segment)
         sent = posix.sendmsg(loop.context.listen_fd, message, posix.MSG_DONTWAIT)

@@ -23,6 +23,7 @@ class DatagramLoader:
         rate: float,
         messages: int,
         loss_timeout: float,
+        gso: bool,
         verify: bool,
         spin: bool,
         server_pid: int = 0,

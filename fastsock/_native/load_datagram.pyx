@@ -18,6 +18,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from fastsock._native cimport loading, pattern, posix
 from fastsock._native.address cimport fill_address
+from fastsock._native.ancillary cimport Arrival, Control, read_arrival, send_in_segments
 from fastsock._native.check cimport os_error
 from fastsock._native.histogram cimport Histogram, Recorder, record
 from fastsock._native.loading cimport Frame, quota_of, watch
@@ -27,6 +28,8 @@ cdef enum:
     NUMBER_BITS = 48
     BUFFER = 65536                  # bytes; more than any datagram, so one too long is seen
     BURST = 64                      # datagrams of one socket before the others have their turn
+    TOGETHER_MAX = 64               # datagrams in one call; the first kernels with GSO take no more
+    TOGETHER_BYTES = 65000          # in one call; with headers it has to fit in 64 KiB
     SWEEPS = 20                     # looks for lost datagrams per loss timeout
     RING_START = 64                 # datagrams of a socket that are remembered
     RING_MAX = 65536
@@ -54,6 +57,8 @@ cdef struct Run:
     uint32_t depth                  # datagrams in flight per socket; 0 in an open loop
     int64_t loss_ns                 # after which a datagram is given up
     bint verify
+    bint gso
+    uint32_t together               # datagrams that may leave in one call
     uint32_t alive                  # sockets that did not fail
     uint64_t waiting                # of all sockets
     uint64_t next_due               # open loop: number of the next datagram of this thread
@@ -77,6 +82,7 @@ cdef class DatagramLoader:
 
     `size` is in bytes, at least 8; `rate` in datagrams per second over all threads' sockets, or 0
     for a closed loop; `messages` limits those of all sockets, or 0; `loss_timeout` is in seconds.
+    With `gso`, datagrams of a socket that are due together leave in one call, and come so too.
     With `server_pid` that process's CPU time over the window is read too.
     """
 
@@ -92,8 +98,8 @@ cdef class DatagramLoader:
 
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
                  uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
-                 double rate, uint64_t messages, double loss_timeout, bint verify, bint spin,
-                 int server_pid=0):
+                 double rate, uint64_t messages, double loss_timeout, bint gso, bint verify,
+                 bint spin, int server_pid=0):
         cdef Run *run = &self.run_state
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
@@ -105,6 +111,10 @@ cdef class DatagramLoader:
         run.depth = 0 if rate else depth
         run.loss_ns = <int64_t>(loss_timeout * 1e9)
         run.verify = verify
+        run.gso = gso
+        run.together = 1
+        if gso and size <= TOGETHER_BYTES:
+            run.together = <uint32_t>min(TOGETHER_BYTES // size, <uint64_t>TOGETHER_MAX)
         self.from_send = Histogram()
         run.from_send = self.from_send.recorder
         self.from_intended = self.from_send
@@ -156,11 +166,19 @@ cdef class DatagramLoader:
             hint = "raise the limit: ulimit -n" if posix.errno == posix.EMFILE else ""
             raise os_error(posix.errno, "socket", self.where, hint)
         if server.ss_family != posix.AF_UNIX:
+            if self.run_state.gso:
+                self._receive_together(peer)
             return 0                # connect() binds it
         # A family and no name: the kernel picks an abstract one that is free (unix(7)).
         anything.sun_family = posix.AF_UNIX
         if posix.bind(peer.fd, <posix.sockaddr *>&anything, sizeof(posix.sa_family_t)) != 0:
             raise os_error(posix.errno, "bind", self.where)
+        return 0
+
+    cdef int _receive_together(self, Peer *peer) except -1:
+        cdef int yes = 1
+        if posix.setsockopt(peer.fd, posix.SOL_UDP, posix.UDP_GRO, &yes, sizeof(yes)) != 0:
+            raise os_error(posix.errno, "setsockopt UDP_GRO", self.where, "gso needs Linux 5.0")
         return 0
 
     def run(self, int64_t begin_ns, int64_t warmup_ns, int64_t window_ns) -> None:
@@ -329,7 +347,7 @@ cdef void send_more(Run *run, uint32_t i) noexcept nogil:
     while peer.started < peer.due and peer.fd >= 0:
         if peer.started - peer.oldest > peer.ring_mask and not grow_ring(peer):
             give_up(run, peer)      # so many are in flight that the oldest counts as lost
-        error = send_one(run, i)
+        error = send_next(run, i)
         if error == posix.EINTR:
             continue
         if error == posix.EAGAIN:
@@ -341,28 +359,45 @@ cdef void send_more(Run *run, uint32_t i) noexcept nogil:
         set_blocked(run, i, False)
 
 
-cdef int send_one(Run *run, uint32_t i) noexcept nogil:
-    """Send the next datagram of a socket; return an errno or 0."""
+cdef int send_next(Run *run, uint32_t i) noexcept nogil:
+    """Send the next datagram of a socket, or the next few together; return an errno or 0."""
     cdef Peer *peer = &run.peers[i]
-    cdef uint64_t header = header_of(run, i, peer.started)
-    cdef posix.iovec pieces[2]
+    cdef uint64_t remembered = peer.ring_mask + 1 - (peer.started - peer.oldest)
+    cdef uint32_t n, count = <uint32_t>min(min(peer.due - peer.started, remembered),
+                                           <uint64_t>run.together)
+    cdef uint64_t headers[TOGETHER_MAX]
+    cdef posix.iovec pieces[2 * TOGETHER_MAX]
     cdef posix.msghdr message
+    cdef Control control
     cdef int64_t now = posix.monotonic_ns()
     memset(&message, 0, sizeof(message))
-    pieces[0].iov_base = &header
-    pieces[0].iov_len = HEADER
-    pieces[1].iov_base = body_of(run, i, peer.started)
-    pieces[1].iov_len = run.size - HEADER
     message.msg_iov = pieces
-    message.msg_iovlen = 2
+    message.msg_iovlen = 2 * count
+    for n in range(count):
+        headers[n] = header_of(run, i, peer.started + n)
+        pieces[2 * n].iov_base = &headers[n]
+        pieces[2 * n].iov_len = HEADER
+        pieces[2 * n + 1].iov_base = body_of(run, i, peer.started + n)
+        pieces[2 * n + 1].iov_len = run.size - HEADER
+    if count > 1:
+        message.msg_control = &control
+        send_in_segments(&message, <int>run.size)
     if posix.sendmsg(peer.fd, &message, 0) < 0:
-        return posix.errno
-    peer.ring[peer.started & peer.ring_mask] = now
-    peer.started += 1
-    peer.waiting += 1
-    run.waiting += 1
-    run.sent += 1
+        return send_failed(run, count, posix.errno)
+    for n in range(count):
+        peer.ring[(peer.started + n) & peer.ring_mask] = now
+    peer.started += count
+    peer.waiting += count
+    run.waiting += count
+    run.sent += count
     return 0
+
+
+cdef inline int send_failed(Run *run, uint32_t count, int error) noexcept nogil:
+    if count == 1 or error not in (posix.EIO, posix.EINVAL, posix.EMSGSIZE):
+        return error
+    run.together = 1                # not every route can take apart what leaves together
+    return posix.EINTR
 
 
 cdef inline uint64_t header_of(Run *run, uint32_t i, uint64_t number) noexcept nogil:
@@ -410,23 +445,58 @@ cdef void receive(Run *run, uint32_t i) noexcept nogil:
     cdef ssize_t size
     cdef int _
     for _ in range(BURST):
-        size = posix.recv(peer.fd, run.buffer, BUFFER, 0)
-        if size >= 0:
-            on_answer(run, i, size)
-        elif posix.errno == posix.EAGAIN:
+        size = receive_together(run, i) if run.gso else receive_one(run, i)
+        if size < 0 and posix.errno == posix.EAGAIN:
             return
-        elif posix.errno != posix.EINTR:
+        if size < 0 and posix.errno != posix.EINTR:
             fail(run, peer, posix.errno)
             return
         if peer.waiting == 0:
             return                  # whatever still comes is not awaited, and is reported again
 
 
-cdef void on_answer(Run *run, uint32_t i, size_t size) noexcept nogil:
+cdef inline ssize_t receive_one(Run *run, uint32_t i) noexcept nogil:
+    cdef ssize_t size = posix.recv(run.peers[i].fd, run.buffer, BUFFER, 0)
+    if size >= 0:
+        on_answer(run, i, run.buffer, size)
+    return size
+
+
+cdef ssize_t receive_together(Run *run, uint32_t i) noexcept nogil:
+    """Receive the next datagram, or several that the kernel has put together (UDP_GRO)."""
+    cdef posix.iovec piece
+    cdef posix.msghdr message
+    cdef Control control
+    cdef Arrival arrival
+    cdef ssize_t size
+    cdef size_t left, segment
+    cdef const char *data = run.buffer
+    memset(&message, 0, sizeof(message))
+    piece.iov_base = run.buffer
+    piece.iov_len = BUFFER
+    message.msg_iov = &piece
+    message.msg_iovlen = 1
+    message.msg_control = &control
+    message.msg_controllen = sizeof(control)
+    size = posix.recvmsg(run.peers[i].fd, &message, 0)
+    if size < 0:
+        return size
+    read_arrival(&message, &arrival)
+    left = size
+    segment = arrival.segment if arrival.segment > 0 else size
+    while left > segment:
+        on_answer(run, i, data, segment)
+        data += segment
+        left -= segment
+    on_answer(run, i, data, left)
+    return size
+
+
+cdef void on_answer(Run *run, uint32_t i, const char *data, size_t size) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     cdef uint64_t number
     cdef int64_t *fate
-    if not verified(run, i, size, &number):
+    if not verified(run, i, data, size, &number):
         return
     if number + peer.ring_mask + 1 < peer.started:
         run.late += 1               # forgotten, so given up long ago
@@ -461,7 +531,8 @@ cdef inline void count_answer(Run *run, uint32_t i, uint64_t number,
         run.messages += 1
 
 
-cdef inline bint verified(Run *run, uint32_t i, size_t size, uint64_t *number) noexcept nogil:
+cdef inline bint verified(Run *run, uint32_t i, const char *data, size_t size,
+                          uint64_t *number) noexcept nogil:
     """Whether this is one of the datagrams that were sent here, and which."""
     cdef const char *body
     cdef size_t wrong = 0, place
@@ -469,16 +540,16 @@ cdef inline bint verified(Run *run, uint32_t i, size_t size, uint64_t *number) n
     if size != run.size:
         run.corrupt += max(size, <size_t>1)
         return False
-    memcpy(&header, run.buffer, HEADER)
+    memcpy(&header, data, HEADER)
     number[0] = header & ((<uint64_t>1 << NUMBER_BITS) - 1)
     if header != header_of(run, i, number[0]) or number[0] >= run.peers[i].started:
         run.corrupt += size         # not one of ours; which one it was cannot be told
         return False
     body = body_of(run, i, number[0])
-    if not run.verify or memcmp(run.buffer + HEADER, body, size - HEADER) == 0:
+    if not run.verify or memcmp(data + HEADER, body, size - HEADER) == 0:
         return True
     for place in range(size - HEADER):
-        wrong += run.buffer[HEADER + place] != body[place]
+        wrong += data[HEADER + place] != body[place]
     run.corrupt += wrong
     return False
 

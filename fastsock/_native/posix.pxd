@@ -86,6 +86,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *list, unsigned int count, int flags, timespec *timeout)
     int sendmmsg(int fd, mmsghdr *list, unsigned int count, int flags)
 
