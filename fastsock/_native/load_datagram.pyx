@@ -103,10 +103,7 @@ cdef class DatagramLoader:
         cdef Run *run = &self.run_state
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
-        run.frame.first, run.frame.count, run.frame.everyone = first, count, everyone
-        run.frame.interval_ns = 1e9 / rate if rate else 0
-        run.frame.quota = messages
-        run.frame.spin = spin
+        loading.set_share(&run.frame, first, count, everyone, rate, messages, spin)
         run.size = size
         run.depth = 0 if rate else depth
         run.loss_ns = <int64_t>(loss_timeout * 1e9)
@@ -251,7 +248,7 @@ cdef void load(Run *run) noexcept nogil:
     while run.alive and frame.phase != loading.ABORTED:
         if frame.interval_ns and frame.phase == loading.RUNNING:
             start_due(run, now)
-        wait_and_receive(run, next_wake(run))
+        wait_and_receive(run, loading.next_wake(frame, run.next_sweep, run.next_due))
         now = posix.monotonic_ns()
         if now >= run.next_sweep:
             sweep(run, now)
@@ -275,17 +272,6 @@ cdef void wait_and_receive(Run *run, int64_t until) noexcept nogil:
         if loading.is_connection(&run.frame, token) and run.peers[token].fd >= 0:
             receive(run, <uint32_t>token)
             send_more(run, <uint32_t>token)
-
-
-cdef int64_t next_wake(Run *run) noexcept nogil:
-    """When there is something to do even if no answer comes, ns."""
-    cdef int64_t wake = run.next_sweep
-    if run.frame.phase != loading.RUNNING:
-        return wake
-    wake = min(wake, run.frame.window_end)
-    if run.frame.interval_ns:
-        wake = min(wake, loading.due_at(&run.frame, run.next_due))
-    return wake
 
 
 cdef bint finished(Run *run, int64_t now) noexcept nogil:

@@ -34,6 +34,15 @@ cdef struct Frame:
     posix.epoll_event *events
 
 
+cdef inline void set_share(Frame *frame, uint32_t first, uint32_t count, uint32_t everyone,
+                           double rate, uint64_t messages, bint spin) noexcept nogil:
+    """What the thread does of the whole; `rate` and `messages` are those of all threads, or 0."""
+    frame.first, frame.count, frame.everyone = first, count, everyone
+    frame.interval_ns = 1e9 / rate if rate else 0
+    frame.quota = messages
+    frame.spin = spin
+
+
 cdef inline int open_frame(Frame *frame, int server_pid) except -1:
     cdef int error
     frame.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
@@ -101,6 +110,17 @@ cdef inline int64_t intended_at(Frame *frame, uint32_t i, uint64_t message) noex
 cdef inline int64_t due_at(Frame *frame, uint64_t number) noexcept nogil:
     """When this thread's message `number`, counted over its connections, should be sent."""
     return intended_at(frame, <uint32_t>(number % frame.count), number // frame.count)
+
+
+cdef inline int64_t next_wake(Frame *frame, int64_t latest, uint64_t next_due) noexcept nogil:
+    """When there is something to do even if no event comes, ns.
+
+    That is `latest`, or before: the end of the window, or the thread's message `next_due`.
+    """
+    if frame.phase != RUNNING:
+        return latest
+    latest = min(latest, frame.window_end)
+    return min(latest, due_at(frame, next_due)) if frame.interval_ns else latest
 
 
 # --- the window and the wait --------------------------------------------------------------------

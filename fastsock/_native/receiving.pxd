@@ -1,0 +1,81 @@
+# How the load client receives: every byte is compared with what must come, and answers are counted.
+#
+# The bytes that a connection sends are a stretch of a fixed pattern, at an offset that differs by
+# connection. So one memcmp per piece sees every lost, doubled, reordered or foreign byte.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from fastsock._native cimport pattern, posix
+from fastsock._native.connecting cimport open_again
+from fastsock._native.histogram cimport record
+from fastsock._native.loading cimport RUNNING, intended_at
+from fastsock._native.peer cimport CLOSED_EARLY, HALF_CLOSED, LEAVING, MISMATCH, OPEN, Peer, Run
+from fastsock._native.peer cimport close_peer, fail, failure_of_errno, owed
+from fastsock._native.sending cimport allow, send_more
+
+
+cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
+    cdef const char *expected = run.pattern + peer.receive_offset
+    cdef size_t wrong = 0, i
+    if size > owed(run, peer):
+        wrong = size - owed(run, peer)          # more than was ever sent
+    elif not run.verify or memcmp(run.buffer, expected, size) == 0:
+        return True
+    else:
+        for i in range(size):
+            wrong += run.buffer[i] != expected[i]
+    run.corrupt += wrong
+    fail(run, peer, MISMATCH)
+    return False
+
+
+cdef inline void on_answers(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    cdef uint64_t before = peer.answered
+    cdef bint counted = now >= run.frame.window_start
+    while peer.partial >= run.size:
+        peer.partial -= run.size
+        if counted:
+            record(run.from_send, now - peer.sent_at[peer.answered & peer.ring_mask])
+            if run.from_intended != NULL:
+                record(run.from_intended, now - intended_at(&run.frame, i, peer.answered))
+        peer.answered += 1
+    if counted and now < run.frame.window_end:
+        run.messages += peer.answered - before
+    run.last_answer = now
+    if run.depth and run.frame.phase == RUNNING:
+        allow(run, i, peer.answered - before)
+        if peer.state == OPEN:
+            send_more(run, i, now)
+    elif peer.state == OPEN and peer.started < peer.due:
+        send_more(run, i, now)                  # the ring of send times had been full
+
+
+cdef inline void on_eof(Run *run, uint32_t i) noexcept nogil:
+    cdef Peer *peer = &run.peers[i]
+    if owed(run, peer) or (peer.state != HALF_CLOSED and peer.state != LEAVING):
+        fail(run, peer, CLOSED_EARLY)
+    elif peer.state == LEAVING and (run.frame.phase == RUNNING or peer.started < peer.due):
+        open_again(run, i)
+    else:
+        close_peer(run, peer)
+
+
+cdef inline void receive(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """Step 6: receive once, verify, count."""
+    cdef Peer *peer = &run.peers[i]
+    cdef ssize_t size = posix.recv(peer.fd, run.buffer, pattern.PIECE, 0)
+    if size > 0:
+        peer.active_at = now
+        if verified(run, peer, size):
+            peer.partial += size
+            peer.receive_offset = pattern.advance(peer.receive_offset, size)
+            if peer.partial >= run.size:
+                # Taken after the answer was received and checked; one reading does for all the
+                # answers that came in one piece.
+                on_answers(run, i, posix.monotonic_ns())
+    elif size == 0:
+        on_eof(run, i)
+    elif posix.errno != posix.EAGAIN and posix.errno != posix.EINTR:
+        fail(run, peer, failure_of_errno(run, posix.errno))

@@ -1,0 +1,113 @@
+# How the load client sends: what is due, when it was handed to the socket, and the half-close.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from fastsock._native cimport pattern, posix
+from fastsock._native.loading cimport FINISHING, RUNNING, due_at, quota_of, quota_of_thread
+from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, Peer, Run
+from fastsock._native.peer cimport fail, failure_of_errno, rewatch
+
+cdef enum:
+    DUE_BURST = 1024                # messages started before answers are looked at again
+    IN_FLIGHT_MAX = 65536           # per connection; bounds the memory for send times
+
+
+cdef inline bint grow_ring(Peer *peer) noexcept nogil:
+    cdef uint32_t mask = peer.ring_mask * 2 + 1
+    cdef int64_t *ring
+    cdef uint64_t message
+    if mask >= IN_FLIGHT_MAX:
+        return False
+    ring = <int64_t *>malloc((<size_t>mask + 1) * sizeof(int64_t))
+    if ring == NULL:
+        return False
+    message = peer.answered
+    while message < peer.started:
+        ring[message & mask] = peer.sent_at[message & peer.ring_mask]
+        message += 1
+    free(peer.sent_at)
+    peer.sent_at = ring
+    peer.ring_mask = mask
+    return True
+
+
+cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogil:
+    """Note the send time of what is sent next, a piece at most: the rest may have to wait."""
+    if peer.started == peer.answered:
+        peer.active_at = now        # the time without progress starts with the first one owed
+    while peer.started < min(peer.due, peer.leave_after) and peer.to_send < pattern.PIECE:
+        if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
+            return
+        peer.sent_at[peer.started & peer.ring_mask] = now
+        peer.started += 1
+        peer.to_send += run.size
+
+
+cdef inline void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """Step 7: start what is due, send what the socket takes, half-close after the last byte."""
+    cdef Peer *peer = &run.peers[i]
+    cdef ssize_t sent
+    while True:
+        if peer.to_send == 0:
+            start_messages(run, peer, now)
+            if peer.to_send == 0:
+                break
+        sent = posix.send(peer.fd, run.pattern + peer.send_offset,
+                          min(peer.to_send, <uint64_t>pattern.PIECE), posix.MSG_NOSIGNAL)
+        if sent < 0:
+            if posix.errno == posix.EINTR:
+                continue
+            if posix.errno != posix.EAGAIN:
+                fail(run, peer, failure_of_errno(run, posix.errno))
+                return
+            rewatch(run, i, posix.EPOLLIN | posix.EPOLLOUT)
+            return
+        peer.to_send -= sent
+        peer.send_offset = pattern.advance(peer.send_offset, sent)
+        if peer.to_send == 0 and peer.started < min(peer.due, peer.leave_after):
+            now = posix.monotonic_ns()
+    if peer.watched != posix.EPOLLIN:
+        rewatch(run, i, posix.EPOLLIN)
+    if peer.state != OPEN:
+        return
+    if run.frame.phase == FINISHING and peer.started == peer.due:
+        peer.state = HALF_CLOSED
+    elif peer.started == peer.leave_after:
+        peer.state = LEAVING
+    else:
+        return
+    peer.active_at = now
+    posix.shutdown(peer.fd, posix.SHUT_WR)
+
+
+cdef inline void allow(Run *run, uint32_t i, uint64_t messages) noexcept nogil:
+    """Let a connection send `messages` more, within its share of the quota."""
+    cdef Peer *peer = &run.peers[i]
+    peer.due += messages
+    if run.frame.quota:
+        peer.due = min(peer.due, quota_of(&run.frame, i))
+
+
+cdef inline void start_closed_loop(Run *run, int64_t now) noexcept nogil:
+    cdef uint32_t i
+    for i in range(run.frame.count):
+        if run.peers[i].state == OPEN:
+            allow(run, i, run.depth)
+            send_more(run, i, now)
+
+
+cdef inline void start_due(Run *run, int64_t now) noexcept nogil:
+    cdef uint64_t limit = quota_of_thread(&run.frame) if run.frame.quota else <uint64_t>-1
+    cdef uint64_t burst_end = run.next_due + DUE_BURST
+    cdef uint32_t i
+    while run.next_due < limit and due_at(&run.frame, run.next_due) <= now:
+        i = <uint32_t>(run.next_due % run.frame.count)
+        run.next_due += 1
+        # Also for one that is being opened again: it is sent then, late.
+        if run.peers[i].state != CLOSED:
+            run.peers[i].due += 1
+        if run.peers[i].state == OPEN:
+            send_more(run, i, posix.monotonic_ns())
+        if run.next_due == burst_end and run.frame.phase == RUNNING and now < run.frame.window_end:
+            return
