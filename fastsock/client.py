@@ -18,11 +18,12 @@ from fastsock._native.load import Loader
 from fastsock._native.load_datagram import DatagramLoader
 from fastsock.endpoint import Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number
-from fastsock.report import DATAGRAM_COUNTS, Latency, LoadReport, host_facts
+from fastsock.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadReport, host_facts
 from fastsock.server import EndpointLike
 
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
+_DEFAULT_SIZES = {"echo": 64, "send": 131072, "receive": 131072}  # bytes, by mode
 DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
 _MAX_DEPTH = 65536
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
@@ -49,6 +50,7 @@ class LoadInterrupted(KeyboardInterrupt):
 class LoadOptions:
     """The checked options of a run, with every default filled in; see `load()`."""
 
+    mode: str
     connections: int
     size: int
     depth: int
@@ -73,8 +75,9 @@ class LoadOptions:
 def load(
     endpoint: EndpointLike,
     *,
+    mode: str = "echo",
     connections: int = 1,
-    size: int = 64,
+    size: int | None = None,
     depth: int = 1,
     duration: float | None = None,
     messages: int | None = None,
@@ -91,7 +94,7 @@ def load(
     server_pid: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> LoadReport:
-    """Load an echo server and report what it did.
+    """Load a server and report what it did.
 
     Without `rate` the loop is closed: each connection keeps `depth` messages in flight. With it
     the loop is open: messages are sent on schedule, over all connections in turn, whether or not
@@ -101,22 +104,30 @@ def load(
     A datagram that is not answered within `loss_timeout` counts as lost; in a closed loop the next
     one takes its place.
 
+    Two modes measure throughput one way, on streams only; no answer means no latency. "send" is an
+    upload to a discard service (RFC 863): messages are sent as fast as the sockets take them, or at
+    `rate`, one send(2) each; at the end each connection is half-closed, and the server must take
+    the rest and close. "receive" is a download from a chargen service (RFC 864): every byte is
+    compared with the 72-character lines. A server that does something else makes the run fail.
+
     Args:
         endpoint: where the server listens.
+        mode: "echo", "send" or "receive".
         connections: 1 to 65536.
-        size: bytes per message, 1 to 1 GiB; of a datagram, UDP or Unix, 8 to 65507.
-        depth: messages in flight per connection, in a closed loop.
+        size: bytes per message, 1 to 1 GiB; of a datagram, UDP or Unix, 8 to 65507. 64 unless
+            given, 128 KiB to send or receive.
+        depth: messages in flight per connection, in a closed loop of echoes.
         duration: seconds of the measured window; 5 unless `messages` is given.
         messages: stop after so many messages over all connections, instead of `duration`.
         warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
-        rate: messages per second over all connections.
-        verify: compare every byte with what was sent.
+        rate: messages per second over all connections; not to receive.
+        verify: compare every byte that comes with what must come.
         wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
         threads: native threads that share the connections.
         nodelay: TCP_NODELAY; nothing on a Unix socket.
         reconnect_every: close and open each connection again after so many messages; 1 is
             connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
-            Streams only.
+            Streams only, and not to receive.
         timeout: seconds without progress after which a connection that is owed bytes has failed;
             answers still owed at the end get the length of the run so far and this long. Streams
             only.
@@ -137,6 +148,7 @@ def load(
     """
     target = Endpoint.parse(endpoint)
     options = check_options(
+        mode=mode,
         connections=connections,
         size=size,
         depth=depth,
@@ -155,7 +167,9 @@ def load(
         server_pid=server_pid,
     )
     if not target.is_stream:
-        check_int("size of a datagram", size, *DATAGRAM_SIZES)
+        if options.mode != "echo":
+            raise ValueError(f"{target}: mode {mode!r} goes with streams, not with datagrams")
+        check_int("size of a datagram", options.size, *DATAGRAM_SIZES)
         if reconnect_every is not None:
             raise ValueError(f"{target}: reconnect_every goes with streams, not with datagrams")
     if gso and target.scheme != "udp":
@@ -172,8 +186,9 @@ def load(
 
 def check_options(
     *,
+    mode: str = "echo",
     connections: int = 1,
-    size: int = 64,
+    size: int | None = None,
     depth: int = 1,
     duration: float | None = None,
     messages: int | None = None,
@@ -190,6 +205,8 @@ def check_options(
     server_pid: int | None = None,
 ) -> LoadOptions:
     """Check every option of `load()` and fill in the defaults."""
+    check_choice("mode", mode, tuple(_DEFAULT_SIZES))
+    size = _DEFAULT_SIZES[mode] if size is None else size
     if messages is None:
         asked = 5.0 if duration is None else duration
         duration = check_number("duration", asked, 0.001, _MAX_SECONDS, "seconds")
@@ -210,7 +227,12 @@ def check_options(
         rate = check_number("rate", rate, 0.001, _MAX_RATE, "messages per second")
         if depth != 1:
             raise ValueError("depth does not go with rate, which sends whether or not answers came")
+    if mode != "echo" and depth != 1:
+        raise ValueError(f"depth does not go with mode {mode!r}, in which nothing is answered")
+    if mode == "receive" and (rate is not None or reconnect_every is not None):
+        raise ValueError("rate and reconnect_every do not go with mode 'receive': the server sends")
     return LoadOptions(
+        mode=mode,
         connections=connections,
         size=size,
         depth=depth,
@@ -242,6 +264,7 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:
     if target.is_stream:
         make = partial(
             Loader,
+            mode=options.mode,
             timeout=options.timeout,
             nodelay=options.nodelay,
             reconnect_every=options.reconnect_every or 0,
@@ -369,7 +392,7 @@ def _report(
     results = [loader.result() for loader in loaders]
 
     def total(name: str) -> int:
-        return int(sum(result[name] for result in results))
+        return int(sum(result.get(name, 0) for result in results))
 
     start = min(result["window_start_ns"] for result in results)
     end = max(result["window_end_ns"] for result in results)
@@ -382,17 +405,20 @@ def _report(
         datagrams = {kind: sum(r["datagrams"][kind] for r in results) for kind in DATAGRAM_COUNTS}
     server_cpu_ns = results[0]["server_cpu_ns"]
     other_errno = max(result["other_errno"] for result in results)
+    connects = _latency([loader.connects for loader in loaders if isinstance(loader, Loader)])
+    silent = connects.count > 0 and total("received_bytes") == 0
+    answered = options.mode == "echo"
     return LoadReport(
         endpoint=str(target),
         options=options.as_dict(),
         duration=duration,
         messages=messages,
         bytes=messages * options.size,
-        latency=_latency([loader.from_intended for loader in loaders]),
-        latency_from_send=_latency([loader.from_send for loader in loaders]),
-        connect_latency=_latency(
-            [loader.connects for loader in loaders if isinstance(loader, Loader)]
-        ),
+        latency=_latency([each.from_intended for each in loaders]) if answered else NO_LATENCY,
+        latency_from_send=_latency([each.from_send for each in loaders])
+        if answered
+        else NO_LATENCY,
+        connect_latency=connects,
         offered_per_s=options.rate,
         errors=dict(errors),
         lost_bytes=lost,
@@ -400,7 +426,8 @@ def _report(
         datagrams=datagrams,
         reasons=(
             *(["interrupted by Ctrl-C"] if interrupted else []),
-            *_error_reasons(errors, other_errno),
+            *_error_reasons(options.mode, errors, other_errno),
+            *(_silence_reasons(options.mode, errors) if silent else []),
             *([f"{lost} bytes lost"] if lost else []),
             *([f"{corrupt} bytes corrupt"] if corrupt else []),
             *_datagram_reasons(datagrams),
@@ -414,16 +441,30 @@ def _report(
     )
 
 
-def _error_reasons(errors: Counter[str], other_errno: int) -> list[str]:
+def _error_reasons(mode: str, errors: Counter[str], other_errno: int) -> list[str]:
+    mismatch = {
+        "echo": "answered with other bytes than were sent",
+        "send": "answered, which a discard service does not",
+        "receive": "brought other bytes than the lines of a chargen service",
+    }
     words = {
         "refused": "refused",
         "reset": "reset by the server",
         "timeout": "without progress for too long",
         "closed_early": "closed by the server with bytes still owed or before the client was done",
-        "mismatch": "answered with other bytes than were sent",
+        "mismatch": mismatch[mode],
         "other": f"failed: {os.strerror(other_errno)}",
     }
     return [f"connections {words[kind]}: {count}" for kind, count in errors.items() if count]
+
+
+def _silence_reasons(mode: str, errors: Counter[str]) -> list[str]:
+    """What it may mean that connections were opened and nothing ever came."""
+    if mode == "receive":
+        return ["the server sent nothing: perhaps it is not a chargen service"]
+    if mode == "echo" and (errors["timeout"] or errors["closed_early"]):
+        return ["nothing of what was sent came back: perhaps it is not an echo service"]
+    return []
 
 
 def _datagram_reasons(datagrams: dict[str, int] | None) -> list[str]:
@@ -440,7 +481,8 @@ def _datagram_reasons(datagrams: dict[str, int] | None) -> list[str]:
 
 def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[str]:
     if messages == 0:
-        return ["no message was answered in the window"]
+        what = {"echo": "answered", "send": "sent", "receive": "received"}[options.mode]
+        return [f"no message was {what} in the window"]
     if options.rate is None or duration == 0:
         return []
     offered = options.rate * duration

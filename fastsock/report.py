@@ -6,6 +6,7 @@ LoadReport is the public format ``fastsock.load/1``, described in docs/results.m
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -95,6 +96,10 @@ class Latency:
         }
 
 
+#: Of a run in which nothing is answered. No comparison with it holds, and JSON has null for it.
+NO_LATENCY = Latency(0, *[math.nan] * 8)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What one load run saw.
@@ -111,6 +116,10 @@ class LoadReport:
     the window. ``datagrams`` counts, over the whole run, what became of the datagrams that were
     "sent": "received" in time or "lost"; and of the answers, how many were "duplicated",
     "reordered", or "late", after their datagram was given up as lost. It is None for streams.
+
+    One way, ``messages`` and ``bytes`` count in mode "send" what the sockets took, a message when
+    its last byte was taken, and in mode "receive" complete, verified messages that came. There are
+    no answers, so both latencies are ``NO_LATENCY``: count 0 and not a number (NaN) elsewhere.
     """
 
     endpoint: str
@@ -161,8 +170,8 @@ class LoadReport:
             "bytes_per_s": self.bytes_per_s,
             "offered_per_s": self.offered_per_s,
             "latency_us": {
-                "from_intended_send": self.latency.as_dict(),
-                "from_actual_send": self.latency_from_send.as_dict(),
+                "from_intended_send": _distribution(self.latency),
+                "from_actual_send": _distribution(self.latency_from_send),
                 "connect": self.connect_latency.as_dict(),
             },
             "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
@@ -175,6 +184,10 @@ class LoadReport:
             "server_cpu_s": self.server_cpu,
             "host": dict(self.host),
         }
+
+
+def _distribution(latency: Latency) -> dict[str, float | int] | None:
+    return None if latency is NO_LATENCY else latency.as_dict()
 
 
 def host_facts() -> dict[str, Any]:

@@ -18,6 +18,8 @@ import pytest
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 SMALL = 16 * 1024  # bytes that any socket buffer takes without waiting
 SO_PASSRIGHTS = 83  # asm-generic/socket.h; Python has no name for it yet
+#: RFC 864's lines of 72 of the 95 printable characters, until they repeat.
+CHARGEN = b"".join((bytes(range(32, 127)) * 2)[at : at + 72] + b"\r\n" for at in range(95))
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 

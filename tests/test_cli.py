@@ -92,6 +92,17 @@ def test_load_shows_both_latencies_of_an_open_loop(
     assert [line.split()[0] for line in lines][3:5] == ["intended", "sent"]
 
 
+def test_load_shows_throughput_one_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """--mode send shows what was sent, also in bits per second, and no latency."""
+    with fastsock.Server("tcp://127.0.0.1:0", service="discard") as server:
+        arguments = ["load", str(server.endpoint), "--mode", "send", "-n", "20"]
+        assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 connections, 128KiB messages, send, window " in lines[0]
+    assert re.fullmatch(r"sent      20   \S+/s   \S+iB/s   \S+bit/s", lines[1])
+    assert [line.split()[0] for line in lines[2:]] == ["client", "valid"]
+
+
 def test_load_writes_json_to_stdout(
     server: fastsock.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +156,8 @@ USAGE_ERRORS = [
     (["load", "tcp://127.0.0.1:7", "--depth", "64", "--size", "1M"], "in flight"),
     (["load", "tcp://127.0.0.1:7", "-n", "5", "-d", "1s"], "messages does not go with duration"),
     (["load", "tcp://127.0.0.1:7", "--threads", "2"], "threads 2 is out of range"),
+    (["load", "tcp://127.0.0.1:7", "--mode", "both"], "--mode"),
+    (["load", "udp://127.0.0.1:7", "--mode", "send"], "goes with streams, not with datagrams"),
     (["bench", "--connections", "0"], "connections 0 is out of range"),
     (["bench", "--rival", "nothing"], "'nothing' is not NAME=COMMAND"),
     (["bench", "--windows", "0"], "--windows"),

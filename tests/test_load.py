@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import resource
 import signal
@@ -18,45 +17,18 @@ from typing import Any
 
 import misbehaving
 import pytest
+from load_runs import QUIET, SHORT, answer_of, assert_bad, assert_good, failures, loading
 from misbehaving import MisbehavingServer
 
 import fastsock
-from fastsock.report import LOAD_ERRORS
 
 WAITS = ("spin", "block")
-
-#: Keeps the tests off the CPU that the server needs; what waits differently is tested with both.
-QUIET: dict[str, Any] = {"wait": "block", "timeout": 5.0}
-
-#: A run that ends after a fixed amount of work, if the server lets it.
-SHORT: dict[str, Any] = {"wait": "block", "timeout": 0.3, "messages": 100}
 
 
 @pytest.fixture
 def server() -> Iterator[fastsock.Server]:
     with fastsock.Server("tcp://127.0.0.1:0") as running:
         yield running
-
-
-def failures(report: fastsock.LoadReport) -> dict[str, int]:
-    return {kind: count for kind, count in report.errors.items() if count}
-
-
-def assert_good(report: fastsock.LoadReport) -> None:
-    assert report.reasons == ()
-    assert report.valid
-    assert not report.failed
-    assert not failures(report)
-    assert report.lost_bytes == report.corrupt_bytes == 0
-
-
-def assert_bad(report: fastsock.LoadReport) -> None:
-    """The run failed and says so in every way that a report has."""
-    assert report.failed
-    assert not report.valid
-    assert report.reasons
-    assert all(reason and "\n" not in reason for reason in report.reasons)
-    assert set(report.errors) <= set(LOAD_ERRORS)
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -802,6 +774,7 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
     """The report holds every option as it was used, defaults included."""
     report = fastsock.load(server.endpoint, duration=0.1)
     assert report.options == {
+        "mode": "echo",
         "connections": 1,
         "size": 64,
         "depth": 1,
@@ -841,21 +814,6 @@ with fastsock.Server("tcp://127.0.0.1:0") as server:
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------
-
-#: Loads argv[1]; on Ctrl-C prints the report as JSON with what became of the threads.
-INTERRUPTED = """
-import json, sys, threading
-import fastsock
-target, options = sys.argv[1], json.loads(sys.argv[2])
-if options.pop("with_progress"):
-    options["progress"] = lambda seconds: None
-try:
-    report = fastsock.load(target, **options)
-except fastsock.LoadInterrupted as interrupt:
-    alive = [thread.name for thread in threading.enumerate()]
-    print(json.dumps({"report": interrupt.report.as_dict(), "alive": alive}))
-    sys.exit(130)
-"""
 
 
 @pytest.mark.parametrize("with_progress", [True, False])
@@ -955,34 +913,6 @@ fastsock.serve("tcp://127.0.0.1:0", ready=lambda server: print(server.endpoint, 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate(timeout=30)
-
-
-class loading:
-    """A process that loads `target` until it is interrupted."""
-
-    def __init__(self, target: str, *, with_progress: bool = True, **options: Any) -> None:
-        self.arguments = [target, json.dumps({"with_progress": with_progress, **options})]
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED, *self.arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return self.process
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=30)
-
-
-def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What an interrupted process printed; it has to end by itself."""
-    output, errors = process.communicate(timeout=25)
-    assert process.returncode == 130, errors
-    answer: dict[str, Any] = json.loads(output)
-    return answer
 
 
 def wait_until(condition: Any, seconds: float = 20.0) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -43,6 +44,10 @@ def reports() -> dict[str, LoadReport]:
         found["open"] = run(rate=500, duration=0.2, warmup=0)
         found["open with messages"] = run(rate=1000, messages=20, threads=2, connections=3)
         found["server_pid"] = run(duration=0.1, server_pid=os.getpid(), warmup=0)
+    with fastsock.Server("tcp://127.0.0.1:0", service="discard") as server:
+        found["send"] = fastsock.load(server.endpoint, mode="send", duration=0.1, wait="block")
+    with fastsock.Server("tcp://127.0.0.1:0", service="chargen") as server:
+        found["receive"] = fastsock.load(server.endpoint, mode="receive", messages=9, wait="block")
     with misbehaving.refusing_address() as address:
         found["refused"] = fastsock.load(address, messages=5, wait="block")
     with MisbehavingServer(misbehaving.flips_byte(70)) as bad:
@@ -58,6 +63,8 @@ SORTS = (
     "open",
     "open with messages",
     "server_pid",
+    "send",
+    "receive",
     "refused",
     "corrupt",
     "lost",
@@ -127,6 +134,10 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
         assert document["bytes_per_s"] == document["bytes"] / document["duration_s"]
     else:
         assert document["messages_per_s"] == document["bytes_per_s"] == 0
+    answered = sort not in ("send", "receive")
+    for start in ("from_intended_send", "from_actual_send"):
+        assert (document["latency_us"][start] is not None) is answered
+    assert math.isnan(report.latency.p99) is not answered
     assert (document["server_cpu_s"] is None) is (sort != "server_pid")
     assert document["host"]["fastsock"] == fastsock.__version__
 
@@ -144,6 +155,7 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
         (("valid",), False),
         (("reasons",), ["why"]),
         (("offered_per_s",), 0),
+        (("options", "mode"), "both"),
         (("options", "wait"), "sleep"),
         (("options", "messages"), 5),
         (("options", "duration"), None),

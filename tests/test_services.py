@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from clients import (
+    CHARGEN,
     connect,
     echo_exactly,
     half_close,
@@ -22,10 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastsock
-
-PRINTABLE = "".join(chr(code) for code in range(32, 127))
-LINES = [(PRINTABLE * 2)[start : start + 72] for start in range(95)]
-CHARGEN = "".join(line + "\r\n" for line in LINES).encode()
 
 
 @pytest.mark.native

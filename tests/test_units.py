@@ -16,6 +16,7 @@ from fastsock.cli.units import (
     DURATION,
     RATE,
     SIZE,
+    format_bits,
     format_duration,
     format_rate,
     format_size,
@@ -250,3 +251,18 @@ def test_a_bad_option_is_a_usage_error() -> None:
     assert result.exit_code == 2
     assert "--size" in result.output
     assert "'1x' is not a number" in result.output
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0, "0bit/s"),
+        (999, "999bit/s"),
+        (1000, "1kbit/s"),
+        (9.414e9, "9.41Gbit/s"),
+        (1.5e12, "1500Gbit/s"),
+    ],
+)
+def test_format_bits(rate: float, text: str) -> None:
+    """Throughput is printed in decimal bits, as networks are."""
+    assert format_bits(rate) == text

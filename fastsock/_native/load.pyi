@@ -17,6 +17,7 @@ class Loader:
         scope_id: int,
         where: str,
         *,
+        mode: str,
         first: int,
         count: int,
         everyone: int,

@@ -6,6 +6,9 @@ schedule whether or not answers came. A message that could not be sent in time i
 latency counts from the intended time: a stalled server cannot hide its stall by slowing the
 client down (coordinated omission).
 
+Messages that go one way only have no answer: an upload sends as much as the sockets take, or on
+schedule, and is complete when the server has closed in good order; a download takes what comes.
+
 What a connection is and how it ends is in peer.pxd, how it is opened in connecting.pxd, sent to in
 sending.pxd and received from in receiving.pxd.
 """
@@ -14,26 +17,30 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from fastsock._native cimport loading, pattern, posix
+from fastsock._native cimport loading, pattern, posix, service
 from fastsock._native.address cimport fill_address
 from fastsock._native.check cimport os_error
 from fastsock._native.connecting cimport SOURCES_APART, open_peer, retry_time, try_again
 from fastsock._native.histogram cimport Histogram, record
 from fastsock._native.loading cimport ABORTED, FINISHING, RUNNING, Frame, close_once, quota_of
 from fastsock._native.loading cimport quota_of_thread
-from fastsock._native.peer cimport CLOSED, CONNECTING, OPEN, Peer, Run, fail, failure_of_errno
-from fastsock._native.peer cimport CLOSED_EARLY, MISMATCH, OTHER, REFUSED, RESET, TIMEOUT, rewatch
-from fastsock._native.receiving cimport receive
+from fastsock._native.peer cimport CLOSED, CONNECTING, HALF_CLOSED, OPEN
+from fastsock._native.peer cimport CLOSED_EARLY, MISMATCH, OTHER, REFUSED, RESET, TIMEOUT
+from fastsock._native.peer cimport ECHO, RECEIVE, SEND, Peer, Run, close_peer, fail
+from fastsock._native.peer cimport failure_of_errno, half_close, rewatch, still_held
+from fastsock._native.receiving cimport receive, start_download
 from fastsock._native.sending cimport send_more, start_closed_loop, start_due
 
 cdef enum:
     SWEEP_NS = 50000000             # how often silent connections are looked for
+    LINGER_NS = 1000000000          # how long a chargen service may take to see the half-close
     RING_START = 16
 
 
 cdef class Loader:
     """One thread's share of a load run: connections `first` to `first + count` of `everyone`.
 
+    `mode` is "echo", "send" or "receive"; `depth` is for echo only, and `rate` not for receive.
     `rate` is in messages per second over all threads' connections, or 0 for a closed loop;
     `messages` limits those of all connections, or 0; `timeout` is in seconds without progress.
     For AF_UNIX `host` is the path, and `nodelay` means nothing. With `server_pid` that process's
@@ -52,13 +59,14 @@ cdef class Loader:
         frame.epfd = frame.wake_fd = frame.timer_fd = -1
 
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
-                 uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
-                 double rate, uint64_t messages, double timeout, bint verify, bint spin,
-                 bint nodelay, uint64_t reconnect_every=0, int server_pid=0):
+                 str mode, uint32_t first, uint32_t count, uint32_t everyone, uint64_t size,
+                 uint32_t depth, double rate, uint64_t messages, double timeout, bint verify,
+                 bint spin, bint nodelay, uint64_t reconnect_every=0, int server_pid=0):
         cdef Run *run = &self.run_state
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
         loading.set_share(&run.frame, first, count, everyone, rate, messages, spin)
+        run.mode = {"echo": ECHO, "send": SEND, "receive": RECEIVE}[mode]
         run.size = size
         run.depth = 0 if rate else depth
         run.timeout_ns = <int64_t>(timeout * 1e9)
@@ -125,6 +133,7 @@ cdef class Loader:
             "last_answer_ns": run.last_answer,
             "idle_ns": run.frame.idle_ns,
             "server_cpu_ns": loading.server_cpu_ns(&run.frame),
+            "received_bytes": run.received,
             "lost_bytes": run.lost,
             "corrupt_bytes": run.corrupt,
             "other_errno": run.other_errno,
@@ -144,7 +153,10 @@ cdef class Loader:
         while ring < run.depth:
             ring *= 2
         run.buffer = <char *>malloc(pattern.PIECE)
-        run.pattern = <char *>malloc(pattern.PERIOD + pattern.PIECE)
+        if run.mode == RECEIVE:
+            run.pattern = service.chargen_table(pattern.PIECE)
+        else:
+            run.pattern = <char *>malloc(pattern.PERIOD + pattern.PIECE)
         run.peers = <Peer *>calloc(run.frame.count, sizeof(Peer))
         if run.buffer == NULL or run.pattern == NULL or run.peers == NULL:
             raise MemoryError
@@ -152,12 +164,14 @@ cdef class Loader:
             run.peers[i].fd = -1
             run.peers[i].state = CLOSED
             run.peers[i].ring_mask = ring - 1
-            run.peers[i].send_offset = pattern.offset_of(run.frame.first + i)
+            if run.mode != RECEIVE:
+                run.peers[i].send_offset = pattern.offset_of(run.frame.first + i)
             run.peers[i].receive_offset = run.peers[i].send_offset
             run.peers[i].sent_at = <int64_t *>malloc(ring * sizeof(int64_t))
             if run.peers[i].sent_at == NULL:
                 raise MemoryError
-        pattern.fill(run.pattern)
+        if run.mode != RECEIVE:
+            pattern.fill(run.pattern)
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -169,7 +183,12 @@ cdef void load(Run *run) noexcept nogil:
         now = posix.monotonic_ns()
     run.next_sweep = now + SWEEP_NS
     run.last_answer = now
-    if run.depth:
+    if run.mode == RECEIVE:
+        if run.frame.quota:
+            # It may have sent since the first connect(), into sockets that nobody read.
+            run.frame.window_start = run.peers[0].opened_at
+        start_download(run, now)
+    elif not run.frame.interval_ns:
         start_closed_loop(run, now)
     while run.alive and run.frame.phase != ABORTED:
         if run.frame.interval_ns and run.frame.phase == RUNNING:
@@ -214,7 +233,13 @@ cdef void finish(Run *run, int64_t now) noexcept nogil:
     run.give_up_at = now + max(now - run.frame.begin_ns, 0) + run.timeout_ns
     loading.end_window(&run.frame, now)
     for i in range(run.frame.count):
-        if run.peers[i].state == OPEN:
+        if run.mode == SEND and not run.frame.interval_ns:
+            run.peers[i].due = run.peers[i].started
+        if run.peers[i].state != OPEN:
+            continue
+        if run.mode == RECEIVE:
+            half_close(&run.peers[i], HALF_CLOSED, now)
+        else:
             send_more(run, i, now)
 
 
@@ -267,7 +292,8 @@ cdef void on_connected(Run *run, uint32_t i, int64_t now) noexcept nogil:
     peer.active_at = now
     run.connecting -= 1
     record(run.connects, posix.monotonic_ns() - peer.opened_at)
-    rewatch(run, i, posix.EPOLLIN)
+    # A download begins for all at once: what comes until then waits in the socket.
+    rewatch(run, i, 0 if run.mode == RECEIVE else posix.EPOLLIN)
     if peer.state == OPEN and (peer.due or run.frame.phase == FINISHING):
         send_more(run, i, now)
 
@@ -283,7 +309,28 @@ cdef void sweep(Run *run, int64_t now) noexcept nogil:
             continue
         if run.frame.phase == FINISHING and now >= run.give_up_at:
             fail(run, peer, TIMEOUT)
-        elif now - peer.active_at < run.timeout_ns:
+        elif run.mode == RECEIVE and peer.state == HALF_CLOSED:
+            if now - peer.left_at >= LINGER_NS:
+                close_peer(run, peer)           # nothing is owed to a client that has gone
+        elif now - peer.active_at < SWEEP_NS or (run.mode == SEND and drains(peer, now)):
             continue
-        elif peer.state != OPEN or peer.started > peer.answered:
+        elif now - peer.active_at >= run.timeout_ns and awaits_server(run, peer):
             fail(run, peer, TIMEOUT)
+
+
+cdef bint awaits_server(Run *run, Peer *peer) noexcept nogil:
+    """Whether a connection goes on only when the server does something."""
+    if peer.state != OPEN or peer.started > peer.answered:
+        return True
+    # For room in a full socket, or for the lines of chargen.
+    return peer.watched & posix.EPOLLOUT or (run.mode == RECEIVE and peer.watched)
+
+
+cdef bint drains(Peer *peer, int64_t now) noexcept nogil:
+    """Whether the other end has taken some of what the socket holds: that is progress too."""
+    cdef int held = still_held(peer)
+    if held == peer.unacknowledged:
+        return False
+    peer.unacknowledged = held
+    peer.active_at = now
+    return True

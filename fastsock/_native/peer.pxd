@@ -3,12 +3,20 @@
 # A connection's life: connect (again and again while a Unix listener's queue is full), open,
 # half-closed (all was sent; the rest is awaited), closed; with `reconnect_every` it then begins
 # again, as the same connection with the same place in the pattern.
+#
+# A message goes there and back, or in two modes one way only: of an upload it is complete when the
+# socket has taken it, of a download when it has come.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastsock._native cimport posix
 from fastsock._native.histogram cimport Recorder
 from fastsock._native.loading cimport Frame, close_once, watch
+
+cdef enum:                          # mode: what the load is
+    ECHO
+    SEND                            # upload, to a discard service
+    RECEIVE                         # download, from a chargen service
 
 cdef enum:                          # a connection's state
     CONNECTING
@@ -32,21 +40,24 @@ cdef struct Peer:                   # one connection
     bint turned_away                # while CONNECTING: connect() is to be tried again
     uint32_t watched                # the events that epoll watches it for
     uint32_t send_offset            # into the pattern, of the next byte to send
-    uint32_t receive_offset         # into the pattern, of the next byte to come back
+    uint32_t receive_offset         # into the pattern, of the next byte to come
     uint32_t ring_mask              # sent_at has ring_mask + 1 places
     int64_t *sent_at                # ns, by message number & ring_mask, while in flight
     uint64_t due                    # messages that may be sent, ever
     uint64_t started                # messages whose first byte was offered to send()
-    uint64_t answered               # messages that came back whole
+    uint64_t answered               # messages that came back whole; one way: complete messages
     uint64_t to_send                # bytes of started messages not yet taken by the socket
     uint64_t partial                # bytes received of the message number `answered`
     uint64_t leave_after            # how many messages this opening may start in all
     int64_t opened_at               # when connect() was called, ns
     int64_t active_at               # last progress, ns
+    int64_t left_at                 # when it was half-closed, ns
+    int unacknowledged              # see still_held(); what it was when last looked at
 
 cdef struct Run:
     Frame frame
     # What was asked for
+    int mode
     posix.sockaddr_storage address
     posix.socklen_t address_size
     uint64_t size                   # bytes per message
@@ -62,15 +73,16 @@ cdef struct Run:
     uint64_t next_due               # open loop: number of the next message of this thread
     int64_t next_sweep
     int64_t give_up_at              # when what is owed at the end is given up, ns
-    char *pattern                   # the table that pattern.fill() made
+    char *pattern                   # the table that pattern.fill() made, or the lines of chargen
     char *buffer                    # what was received last
     Peer *peers
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
     Recorder *connects              # from connect() to connected
     # What was seen
-    uint64_t messages               # answers inside the window
-    int64_t last_answer
+    uint64_t messages               # answers inside the window; one way: messages completed in it
+    int64_t last_answer             # or when the last one-way message was complete
+    uint64_t received               # bytes, over the whole run
     uint64_t lost, corrupt          # bytes
     uint64_t failures[FAILURES]
     int other_errno                 # the last errno behind OTHER
@@ -78,7 +90,26 @@ cdef struct Run:
 
 cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
     """Bytes that the socket has taken and that have not come back."""
+    if run.mode != ECHO:
+        return 0
     return (peer.started - peer.answered) * run.size - peer.partial - peer.to_send
+
+
+cdef inline int still_held(Peer *peer) noexcept nogil:
+    """What the socket has taken and the other end has not; only 0 and change mean something.
+
+    TCP counts bytes without acknowledgement, and the FIN as one; a Unix socket counts the memory of
+    what the other end has not read.
+    """
+    cdef int held = 0
+    posix.ioctl(peer.fd, posix.TIOCOUTQ, &held)
+    return held
+
+
+cdef inline void half_close(Peer *peer, int state, int64_t now) noexcept nogil:
+    peer.state = state
+    peer.active_at = peer.left_at = now
+    posix.shutdown(peer.fd, posix.SHUT_WR)
 
 
 cdef inline int failure_of(int error) noexcept nogil:

@@ -267,6 +267,11 @@ cdef extern from "<sched.h>" nogil:
     void CPU_ZERO(cpu_set_t *set)
     void CPU_SET(int cpu, cpu_set_t *set)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum: TIOCOUTQ                  # SIOCOUTQ of tcp(7) and unix(7)
+
+    int ioctl(int fd, unsigned long request, ...)
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     ctypedef struct pthread_attr_t:

@@ -1,15 +1,16 @@
 # How the load client sends: what is due, when it was handed to the socket, and the half-close.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsock._native cimport pattern, posix
 from fastsock._native.loading cimport FINISHING, RUNNING, due_at, quota_of, quota_of_thread
-from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, Peer, Run
-from fastsock._native.peer cimport fail, failure_of_errno, rewatch
+from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, SEND, Peer, Run
+from fastsock._native.peer cimport fail, failure_of_errno, half_close, rewatch
 
 cdef enum:
     DUE_BURST = 1024                # messages started before answers are looked at again
+    UPLOAD_BURST = 64               # send() calls on a connection before the others have their turn
     IN_FLIGHT_MAX = 65536           # per connection; bounds the memory for send times
 
 
@@ -44,8 +45,69 @@ cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogi
         peer.to_send += run.size
 
 
+cdef inline void leave_if_done(Run *run, Peer *peer, int64_t now) noexcept nogil:
+    """Half-close after the last byte, of the run or of this opening of the connection."""
+    if peer.state != OPEN or peer.to_send:
+        return
+    if run.frame.phase == FINISHING and peer.started == peer.due:
+        half_close(peer, HALF_CLOSED, now)
+    elif peer.started == peer.leave_after:
+        half_close(peer, LEAVING, now)
+
+
+cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """A message per send(), of which nothing comes back; more of them when there is room again.
+
+    Only a burst: a server that takes as fast as it is sent to would keep the others waiting.
+    """
+    cdef Peer *peer = &run.peers[i]
+    cdef ssize_t sent, burst = 0
+    cdef int _
+    for _ in range(UPLOAD_BURST):
+        if peer.to_send == 0:
+            if peer.started == min(peer.due, peer.leave_after):
+                break
+            peer.started += 1
+            peer.to_send = run.size
+        sent = posix.send(peer.fd, run.pattern + peer.send_offset,
+                          min(peer.to_send, <uint64_t>pattern.PIECE), posix.MSG_NOSIGNAL)
+        if sent < 0:
+            if posix.errno == posix.EINTR:
+                continue
+            if posix.errno == posix.EAGAIN:
+                break
+            fail(run, peer, failure_of_errno(run, posix.errno))
+            return
+        peer.to_send -= sent
+        peer.send_offset = pattern.advance(peer.send_offset, sent)
+        now = peer.active_at = posix.monotonic_ns()
+        if peer.to_send == 0:
+            on_taken(run, peer, now)
+        burst += sent
+        if burst >= pattern.PIECE:
+            break
+    if peer.to_send or peer.started < min(peer.due, peer.leave_after):
+        rewatch(run, i, posix.EPOLLIN | posix.EPOLLOUT)
+    else:
+        rewatch(run, i, posix.EPOLLIN)
+    leave_if_done(run, peer, now)
+
+
+cdef inline void on_taken(Run *run, Peer *peer, int64_t now) noexcept nogil:
+    peer.answered += 1
+    run.messages += run.frame.window_start <= now < run.frame.window_end
+    run.last_answer = now
+
+
 cdef inline void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
     """Step 7: start what is due, send what the socket takes, half-close after the last byte."""
+    if run.mode == SEND:
+        upload(run, i, now)
+    else:
+        send_requests(run, i, now)
+
+
+cdef inline void send_requests(Run *run, uint32_t i, int64_t now) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     cdef ssize_t sent
     while True:
@@ -69,16 +131,7 @@ cdef inline void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
             now = posix.monotonic_ns()
     if peer.watched != posix.EPOLLIN:
         rewatch(run, i, posix.EPOLLIN)
-    if peer.state != OPEN:
-        return
-    if run.frame.phase == FINISHING and peer.started == peer.due:
-        peer.state = HALF_CLOSED
-    elif peer.started == peer.leave_after:
-        peer.state = LEAVING
-    else:
-        return
-    peer.active_at = now
-    posix.shutdown(peer.fd, posix.SHUT_WR)
+    leave_if_done(run, peer, now)
 
 
 cdef inline void allow(Run *run, uint32_t i, uint64_t messages) noexcept nogil:
@@ -93,7 +146,8 @@ cdef inline void start_closed_loop(Run *run, int64_t now) noexcept nogil:
     cdef uint32_t i
     for i in range(run.frame.count):
         if run.peers[i].state == OPEN:
-            allow(run, i, run.depth)
+            # Of an upload no answer allows the next message: all are due.
+            allow(run, i, UINT64_MAX if run.mode == SEND else run.depth)
             send_more(run, i, now)
 
 

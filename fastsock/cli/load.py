@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,22 +12,39 @@ import click
 from fastsock import client
 from fastsock.cli.exits import FAILED, INTERRUPTED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import DURATION, RATE, SIZE, format_duration, format_rate, format_size
+from fastsock.cli.units import (
+    DURATION,
+    RATE,
+    SIZE,
+    format_bits,
+    format_duration,
+    format_rate,
+    format_size,
+)
 from fastsock.report import Latency, LoadReport
 
+COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
 TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 
 
 @click.command()
 @click.argument("endpoint")
+@click.option(
+    "--mode",
+    type=click.Choice(["echo", "send", "receive"]),
+    default="echo",
+    help="send: upload to a discard service; receive: download from a chargen service.",
+)
 @click.option("-c", "--connections", type=int, default=1)
-@click.option("-s", "--size", type=SIZE, default="64", help="Bytes per message.")
+@click.option(
+    "-s", "--size", type=SIZE, help="Bytes per message.  [default: 64; to send or receive 128k]"
+)
 @click.option("--depth", type=int, default=1, help="Messages in flight per connection.")
 @click.option("-d", "--duration", type=DURATION, help="The measured window.  [default: 5s]")
 @click.option("-n", "--messages", type=int, help="Stop after so many, instead of --duration.")
 @click.option("--warmup", type=DURATION, help="Before the window.  [default: duration / 10]")
 @click.option("--rate", type=RATE, help="Open loop: messages per second over all connections.")
-@click.option("--verify/--no-verify", default=True, help="Compare every byte that comes back.")
+@click.option("--verify/--no-verify", default=True, help="Compare every byte that comes.")
 @click.option("--wait", type=click.Choice(["spin", "block"]), default="spin")
 @click.option("--threads", type=int, default=1)
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
@@ -40,9 +57,10 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 @click.option("--server-pid", type=int, help="Report the CPU time of this local process too.")
 @json_option
 def load(endpoint: str, json_path: str | None, **options: Any) -> int:
-    """Load the echo server at ENDPOINT and report rate, latency and errors.
+    """Load the server at ENDPOINT and report rate, latency and errors.
 
-    Every byte that comes back is compared with what was sent.
+    Every byte that comes back is compared with what was sent. --mode send and receive measure the
+    throughput one way, of a server that runs with --service discard or chargen.
     """
     try:
         with usage_errors(), progress_bar(options) as progress:
@@ -68,26 +86,21 @@ def show(report: LoadReport, json_path: str | None) -> int:
 def lines_of(report: LoadReport) -> Iterator[str]:
     """The report as aligned text that can be pasted."""
     options = report.options
-    loop = f"depth {options['depth']}"
-    if options["rate"] is not None:
-        loop = f"open loop, {format_rate(options['rate'])}"
     yield (
         f"{report.endpoint}: {options['connections']} connections, "
-        f"{format_size(options['size'])} messages, {loop}, "
+        f"{format_size(options['size'])} messages, {', '.join(load_of(options))}, "
         f"window {format_duration(report.duration)}"
     )
+    throughput = "" if options["mode"] == "echo" else f"   {format_bits(report.bytes_per_s * 8)}"
     yield (
-        f"messages  {report.messages}   {format_rate(report.messages_per_s)}   "
-        f"{format_size(int(report.bytes_per_s))}/s"
+        f"{COUNTED[options['mode']]:9} {report.messages}   {format_rate(report.messages_per_s)}   "
+        f"{format_size(int(report.bytes_per_s))}/s{throughput}"
     )
-    yield " " * 9 + "".join(f" {title:>9}" for title in TITLES)
-    if options["rate"] is None:
-        yield latency_line("latency", report.latency)
-    else:
-        yield latency_line("intended", report.latency)
-        yield latency_line("sent", report.latency_from_send)
-    if options["reconnect_every"] is not None:
-        yield latency_line("connect", report.connect_latency)
+    latencies = list(latencies_of(report))
+    if latencies:
+        yield " " * 9 + "".join(f" {title:>9}" for title in TITLES)
+    for name, latency in latencies:
+        yield latency_line(name, latency)
     if report.datagrams is not None:
         counts = ", ".join(f"{kind} {count}" for kind, count in report.datagrams.items())
         yield f"datagrams {counts}"
@@ -95,6 +108,28 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         yield f"server    {report.server_cpu / report.messages * 1e6:.2f} us of CPU per message"
     yield f"client    busy {report.client_busy:.0%}"
     yield f"valid     {'yes' if report.valid else 'NO: ' + '; '.join(report.reasons)}"
+
+
+def load_of(options: Mapping[str, Any]) -> Iterator[str]:
+    """What was done, in a few words."""
+    if options["mode"] != "echo":
+        yield options["mode"]
+    if options["rate"] is not None:
+        yield f"open loop, {format_rate(options['rate'])}"
+    elif options["mode"] == "echo":
+        yield f"depth {options['depth']}"
+
+
+def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
+    """The distributions that this run has."""
+    if report.options["mode"] == "echo":
+        if report.options["rate"] is None:
+            yield "latency", report.latency
+        else:
+            yield "intended", report.latency
+            yield "sent", report.latency_from_send
+    if report.options["reconnect_every"] is not None:
+        yield "connect", report.connect_latency
 
 
 def latency_line(name: str, latency: Latency) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "FILE_MODE",
     "RATE",
     "SIZE",
+    "format_bits",
     "format_duration",
     "format_rate",
     "format_size",
@@ -66,6 +67,12 @@ _RATES = _Units(
     kind="rate",
     factors={"/s": 1, "k/s": 1000, "M/s": 1000**2, "": 1, "k": 1000, "M": 1000**2},
     example="10k/s",
+)
+# As network throughput is given everywhere: in bits, and decimal.
+_BIT_RATES = _Units(
+    kind="bit rate",
+    factors={"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9},
+    example="10Gbit/s",
 )
 # In microseconds: 300 * 1e-6 is not 0.0003, while 300 / 1e6 is rounded once and right.
 _MICROSECONDS = 1_000_000
@@ -142,6 +149,16 @@ def format_rate(rate: float) -> str:
 
     """
     return _join(rate, rate, _RATES)
+
+
+def format_bits(rate: float) -> str:
+    """Return bits per second as text with three significant digits: ``9.41Gbit/s``.
+
+    Raises:
+        ValueError: negative or not finite.
+
+    """
+    return _join(rate, rate, _BIT_RATES)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,81 @@
+"""What tests of the load client share: options, what a good and a bad report are, and processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import fastsock
+from fastsock.report import LOAD_ERRORS
+
+#: Keeps the tests off the CPU that the server needs; what waits differently is tested with both.
+QUIET: dict[str, Any] = {"wait": "block", "timeout": 5.0}
+
+#: A run that ends after a fixed amount of work, if the server lets it.
+SHORT: dict[str, Any] = {"wait": "block", "timeout": 0.3, "messages": 100}
+
+#: Loads argv[1]; on Ctrl-C prints the report as JSON with what became of the threads.
+INTERRUPTED = """
+import json, sys, threading
+import fastsock
+target, options = sys.argv[1], json.loads(sys.argv[2])
+if options.pop("with_progress"):
+    options["progress"] = lambda seconds: None
+try:
+    report = fastsock.load(target, **options)
+except fastsock.LoadInterrupted as interrupt:
+    alive = [thread.name for thread in threading.enumerate()]
+    print(json.dumps({"report": interrupt.report.as_dict(), "alive": alive}))
+    sys.exit(130)
+"""
+
+
+def failures(report: fastsock.LoadReport) -> dict[str, int]:
+    return {kind: count for kind, count in report.errors.items() if count}
+
+
+def assert_good(report: fastsock.LoadReport) -> None:
+    assert report.reasons == ()
+    assert report.valid
+    assert not report.failed
+    assert not failures(report)
+    assert report.lost_bytes == report.corrupt_bytes == 0
+
+
+def assert_bad(report: fastsock.LoadReport) -> None:
+    """The run failed and says so in every way that a report has."""
+    assert report.failed
+    assert not report.valid
+    assert report.reasons
+    assert all(reason and "\n" not in reason for reason in report.reasons)
+    assert set(report.errors) <= set(LOAD_ERRORS)
+
+
+class loading:
+    """A process that loads `target` until it is interrupted."""
+
+    def __init__(self, target: str, *, with_progress: bool = True, **options: Any) -> None:
+        self.arguments = [target, json.dumps({"with_progress": with_progress, **options})]
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, *self.arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What an interrupted process printed; it has to end by itself."""
+    output, errors = process.communicate(timeout=25)
+    assert process.returncode == 130, errors
+    answer: dict[str, Any] = json.loads(output)
+    return answer
