@@ -30,6 +30,7 @@ _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ev
 _MAX_SECONDS = 30 * 86400.0
 _MAX_RATE = 1e9
 _MAX_MESSAGES = 1 << 48
+_MAX_THREADS = 1024
 _MAX_PID = 1 << 22  # proc(5)
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
@@ -123,7 +124,7 @@ def load(
         rate: messages per second over all connections; not to receive.
         verify: compare every byte that comes with what must come.
         wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
-        threads: native threads that share the connections.
+        threads: native threads that share the connections, each its own; at most 1024.
         nodelay: TCP_NODELAY; nothing on a Unix socket.
         reconnect_every: close and open each connection again after so many messages; 1 is
             connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
@@ -216,6 +217,11 @@ def check_options(
         if duration is not None or warmup not in (None, 0):
             raise ValueError("messages does not go with duration or warmup; give one or the other")
     check_int("connections", connections, 1, _MAX_CONNECTIONS)
+    check_int("threads", threads, 1, _MAX_THREADS)
+    if threads > connections:
+        raise ValueError(
+            f"threads {threads} is more than connections {connections}; each thread needs one"
+        )
     check_int("size", size, 1, _MAX_SIZE)
     check_int("depth", depth, 1, _MAX_DEPTH)
     if depth > 1 and depth * size > _MAX_IN_FLIGHT:
@@ -244,7 +250,7 @@ def check_options(
         rate=rate,
         verify=check_bool("verify", verify),
         wait=check_choice("wait", wait, ("spin", "block")),
-        threads=check_int("threads", threads, 1, connections),
+        threads=threads,
         nodelay=check_bool("nodelay", nodelay),
         reconnect_every=None
         if reconnect_every is None
@@ -323,14 +329,20 @@ def _in_threads(
 ) -> bool:
     """Run the tasks side by side. Not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
+    started: list[threading.Thread] = []
     ended: list[None] = []
     all_ended = threading.Event()
+
+    def stop() -> None:
+        for loader in loaders:
+            loader.cancel(drop_everything=True)
 
     def guarded(task: Callable[[], None]) -> None:
         try:
             task()
         except BaseException as error:
             failures.append(error)
+            stop()
         ended.append(None)
         if len(ended) == len(tasks):
             all_ended.set()
@@ -342,21 +354,21 @@ def _in_threads(
         # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            for thread in threads:
-                thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
+            try:
+                for thread in threads:
+                    thread.start()
+                    started.append(thread)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             # Never for long: Ctrl-C just before a sleep is slept over.
             while not all_ended.wait(_TICK):
                 if progress:
                     progress(time.monotonic() - start)
-        except BaseException:  # of `progress`
-            for loader in loaders:
-                loader.cancel(drop_everything=True)
+        except BaseException:  # of `progress`, or of a thread that could not be started
+            stop()
             raise
         finally:
-            for thread in threads:
+            for thread in started:
                 thread.join()
     if failures:
         raise failures[0]
@@ -397,6 +409,8 @@ def _report(
     start = min(result["window_start_ns"] for result in results)
     end = max(result["window_end_ns"] for result in results)
     duration = max(end - start, 0) / 1e9
+    # A thread whose connections were all closed has had nothing to do since.
+    idle_ns = sum(result["idle_ns"] + end - result["window_end_ns"] for result in results)
     messages = total("messages")
     errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
     lost, corrupt = total("lost_bytes"), total("corrupt_bytes")
@@ -433,9 +447,7 @@ def _report(
             *_datagram_reasons(datagrams),
             *_rate_reasons(options, messages, duration),
         ),
-        client_busy=max(0.0, 1 - total("idle_ns") / 1e9 / duration / len(results))
-        if duration
-        else 0.0,
+        client_busy=max(0.0, 1 - idle_ns / 1e9 / duration / len(results)) if duration else 0.0,
         server_cpu=None if server_cpu_ns is None else server_cpu_ns / 1e9,
         host=host_facts(),
     )

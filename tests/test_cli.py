@@ -155,7 +155,7 @@ USAGE_ERRORS = [
     (["load", "tcp://127.0.0.1:7", "--duration", "-1s"], "--duration"),
     (["load", "tcp://127.0.0.1:7", "--depth", "64", "--size", "1M"], "in flight"),
     (["load", "tcp://127.0.0.1:7", "-n", "5", "-d", "1s"], "messages does not go with duration"),
-    (["load", "tcp://127.0.0.1:7", "--threads", "2"], "threads 2 is out of range"),
+    (["load", "tcp://127.0.0.1:7", "--threads", "2"], "threads 2 is more than connections 1"),
     (["load", "tcp://127.0.0.1:7", "--mode", "both"], "--mode"),
     (["load", "udp://127.0.0.1:7", "--mode", "send"], "goes with streams, not with datagrams"),
     (["bench", "--connections", "0"], "connections 0 is out of range"),
