@@ -433,6 +433,7 @@ def _report(
         if answered
         else NO_LATENCY,
         connect_latency=connects,
+        send_delay=_latency([each.send_delay for each in loaders]) if options.rate else NO_LATENCY,
         offered_per_s=options.rate,
         errors=dict(errors),
         lost_bytes=lost,

@@ -70,7 +70,7 @@ class ServerStats:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Summary of a latency distribution in microseconds; all zero when ``count`` is 0."""
+    """Summary of a latency distribution in microseconds; all zero when nothing was recorded."""
 
     count: int = 0
     min: float = 0.0
@@ -108,10 +108,12 @@ class LoadReport:
     window of ``duration`` seconds. ``latency`` is measured from the intended send time and
     ``latency_from_send`` from the actual one; in a closed loop a message is intended when it is
     sent, so the two are equal. ``connect_latency`` is that of every connection opened, also before
-    the window. The others also hold the answers still owed when the window ended, so
-    that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the figures
-    should not be trusted. ``client_busy`` is the share of the window in which the client had
-    something to do, over its threads; close to 1 the rate may be the client's own limit.
+    the window. ``send_delay`` is how late messages were sent, of all sent since the window began:
+    the client's own pacing error, and the wait for room in a socket that the server does not empty;
+    ``NO_LATENCY`` in a closed loop. The first two also hold the answers still owed when the window
+    ended, so that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the
+    figures should not be trusted. ``client_busy`` is the share of the window in which the client
+    had something to do, over its threads; close to 1 the rate may be the client's own limit.
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid`` used in
     the window. ``datagrams`` counts, over the whole run, what became of the datagrams that were
     "sent": "received" in time or "lost"; and of the answers, how many were "duplicated",
@@ -130,6 +132,7 @@ class LoadReport:
     latency: Latency
     latency_from_send: Latency
     connect_latency: Latency = Latency()
+    send_delay: Latency = NO_LATENCY
     offered_per_s: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
     lost_bytes: int = 0
@@ -173,6 +176,7 @@ class LoadReport:
                 "from_intended_send": _distribution(self.latency),
                 "from_actual_send": _distribution(self.latency_from_send),
                 "connect": self.connect_latency.as_dict(),
+                "send_delay": _distribution(self.send_delay),
             },
             "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
             "lost_bytes": self.lost_bytes,

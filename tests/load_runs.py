@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from clients import running
 
 import fastsock
 from fastsock.report import LOAD_ERRORS
@@ -51,6 +57,27 @@ def assert_bad(report: fastsock.LoadReport) -> None:
     assert report.reasons
     assert all(reason and "\n" not in reason for reason in report.reasons)
     assert set(report.errors) <= set(LOAD_ERRORS)
+
+
+@contextmanager
+def unix_server(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
+    """A Unix server of one client, where what was sent and not read can be told (unix(7))."""
+    over = threading.Event()
+    name = "fastsock-test-takes"
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            behave(connection, over)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        with running(lambda: serve(listener)):
+            try:
+                yield f"unix://@{name}"
+            finally:
+                over.set()
 
 
 class loading:

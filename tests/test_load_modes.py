@@ -7,14 +7,14 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import misbehaving
 import pytest
-from clients import CHARGEN, running, wait_until
-from load_runs import QUIET, answer_of, assert_bad, assert_good, failures, loading
+from clients import CHARGEN, wait_until
+from load_runs import QUIET, answer_of, assert_bad, assert_good, failures, loading, unix_server
 from misbehaving import Behaviour, MisbehavingServer
 
 import fastsock
@@ -81,27 +81,6 @@ def takes_then_resets(size: int) -> Behaviour:
 
 def takes_nothing(server: MisbehavingServer, connection: socket.socket) -> None:
     server.stopping.wait()
-
-
-@contextmanager
-def unix_server(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """A Unix server of one client, where what was sent and not read can be told (unix(7))."""
-    over = threading.Event()
-    name = "fastsock-test-takes"
-
-    def serve(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            behave(connection, over)
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{name}")
-        listener.listen()
-        with running(lambda: serve(listener)):
-            try:
-                yield f"unix://@{name}"
-            finally:
-                over.set()
 
 
 def pieces_of(data: bytes, size: int) -> list[bytes]:

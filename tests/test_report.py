@@ -138,6 +138,8 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
     for start in ("from_intended_send", "from_actual_send"):
         assert (document["latency_us"][start] is not None) is answered
     assert math.isnan(report.latency.p99) is not answered
+    open_loop = document["options"]["rate"] is not None
+    assert (document["latency_us"]["send_delay"] is not None) is open_loop
     assert (document["server_cpu_s"] is None) is (sort != "server_pid")
     assert document["host"]["fastsock"] == fastsock.__version__
 

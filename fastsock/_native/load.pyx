@@ -50,6 +50,7 @@ cdef class Loader:
     cdef Run run_state
     cdef readonly Histogram from_intended
     cdef readonly Histogram from_send
+    cdef readonly Histogram send_delay
     cdef readonly Histogram connects
     cdef str where
 
@@ -78,7 +79,9 @@ cdef class Loader:
         self.connects = Histogram()
         run.connects = self.connects.recorder
         self.from_intended = self.from_send
+        self.send_delay = Histogram()
         if rate:
+            run.send_delay = self.send_delay.recorder
             self.from_intended = Histogram()
             run.from_intended = self.from_intended.recorder
         self._allocate()

@@ -68,6 +68,7 @@ cdef struct Run:
     Peer *peers
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
+    Recorder *send_delay            # how late datagrams were sent; NULL in a closed loop
     # What was seen; all but the first over the whole run
     uint64_t messages               # answers inside the window
     int64_t last_answer
@@ -89,6 +90,7 @@ cdef class DatagramLoader:
     cdef Run run_state
     cdef readonly Histogram from_intended
     cdef readonly Histogram from_send
+    cdef readonly Histogram send_delay
     cdef str where
 
     def __cinit__(self):
@@ -115,7 +117,9 @@ cdef class DatagramLoader:
         self.from_send = Histogram()
         run.from_send = self.from_send.recorder
         self.from_intended = self.from_send
+        self.send_delay = Histogram()
         if rate:
+            run.send_delay = self.send_delay.recorder
             self.from_intended = Histogram()
             run.from_intended = self.from_intended.recorder
         self._allocate()
@@ -371,12 +375,18 @@ cdef int send_next(Run *run, uint32_t i) noexcept nogil:
     if posix.sendmsg(peer.fd, &message, 0) < 0:
         return send_failed(run, count, posix.errno)
     for n in range(count):
-        peer.ring[(peer.started + n) & peer.ring_mask] = now
+        note_sent(run, i, peer.started + n, now)
     peer.started += count
     peer.waiting += count
     run.waiting += count
     run.sent += count
     return 0
+
+
+cdef inline void note_sent(Run *run, uint32_t i, uint64_t number, int64_t now) noexcept nogil:
+    run.peers[i].ring[number & run.peers[i].ring_mask] = now
+    if run.send_delay != NULL and now >= run.frame.window_start:
+        record(run.send_delay, now - loading.intended_at(&run.frame, i, number))
 
 
 cdef inline int send_failed(Run *run, uint32_t count, int error) noexcept nogil:

@@ -78,6 +78,7 @@ cdef struct Run:
     Peer *peers
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
+    Recorder *send_delay            # how late messages were sent; NULL in a closed loop
     Recorder *connects              # from connect() to connected
     # What was seen
     uint64_t messages               # answers inside the window; one way: messages completed in it

@@ -4,7 +4,9 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsock._native cimport pattern, posix
-from fastsock._native.loading cimport FINISHING, RUNNING, due_at, quota_of, quota_of_thread
+from fastsock._native.histogram cimport record
+from fastsock._native.loading cimport FINISHING, RUNNING
+from fastsock._native.loading cimport due_at, intended_at, quota_of, quota_of_thread
 from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, SEND, Peer, Run
 from fastsock._native.peer cimport fail, failure_of_errno, half_close, rewatch
 
@@ -33,14 +35,22 @@ cdef inline bint grow_ring(Peer *peer) noexcept nogil:
     return True
 
 
-cdef inline void start_messages(Run *run, Peer *peer, int64_t now) noexcept nogil:
+cdef inline void note_delay(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """The next message of a connection is sent now; note how long after its intended time."""
+    if run.send_delay != NULL and now >= run.frame.window_start:
+        record(run.send_delay, now - intended_at(&run.frame, i, run.peers[i].started))
+
+
+cdef inline void start_messages(Run *run, uint32_t i, int64_t now) noexcept nogil:
     """Note the send time of what is sent next, a piece at most: the rest may have to wait."""
+    cdef Peer *peer = &run.peers[i]
     if peer.started == peer.answered:
         peer.active_at = now        # the time without progress starts with the first one owed
     while peer.started < min(peer.due, peer.leave_after) and peer.to_send < pattern.PIECE:
         if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
             return
         peer.sent_at[peer.started & peer.ring_mask] = now
+        note_delay(run, i, now)
         peer.started += 1
         peer.to_send += run.size
 
@@ -67,6 +77,7 @@ cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
         if peer.to_send == 0:
             if peer.started == min(peer.due, peer.leave_after):
                 break
+            note_delay(run, i, now)
             peer.started += 1
             peer.to_send = run.size
         sent = posix.send(peer.fd, run.pattern + peer.send_offset,
@@ -112,7 +123,7 @@ cdef inline void send_requests(Run *run, uint32_t i, int64_t now) noexcept nogil
     cdef ssize_t sent
     while True:
         if peer.to_send == 0:
-            start_messages(run, peer, now)
+            start_messages(run, i, now)
             if peer.to_send == 0:
                 break
         sent = posix.send(peer.fd, run.pattern + peer.send_offset,

@@ -128,6 +128,8 @@ def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
         else:
             yield "intended", report.latency
             yield "sent", report.latency_from_send
+    if report.options["rate"] is not None:
+        yield "delay", report.send_delay
     if report.options["reconnect_every"] is not None:
         yield "connect", report.connect_latency
 
