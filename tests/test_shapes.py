@@ -19,19 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from implementations import Implementation
 
 import fastsock
+from fastsock import engines
 
-SHAPES = ("serial", "threads", "fork", "epoll", "poll")
+pytestmark = pytest.mark.native
+
+SHAPES = tuple(engines.WORKERS)
 MIB = 1 << 20
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 
 
-@pytest.fixture(params=SHAPES)
-def server(request: pytest.FixtureRequest) -> Iterator[fastsock.Server]:
+@pytest.fixture
+def server(implementation: Implementation) -> Iterator[fastsock.Server]:
     """A running server; when it has stopped, no descriptor, thread or process is left."""
     before = everything()
-    with fastsock.Server("tcp://127.0.0.1:0", engine=request.param) as server:
+    with implementation.server() as server:
         yield server
     # A thread that was joined may be listed for a moment yet.
     wait_until(lambda: not everything() - before)
@@ -150,10 +154,9 @@ def test_slow_reader(server: fastsock.Server) -> None:
         assert receive(sock) == data
 
 
+@pytest.mark.many_clients
 def test_many_clients_at_once(server: fastsock.Server) -> None:
     """50 clients that are all in hold 50 conversations."""
-    if server.engine == "serial":
-        pytest.skip("one client at a time")
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(server)) for _ in range(50)]
         for turn in range(3):
