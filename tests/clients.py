@@ -25,19 +25,29 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 def connect(endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT) -> socket.socket:
     """Connect; a small `rcvbuf` (bytes) makes the client a slow reader, set before connect()
-    because it decides the window."""
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    because it decides the window. A Unix stream knows no window and ignores it (unix(7))."""
+    family, address = socket_address(endpoint)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.connect((endpoint.host, endpoint.port))
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect(address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def socket_address(endpoint: Any) -> tuple[socket.AddressFamily, Any]:
+    """The family and the address that connect() takes; ``@name`` is an abstract one (unix(7))."""
+    if endpoint.path:
+        name = endpoint.path
+        return socket.AF_UNIX, f"\0{name[1:]}" if name.startswith("@") else name
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    return family, (endpoint.host, endpoint.port)
 
 
 def refuses(endpoint: Any) -> bool:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import skip_if_rights_always_pass
+from clients import connect, finish_exactly, skip_if_rights_always_pass
+from implementations import Implementation
 
 import fastsock
-from fastsock import engines, pure, unix_path
+from fastsock import pure, unix_path
 
 LONG = 30.0  # seconds; only something that hangs takes so long
 NOBODY = 65534
@@ -28,21 +29,11 @@ ROUNDS = 100
 MakeServer = Callable[..., Any]
 Load = Callable[..., fastsock.LoadReport]
 
-SERVERS: dict[str, tuple[Any, dict[str, str]]] = {
-    **{f"native-{name}": (fastsock, {"engine": name}) for name in engines.WORKERS},
-    **{f"pure-{name}": (pure, {"shape": name}) for name in pure.SHAPES},
-}
 
-
-@pytest.fixture(params=SERVERS)
-def server_at(request: pytest.FixtureRequest) -> MakeServer:
-    """A function that makes a server of the kind under test, not started."""
-    package, shape = SERVERS[request.param]
-
-    def make(endpoint: object, **options: Any) -> Any:
-        return package.Server(endpoint, **shape, **options)
-
-    return make
+@pytest.fixture
+def server_at(implementation: Implementation) -> MakeServer:
+    """A function that makes a server of the implementation under test, not started."""
+    return implementation.server
 
 
 @pytest.fixture(params=[fastsock.load, pure.load], ids=["native", "pure"])
@@ -60,45 +51,22 @@ def path() -> Iterator[Path]:
         assert not list(Path(folder).glob("*.lock"))
 
 
+def unix(name: Path | str) -> fastsock.Endpoint:
+    return fastsock.Endpoint("unix", path=str(name))
+
+
 def url(path: Path) -> str:
-    return f"unix://{path}"
+    return str(unix(path))
 
 
 def abstract_name() -> str:
     return f"@fastsock-test-{os.getpid()}"
 
 
-def connect(name: Path | str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(LONG)
-    try:
-        sock.connect(f"\0{name[1:]}" if isinstance(name, str) else str(name))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def receive_all(sock: socket.socket) -> bytes:
-    parts = []
-    while part := sock.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
-
-
 def echo(name: Path | str, data: bytes = b"are you there?") -> None:
-    """Send while receiving, half-close, and require the same bytes back and then the end."""
-    with connect(name) as sock:
-
-        def send() -> None:
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-
-        thread = threading.Thread(target=send, daemon=True)
-        thread.start()
-        received = receive_all(sock)
-        thread.join(LONG)
-        assert received == data
+    """A client at that path or abstract name gets its bytes back, and then the end."""
+    with connect(unix(name)) as sock:
+        finish_exactly(sock, data)
 
 
 def make_stale(path: Path) -> int:
@@ -360,7 +328,7 @@ def test_an_abstract_name(server_at: MakeServer) -> None:
             refused(server_at(f"unix://{name}"))
             echo(name)
     with pytest.raises(ConnectionRefusedError):
-        connect(name)
+        connect(unix(name))
 
 
 def test_the_longest_abstract_name(server_at: MakeServer) -> None:
