@@ -29,12 +29,14 @@ def connect(endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT) -> sock
     family, address = socket_address(endpoint)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         if family != socket.AF_UNIX:
+            sock.settimeout(timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A Unix socket with a timeout does not wait for a full queue: EAGAIN, connect(2).
         sock.connect(address)
+        sock.settimeout(timeout)
     except BaseException:
         sock.close()
         raise
@@ -75,7 +77,7 @@ def half_close(sock: socket.socket) -> None:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with a RST."""
+    """Close with a RST. On a Unix stream it takes bytes that were not read; else it is an end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     sock.close()
 

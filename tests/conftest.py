@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from implementations import IMPLEMENTATIONS, Implementation, ServerProcess
+from implementations import IMPLEMENTATIONS, Implementation, ServerProcess, any_endpoint
 from leftovers import everything
 
 Serve = Callable[..., Any]
@@ -20,6 +20,7 @@ ServeProcess = Callable[..., ServerProcess]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "many_clients: needs several clients served at a time")
     config.addinivalue_line("markers", "native(*engines): for native engines, or those named")
+    config.addinivalue_line("markers", "kinds(*kinds): on each of these sockets; else on tcp alone")
 
 
 def pytest_report_header() -> str:
@@ -29,11 +30,33 @@ def pytest_report_header() -> str:
     )
 
 
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
+    """Say how much of implementations x kinds x cases is run."""
+    servers: set[str] = set()
+    kinds: set[str] = set()
+    cases: set[str] = set()
+    runs = 0
+    for item in items:
+        chosen = item.callspec.params if hasattr(item, "callspec") else {}
+        if "implementation" in chosen and "socket_kind" in chosen:
+            servers.add(chosen["implementation"].name)
+            kinds.add(chosen["socket_kind"])
+            cases.add(item.nodeid.partition("[")[0])
+            runs += 1
+    return (
+        f"{len(servers)} implementations x {len(kinds)} kinds x {len(cases)} cases: {runs} runs, "
+        "where the case applies"
+    )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "implementation" in metafunc.fixturenames:
         marks = list(metafunc.definition.iter_markers())
         chosen = [each for each in IMPLEMENTATIONS.values() if suits(each, marks)]
         metafunc.parametrize("implementation", chosen, ids=[each.name for each in chosen])
+    if "socket_kind" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("kinds")
+        metafunc.parametrize("socket_kind", mark.args if mark else ("tcp",))
 
 
 def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
@@ -61,22 +84,23 @@ def nothing_left_over() -> Iterator[None]:
 
 
 @pytest.fixture
-def serve(implementation: Implementation) -> Iterator[Serve]:
-    """A function that starts a server on a free port; all are stopped at the end."""
+def serve(implementation: Implementation, socket_kind: str) -> Iterator[Serve]:
+    """A function that starts a server on a free endpoint; all are stopped at the end."""
     with ExitStack() as stack:
 
         def start(**options: Any) -> Any:
-            return stack.enter_context(implementation.server(**options))
+            return stack.enter_context(implementation.server(any_endpoint(socket_kind), **options))
 
         yield start
 
 
 @pytest.fixture
-def serve_process(implementation: Implementation) -> Iterator[ServeProcess]:
+def serve_process(implementation: Implementation, socket_kind: str) -> Iterator[ServeProcess]:
     """A function that starts a server in a process of its own; all are killed at the end."""
     with ExitStack() as stack:
 
         def start(**options: Any) -> ServerProcess:
+            options.setdefault("endpoint", any_endpoint(socket_kind))
             return stack.enter_context(closing(ServerProcess(implementation, **options)))
 
         yield start

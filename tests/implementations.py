@@ -6,6 +6,7 @@ port, answers ``stats`` on its standard input, and says on its standard output w
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,8 +26,19 @@ import fastsock
 from fastsock import engines, pure
 
 ANY_PORT = "tcp://127.0.0.1:0"
+KINDS = ("tcp", "tcp6", "unix")  # of stream sockets
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GENEROUS = 30.0  # seconds; only something that hangs takes so long
+
+
+_names = itertools.count()
+
+
+def any_endpoint(kind: str) -> str:
+    """An endpoint of that kind that nobody listens on yet."""
+    if kind == "unix":
+        return f"unix://@fastsock-test-{os.getpid()}-{next(_names)}"
+    return ANY_PORT if kind == "tcp" else "tcp://[::1]:0"
 
 
 @dataclass(frozen=True)
