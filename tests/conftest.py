@@ -13,6 +13,8 @@ import pytest
 from implementations import IMPLEMENTATIONS, Implementation, ServerProcess, any_endpoint
 from leftovers import everything
 
+FIGURES = pytest.StashKey[list[str]]()
+
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
 
@@ -30,7 +32,14 @@ def pytest_report_header() -> str:
     )
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for figure in config.stash.get(FIGURES, []):
+        terminalreporter.write_line(figure)
+
+
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | list[str]:
     """Say how much of implementations x kinds x cases is run."""
     servers: set[str] = set()
     kinds: set[str] = set()
@@ -43,6 +52,8 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
             kinds.add(chosen["socket_kind"])
             cases.add(item.nodeid.partition("[")[0])
             runs += 1
+    if not runs:
+        return []
     return (
         f"{len(servers)} implementations x {len(kinds)} kinds x {len(cases)} cases: {runs} runs, "
         "where the case applies"
@@ -68,6 +79,12 @@ def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
         for mark in marks
         if mark.name == "native"
     )
+
+
+@pytest.fixture
+def report_figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """A function that puts a line at the end of the run's output."""
+    return pytestconfig.stash.setdefault(FIGURES, []).append
 
 
 @pytest.fixture(autouse=True)
