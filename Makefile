@@ -16,7 +16,7 @@ test: $(VENV)/.test
 
 # The tests that take minutes.
 slow: $(VENV)/.test
-	$(BIN)/pytest -m slow --timeout 1800
+	$(BIN)/pytest -m slow --timeout 1800 -o faulthandler_timeout=1700
 
 # Comparison with every rival, for docs/benchmarks.md, and the pytest-benchmark suite. Some minutes.
 bench: $(VENV)/.bench

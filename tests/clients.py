@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
 
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
+STREAM_SIZE = 1 << 20  # bytes that an EchoClient sends at most
 SMALL = 16 * 1024  # bytes that any socket buffer takes without waiting
 SO_PASSRIGHTS = 83  # asm-generic/socket.h; Python has no name for it yet
 #: RFC 864's lines of 72 of the 95 printable characters, until they repeat.
@@ -197,6 +201,60 @@ def assert_serves(endpoint: Any) -> None:
 def tagged(number: int, size: int) -> bytes:
     """A payload that no other number has anywhere, so that a byte gone astray is seen."""
     return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
+
+
+@cache
+def stream(number: int) -> bytes:
+    """What the client of that number sends in all: no other sends the like."""
+    return random.Random(number).randbytes(STREAM_SIZE)
+
+
+@dataclass
+class EchoClient:
+    """A client that knows what it has sent and read of its stream."""
+
+    sock: socket.socket
+    number: int
+    sent: int = 0
+    half_closed: bool = False
+    early: bytearray = field(default_factory=bytearray)  # came while there was no room to send
+
+    def send(self, size: int) -> None:
+        """Send, and read only if nothing can be sent: the server need not take all at once."""
+        data = memoryview(stream(self.number))[self.sent : self.sent + size]
+        self.sent += size
+        timeout = self.sock.gettimeout()
+        self.sock.setblocking(False)
+        while data:
+            try:
+                data = data[self.sock.send(data) :]
+            except BlockingIOError:
+                self._take_some()
+        self.sock.settimeout(timeout)
+
+    def _take_some(self) -> None:
+        readable, writable, _ = select.select([self.sock], [self.sock], [], TIMEOUT)
+        if readable and not writable:
+            part = self.sock.recv(1 << 16)
+            if not part:
+                raise EOFError("the end, though nobody asked for it")
+            self.early += part
+        elif not writable:
+            raise TimeoutError("neither takes nor gives a byte")
+
+    def read(self, size: int) -> bytes:
+        first = bytes(self.early[:size])
+        del self.early[:size]
+        return first + receive_exactly(self.sock, size - len(first))
+
+    def half_close(self) -> None:
+        if not self.half_closed:
+            half_close(self.sock)
+            self.half_closed = True
+
+    def finish(self) -> bytes:
+        self.half_close()
+        return bytes(self.early) + receive_all(self.sock)
 
 
 def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:

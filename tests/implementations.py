@@ -80,40 +80,31 @@ def find_implementations() -> dict[str, Implementation]:
 IMPLEMENTATIONS = find_implementations()
 
 
-class ServerProcess:
-    """An implementation's serve() in a process of its own, perhaps run under another program.
+class Child:
+    """A program in a process of its own that answers lines with lines of JSON.
 
-    ``under`` is that program and its arguments, ``alarm_every`` seconds between two SIGALRM.
+    Its first line is a greeting with its `pid`: under another program it is not the one started.
     """
 
-    def __init__(
-        self,
-        implementation: Implementation,
-        *,
-        under: tuple[str, ...] = (),
-        alarm_every: float = 0.0,
-        **options: Any,
-    ) -> None:
-        arguments = [implementation.name, json.dumps(options), str(alarm_every)]
+    def __init__(self, *command: str) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
-            [*under, sys.executable, __file__, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
         try:
-            hello = self._answer()
+            self.greeting = self._answer()
         except BaseException:
             self.close()
             raise
-        self.endpoint = fastsock.Endpoint.parse(hello["endpoint"])
-        self.pid: int = hello["pid"]
+        self.pid: int = self.greeting["pid"]
 
-    def stats(self) -> dict[str, Any]:
+    def ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write("stats\n")
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -180,6 +171,28 @@ class ServerProcess:
         assert line, f"the server is gone: {self.errors()}"
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class ServerProcess(Child):
+    """An implementation's serve() in a process of its own, perhaps run under another program.
+
+    ``under`` is that program and its arguments, ``alarm_every`` seconds between two SIGALRM.
+    """
+
+    def __init__(
+        self,
+        implementation: Implementation,
+        *,
+        under: tuple[str, ...] = (),
+        alarm_every: float = 0.0,
+        **options: Any,
+    ) -> None:
+        arguments = [implementation.name, json.dumps(options), str(alarm_every)]
+        super().__init__(*under, sys.executable, __file__, *arguments)
+        self.endpoint = fastsock.Endpoint.parse(self.greeting["endpoint"])
+
+    def stats(self) -> dict[str, Any]:
+        return self.ask("stats")
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+Process = int | Literal["self"]
 
 
-def everything() -> set[tuple[str, str]]:
+def everything(process: Process = "self") -> set[tuple[str, str]]:
     """Each descriptor with what it is, each thread, native ones too, and each child process."""
-    return descriptors() | threads() | {("process", str(pid)) for pid in children()}
+    processes = {("process", str(pid)) for pid in children(process)}
+    return descriptors(process) | threads(process) | processes
 
 
-def descriptors() -> set[tuple[str, str]]:
+def descriptors(process: Process = "self") -> set[tuple[str, str]]:
     found = set()
-    for path in Path("/proc/self/fd").iterdir():
+    for path in Path(f"/proc/{process}/fd").iterdir():
         try:
             found.add((path.name, str(path.readlink())))
         except FileNotFoundError:  # the one that iterdir() itself had open
@@ -20,14 +24,14 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
-def threads() -> set[tuple[str, str]]:
-    return {("thread", path.name) for path in Path("/proc/self/task").iterdir()}
+def threads(process: Process = "self") -> set[tuple[str, str]]:
+    return {("thread", path.name) for path in Path(f"/proc/{process}/task").iterdir()}
 
 
-def children() -> list[int]:
+def children(process: Process = "self") -> list[int]:
     """Every child process of any thread, also those that wait() leaves alone."""
     found = []
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{process}/task").iterdir():
         try:
             found += [int(pid) for pid in (task / "children").read_text().split()]
         except (FileNotFoundError, ProcessLookupError):  # a thread that ended just now

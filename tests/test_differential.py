@@ -11,19 +11,16 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import select
-import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import misbehaving
 import pytest
-from clients import connect, half_close, receive_all, receive_exactly, reset, wait_until
+from clients import STREAM_SIZE, EchoClient, connect, reset, stream, wait_until
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from implementations import IMPLEMENTATIONS, KINDS, any_endpoint
@@ -32,7 +29,6 @@ from misbehaving import Behaviour, MisbehavingServer
 import fastsock
 
 TIMEOUT = 15.0  # seconds; only something that hangs takes so long
-STREAM_SIZE = 1 << 20  # bytes that one connection sends at most
 STEPS = 30
 LAST = ("finish", "reset", "close")  # what a client does last
 #: One buffer that takes most sends at once, one of the size of many, and one that takes few.
@@ -114,12 +110,6 @@ def clients_at_a_time(script: tuple[Step, ...]) -> int:
     return most
 
 
-@cache
-def stream(number: int) -> bytes:
-    """What the client of that number sends in all: no other sends the like."""
-    return random.Random(number).randbytes(STREAM_SIZE)
-
-
 def note(step: Step, seen: object) -> tuple[object, ...]:
     if isinstance(seen, bytes):
         seen = f"{len(seen)} bytes, sha256 {hashlib.sha256(seen).hexdigest()[:12]}"
@@ -151,62 +141,17 @@ def expected(script: tuple[Step, ...]) -> Transcript:
 # --- what is seen -------------------------------------------------------------------------------
 
 
-@dataclass
-class Client:
-    sock: socket.socket
-    number: int
-    sent: int = 0
-    half_closed: bool = False
-    early: bytearray = field(default_factory=bytearray)  # came while there was no room to send
-
-    def send(self, size: int) -> None:
-        """Send, and read only if nothing can be sent: the server need not take all at once."""
-        data = memoryview(stream(self.number))[self.sent : self.sent + size]
-        self.sent += size
-        self.sock.setblocking(False)
-        while data:
-            try:
-                data = data[self.sock.send(data) :]
-            except BlockingIOError:
-                self._take_some()
-        self.sock.settimeout(TIMEOUT)
-
-    def _take_some(self) -> None:
-        readable, writable, _ = select.select([self.sock], [self.sock], [], TIMEOUT)
-        if readable and not writable:
-            part = self.sock.recv(1 << 16)
-            if not part:
-                raise EOFError("the end, though nobody asked for it")
-            self.early += part
-        elif not writable:
-            raise TimeoutError("neither takes nor gives a byte")
-
-    def read(self, size: int) -> bytes:
-        first = bytes(self.early[:size])
-        del self.early[:size]
-        return first + receive_exactly(self.sock, size - len(first))
-
-    def half_close(self) -> None:
-        if not self.half_closed:
-            half_close(self.sock)
-            self.half_closed = True
-
-    def finish(self) -> bytes:
-        self.half_close()
-        return bytes(self.early) + receive_all(self.sock)
-
-
 def play(script: tuple[Step, ...], endpoint: Any) -> Transcript:
     """Do what the script says with real clients, and note what they see."""
     transcript: Transcript = []
     with ExitStack() as stack:
-        clients: dict[int, Client] = {}
+        clients: dict[int, EchoClient] = {}
         for step in script:
             seen: object = None
             try:
                 if step.verb == "connect":
                     sock = connect(endpoint, rcvbuf=step.size, timeout=TIMEOUT)
-                    clients[step.client] = Client(stack.enter_context(sock), step.client)
+                    clients[step.client] = EchoClient(stack.enter_context(sock), step.client)
                 else:
                     seen = act(step, clients[step.client])
             except (OSError, EOFError) as error:
@@ -217,7 +162,7 @@ def play(script: tuple[Step, ...], endpoint: Any) -> Transcript:
     return transcript
 
 
-def act(step: Step, client: Client) -> bytes | None:
+def act(step: Step, client: EchoClient) -> bytes | None:
     if step.verb == "send":
         client.send(step.size)
     elif step.verb == "read":
