@@ -27,14 +27,21 @@ CHARGEN = b"".join((bytes(range(32, 127)) * 2)[at : at + 72] + b"\r\n" for at in
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-def connect(endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT) -> socket.socket:
+def connect(
+    endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT, source: str = ""
+) -> socket.socket:
     """Connect; a small `rcvbuf` (bytes) makes the client a slow reader, set before connect()
-    because it decides the window. A Unix stream knows no window and ignores it (unix(7))."""
+    because it decides the window. A Unix stream knows no window and ignores it (unix(7)).
+    `source` is an address of this host to connect from, instead of the one the kernel takes."""
     family, address = socket_address(endpoint)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        if source:
+            # The port is then picked at connect(), and may be one in use to another address.
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
         if family != socket.AF_UNIX:
             sock.settimeout(timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -199,8 +206,12 @@ def assert_serves(endpoint: Any) -> None:
 
 
 def tagged(number: int, size: int) -> bytes:
-    """A payload that no other number has anywhere, so that a byte gone astray is seen."""
-    return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
+    """A payload of 16 bytes over and over that are those of no other number.
+
+    Not the number itself: of two numbers most bytes are the same, and one gone astray is not seen.
+    """
+    tag = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).digest()
+    return (tag * (size // 16 + 1))[:size]
 
 
 @cache

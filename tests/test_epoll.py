@@ -41,37 +41,6 @@ pytestmark = [pytest.mark.native, pytest.mark.many_clients]
 # --- late events --------------------------------------------------------------------------------
 
 
-def test_churn_never_mixes_connections(implementation: Implementation, serve: Serve) -> None:
-    """Short connections, ended in every way by 4 threads: nobody gets another's bytes.
-
-    6,000 of them; fewer with a process for each, which takes longer the larger this process is.
-    """
-    each = 150 if implementation.shape == "fork" else 1500
-    server = serve()
-    with ExitStack() as stack:
-        for worker in range(4):
-            stack.enter_context(running(lambda worker=worker: churn(server.endpoint, worker, each)))
-    wait_until(lambda: server.stats().open == 0)
-    stats = server.stats()
-    assert stats.accepted == sum(stats.closed.values()) == 4 * each
-    assert not stats.closed["error"]
-
-
-def churn(endpoint: Any, worker: int, times: int) -> None:
-    rng = random.Random(worker)
-    for turn in range(times):
-        payload = tagged(worker * times + turn, rng.randrange(4, 400))
-        sock = connect(endpoint)
-        ending = rng.randrange(3)
-        if ending == 0:
-            with sock:
-                finish_exactly(sock, payload)
-            continue
-        echo_exactly(sock, payload)
-        sock.sendall(payload)  # and its echo is never read
-        reset(sock) if ending == 1 else sock.close()
-
-
 def test_one_batch_of_ends_data_and_beginnings(serve_process: ServeProcess) -> None:
     """Ends, data and new clients that the server sees all at once do not get mixed up.
 
