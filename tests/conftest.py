@@ -121,9 +121,3 @@ def serve_process(implementation: Implementation, socket_kind: str) -> Iterator[
             return stack.enter_context(closing(ServerProcess(implementation, **options)))
 
         yield start
-
-
-@pytest.fixture
-def shared_server(serve: Serve) -> Any:
-    """One running server for all examples of a property."""
-    return serve()

@@ -35,8 +35,6 @@ from clients import (
     wait_until,
     wait_until_still,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from implementations import (
     IMPLEMENTATIONS,
     KINDS,
@@ -67,20 +65,6 @@ def test_echoes_every_byte_in_order(serve: Serve, seed: int) -> None:
     """8 MiB in chunks of 1 B to 1 MiB come back the same."""
     with connect(serve().endpoint) as sock:
         echo_exactly(sock, *random_chunks(seed, 8 * MIB, MIB))
-
-
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(chunks=st.lists(st.binary(min_size=1, max_size=3000), max_size=12), at_once=st.booleans())
-def test_echoes_any_script(shared_server: Any, chunks: list[bytes], at_once: bool) -> None:
-    """Whatever is sent, answered chunk by chunk or all at once, comes back before the end."""
-    with connect(shared_server.endpoint) as sock:
-        for chunk in [] if at_once else chunks:
-            echo_exactly(sock, chunk)
-        finish_exactly(sock, *(chunks if at_once else []))
 
 
 @pytest.mark.parametrize("buffer_size", [1, 7, 4096, 1 << 20])
