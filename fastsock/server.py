@@ -53,6 +53,9 @@ class Server:
     `start()` to `stop()`, whatever the Python threads do. Every method may be called from any
     thread.
 
+    A stream is all bytes but the urgent ones (MSG_OOB), which TCP delivers apart from it (tcp(7)):
+    those are not sent back.
+
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
             if there is none. Port 0 picks a free port. A stale socket at a ``unix`` or
@@ -81,7 +84,8 @@ class Server:
         max_connections: at so many open ones no more are accepted, and new ones wait in the
             backlog until one closes; shared out evenly over the workers. 0 is no limit.
         idle_timeout: seconds after which a connection that neither sent nor took a byte is closed;
-            0 is never, as RFC 862 has it.
+            0 is never, as RFC 862 has it. Without it a client that vanished without a word (power
+            cut, dead link) may keep its place for ever, as no TCP keepalive is sent.
         allow: address ranges such as "10.0.0.0/8" or "::1/128"; who comes from elsewhere is closed
             at once and counted. Empty allows everybody.
         loop_guard: leave datagrams unanswered that may be a server's answers: from ports below

@@ -1,0 +1,94 @@
+"""Two networks of this process's own, joined by a cable that a test can pull.
+
+Takes root and ip(8). Nothing that happens there reaches any other network, and the kernel removes
+both when their last socket and descriptor are closed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+CLONE_NEWNET = 0x40000000  # <sched.h>
+SERVER, CLIENT = "10.99.0.1", "10.99.0.2"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class TwoNetworks:
+    """Descriptors of the networks; sockets belong to the one that their thread was in."""
+
+    server: int
+    client: int
+
+    def pull_cable(self) -> None:
+        """The client is gone without a word: no FIN, no RST, and no answer from its address."""
+        with inside(self.client):
+            ip("link", "set", "to-server", "down")
+
+
+@contextmanager
+def two_networks() -> Iterator[TwoNetworks]:
+    """The server's network has SERVER, the client's CLIENT."""
+    if shutil.which("ip") is None:
+        pytest.skip("ip (iproute2) is not installed")
+    home = current_network()
+    opened = [home]
+    try:
+        server = new_network()
+        opened.append(server)
+        ip("link", "set", "lo", "up")
+        client = new_network()
+        opened.append(client)
+        peer = f"/proc/{os.getpid()}/fd/{server}"
+        ip("link", "add", "to-server", "type", "veth", "peer", "name", "to-client", "netns", peer)
+        ip("addr", "add", f"{CLIENT}/24", "dev", "to-server")
+        ip("link", "set", "to-server", "up")
+        enter(server)
+        ip("addr", "add", f"{SERVER}/24", "dev", "to-client")
+        ip("link", "set", "to-client", "up")
+        enter(home)
+        yield TwoNetworks(server, client)
+    finally:
+        enter(home)
+        for fd in opened:
+            os.close(fd)
+
+
+@contextmanager
+def inside(network: int) -> Iterator[None]:
+    """What this thread opens or starts meanwhile is in that network."""
+    home = current_network()
+    try:
+        enter(network)
+        yield
+    finally:
+        enter(home)
+        os.close(home)
+
+
+def current_network() -> int:
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def new_network() -> int:
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        pytest.skip("a network namespace needs CAP_SYS_ADMIN")
+    return current_network()
+
+
+def enter(network: int) -> None:
+    if _libc.setns(network, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -1,0 +1,196 @@
+"""Faults around a server: a dead link, clocks that jump, urgent bytes, a child that inherits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import (
+    assert_serves,
+    connect,
+    echo_exactly,
+    finish_exactly,
+    half_close,
+    has_ended,
+    receive_all,
+    wait_until,
+)
+from conftest import Serve
+from implementations import GENEROUS, Implementation, ServerProcess
+from networks import SERVER, inside, two_networks
+
+LARGEST_BACKLOG = 2**31 - 1  # of an int, as listen(2) takes it
+
+# --- clients that vanish ------------------------------------------------------------------------
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_clients_behind_a_dead_link_are_closed(implementation: Implementation) -> None:
+    """Nothing tells of a client that vanished: idle_timeout ends it, whether it is owed bytes or
+    not, and the others are served all the while."""
+    with two_networks() as networks, ExitStack() as stack:
+        with inside(networks.server):
+            server = implementation.server(f"tcp://{SERVER}:0", idle_timeout=0.4)
+            stack.enter_context(server)
+        with inside(networks.client):
+            silent = stack.enter_context(connect(server.endpoint))
+            owed = stack.enter_context(connect(server.endpoint))
+        echo_exactly(silent, b"hello")
+        send_until_full(owed)
+        networks.pull_cable()
+        wait_until(lambda: server.stats().closed["idle"] == 2, "vanished clients closed")
+        assert server.stats().open == 0
+        with inside(networks.server):
+            assert_serves(server.endpoint)
+
+
+def send_until_full(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    while True:
+        try:
+            sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            return
+
+
+# --- clocks that jump ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A command to run a program under, for which the wall clock jumps by hours."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc or gcc) on PATH")
+    library = tmp_path_factory.mktemp("shim") / "jumping_clock.so"
+    source = Path(__file__).with_name("jumping_clock.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    under = ("env", f"LD_PRELOAD={library}")
+    reads = "import time; print(max(abs(time.time() - time.time()) for _ in range(50)))"
+    done = run(*under, sys.executable, "-c", reads)
+    assert float(done) > 3600
+    return under
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=GENEROUS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_idle_timeout_when_the_clock_jumps(
+    implementation: Implementation, jumping_clock: tuple[str, ...]
+) -> None:
+    """idle_timeout goes by a clock that only runs: busy clients stay, an idle one is closed."""
+    server = ServerProcess(implementation, under=jumping_clock, idle_timeout=0.7)
+    with closing(server), ExitStack() as stack:
+        idle, *busy = (stack.enter_context(connect(server.endpoint)) for _ in range(3))
+        echo_exactly(idle, b"hello")
+        while server.stats()["closed"]["idle"] == 0:
+            for sock in busy:  # in turns, so that the loop runs while the other one waits
+                echo_exactly(sock, b"still here")
+        assert has_ended(idle)
+        for sock in busy:
+            finish_exactly(sock, b"still here")
+        assert server.stats()["closed"]["idle"] == 1
+
+
+def test_drain_timeout_when_the_clock_jumps(
+    implementation: Implementation, jumping_clock: tuple[str, ...]
+) -> None:
+    """A drain leaves clients its seconds, however late or early the wall clock says it is."""
+    server = ServerProcess(implementation, under=jumping_clock, drain_timeout=GENEROUS)
+    with closing(server), connect(server.endpoint) as sock:
+        echo_exactly(sock, b"before")
+        server.signal(signal.SIGTERM)
+        for _ in range(200):
+            echo_exactly(sock, b"during")
+        finish_exactly(sock, b"after")
+        server.finish()
+
+
+@pytest.mark.native("epoll")
+def test_load_when_the_clock_jumps(serve: Serve, jumping_clock: tuple[str, ...]) -> None:
+    """A load run measures with a clock that only runs."""
+    endpoint = str(serve().endpoint)
+    load = ("load", endpoint, "--connections", "1", "--duration", "0.1s", "--json", "-")
+    report = json.loads(run(*jumping_clock, sys.executable, "-m", "fastsock", *load))
+    assert report["valid"], report["reasons"]
+    assert 0 < report["duration_s"] < GENEROUS
+    assert report["latency_us"]["from_actual_send"]["max"] < GENEROUS * 1e6
+
+
+# --- urgent data --------------------------------------------------------------------------------
+
+
+def test_urgent_bytes_between_and_at_the_end(serve: Serve) -> None:
+    """Urgent bytes are no part of the stream: all others come back, and the end after the last."""
+    with connect(serve().endpoint) as sock:
+        for number in range(20):
+            sock.send(b"!", socket.MSG_OOB)
+            echo_exactly(sock, b"number %d" % number)
+        sock.send(b"!", socket.MSG_OOB)
+        half_close(sock)
+        assert receive_all(sock) == b""
+
+
+# --- descriptors and limits ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "udp"])
+def test_a_child_inherits_no_descriptor(
+    implementation: Implementation, kind: str, tmp_path: Path
+) -> None:
+    """A program that the application starts while it serves gets nothing of the server: a copy of
+    the listener would keep the port, and one of a connection would keep it open."""
+    urls = {
+        "tcp": "tcp://127.0.0.1:0",
+        "unix": f"unix://{tmp_path}/echo.sock",
+        "udp": "udp://127.0.0.1:0",
+    }
+    before = inherited_by_a_child()
+    with implementation.server(urls[kind]) as server, connected(server.endpoint) as sock:
+        sock.send(b"hello")
+        assert sock.recv(5) == b"hello"
+        assert inherited_by_a_child() == before
+
+
+def inherited_by_a_child() -> list[str]:
+    """What a child has open that is started without closing anything."""
+    code = (
+        "import os\n"
+        "for fd in os.listdir('/proc/self/fd'):\n"
+        "    try: print(os.readlink(f'/proc/self/fd/{fd}'))\n"
+        "    except FileNotFoundError: pass"  # that of listdir() itself
+    )
+    null = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, close_fds=False, text=True, **null)
+    assert done.returncode == 0
+    return sorted(line for line in done.stdout.splitlines() if not line.startswith("pipe:"))
+
+
+def connected(endpoint: Any) -> socket.socket:
+    kind = socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
+    family = socket.AF_UNIX if endpoint.is_unix else socket.AF_INET
+    sock = socket.socket(family, kind)
+    sock.settimeout(GENEROUS)
+    sock.connect(endpoint.path if endpoint.is_unix else (endpoint.host, endpoint.port))
+    return sock
+
+
+def test_the_largest_backlog(serve: Serve) -> None:
+    """listen(2) cuts a backlog down to net.core.somaxconn; asking for more is no error."""
+    assert_serves(serve(backlog=LARGEST_BACKLOG).endpoint)
