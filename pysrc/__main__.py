@@ -32,6 +32,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     server.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:7007")
     server.add_argument("--unix-mode", type=octal, default=0o600, help="rights of a Unix socket")
     server.add_argument("--shape", choices=SHAPES, default="threads")
+    server.add_argument(
+        "--drain-timeout", type=float, default=0.0, help="seconds that the first signal leaves"
+    )
 
     client = commands.add_parser("load", help="load an echo server and report")
     client.add_argument("endpoint")
@@ -51,7 +54,13 @@ def run_server(options: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
         print(f"listening on {server.endpoint} ({options.shape})", file=sys.stderr, flush=True)
 
-    serve(options.endpoint, shape=options.shape, unix_mode=options.unix_mode, ready=announce)
+    serve(
+        options.endpoint,
+        shape=options.shape,
+        unix_mode=options.unix_mode,
+        drain_timeout=options.drain_timeout,
+        ready=announce,
+    )
     return 0
 
 
