@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
 
-.PHONY: demo test slow bench lint dist clean
+.PHONY: demo test slow bench reliability lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -23,6 +23,11 @@ bench: $(VENV)/.bench
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
+
+# Every promise measured, rivals beside it, for docs/reliability.md. Ten minutes; root for UDP.
+reliability: $(VENV)/.reliability
+	$(BIN)/python -m benchmarks.reliability.run; code=$$?; \
+		$(BIN)/python -m benchmarks.reliability.table && exit $$code
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -50,6 +55,6 @@ $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.dist: $(VENV)/.%: $(VENV)/.package
+$(addprefix $(VENV)/.,test bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
 	$(BIN)/pip install --quiet --editable '.[$*]'
 	@touch $@

@@ -7,16 +7,13 @@ method around it is written by hand.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from benchmarks.page import ROOT, write_generated
 from benchmarks.run import COMPARISON
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-BEGIN = "<!-- generated from benchmarks/results/comparison.json -->"
-END = "<!-- end of the generated part -->"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
@@ -56,14 +53,7 @@ def spread(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    document = json.loads(COMPARISON.read_text())
-    generated = "\n".join((BEGIN, "", *lines_of(document), "", END))
-    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    page, replaced = between.subn(lambda match: generated, PAGE.read_text())
-    if replaced != 1:
-        raise SystemExit(f"{PAGE} does not hold one pair of markers: {BEGIN} {END}")
-    PAGE.write_text(page)
-    print(PAGE)
+    write_generated(PAGE, COMPARISON, lines_of(json.loads(COMPARISON.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,391 @@
+"""What every stream server is asked to do, one function a probe.
+
+A probe gets a function that starts the server in a fresh process, and returns its figures and a
+verdict: "ok", or the word for what went wrong. Seconds, bytes and counts unless the name says
+otherwise.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import fastsock
+from benchmarks.reliability.client import (
+    EOF,
+    PATIENCE,
+    STALL,
+    TAKES_NO_MORE,
+    Crowd,
+    Transfer,
+    connect,
+    echoes,
+    fill,
+    payload,
+    receive,
+    reset,
+    seconds_until,
+    transfer,
+    wait_readable,
+)
+from benchmarks.reliability.server_process import ServerProcess
+
+MIB = 1 << 20
+SMALL = 16 * 1024  # bytes that socket buffers take without waiting
+STUCK_CAP = 32 * MIB  # bytes that a client offers which never reads
+STOP_LIMIT = 5.0  # seconds
+RECOVERY_LIMIT = 10.0  # seconds
+STARVED_CLIENTS = 200
+SPARE_DESCRIPTORS = 5
+BUSY_CLIENTS = 64
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+Figures = dict[str, Any]
+
+
+class Start(Protocol):
+    def __call__(self, *, draining: bool = False) -> ServerProcess: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of everything; a second set is for a quick look."""
+
+    runs: int = 10  # transfers
+    stuck: int = 8  # clients that never read
+    resets: int = 200
+    stops: int = 3  # for each signal
+    windows: int = 3  # for a percentile, the best of which counts
+    window: float = 0.3  # seconds
+    settling: float = 0.5  # seconds until the descriptors are used up
+    starved: float = 1.5  # seconds at their limit
+
+
+THOROUGH = Effort()
+QUICK = Effort(
+    runs=1, stuck=1, resets=5, stops=1, windows=1, window=0.05, settling=0.1, starved=0.2
+)
+
+
+def short_echo(start: Start, effort: Effort) -> Figures:
+    """256 writes of one byte, each answered before the next, then 1 MiB in one go."""
+    with start() as server, connect(server.address) as sock:
+        right = 0
+        for value in range(256):
+            sock.sendall(bytes([value]))
+            right += sock.recv(2) == bytes([value])
+        large = transfer(sock, payload(MIB))
+    wrong = judge([large]) if right == 256 else "corrupts"
+    return {"verdict": wrong, "bytes": right + large.received, "of": 256 + MIB}
+
+
+def half_close(start: Start, effort: Effort) -> Figures:
+    """8 MiB and the end of the client's stream; all of it must come back, and then the end."""
+    return repeat(start, effort.runs, payload(8 * MIB))
+
+
+def slow_reader(start: Start, effort: Effort) -> Figures:
+    """As above, with 4 MiB from a client that reads only once nothing more is taken from it."""
+    return repeat(start, max(1, effort.runs // 3), payload(4 * MIB), hold=True, rcvbuf=65536)
+
+
+def repeat(start: Start, runs: int, data: bytes, *, hold: bool = False, rcvbuf: int = 0) -> Figures:
+    done: list[Transfer] = []
+    with start() as server:
+        while len(done) < runs and [each.end for each in done].count(STALL) < 2:
+            with connect(server.address, rcvbuf=rcvbuf) as sock:
+                done.append(transfer(sock, data, hold=hold))
+    return {
+        "verdict": judge(done),
+        "complete": sum(each.complete for each in done),
+        "runs": len(done),
+        "least_bytes": min(each.received for each in done),
+        "of": len(data),
+    }
+
+
+def judge(done: list[Transfer]) -> str:
+    if all(each.complete for each in done):
+        return "ok"
+    if not all(each.exact for each in done):
+        return "corrupts"
+    if any(each.end == EOF for each in done):
+        return "loses"  # and says that all is well
+    return "stalls" if any(each.end == STALL for each in done) else "resets"
+
+
+def stuck_readers(start: Start, effort: Effort) -> Figures:
+    """Clients that send and never read: what is taken from one, what it costs, who else notices."""
+    with start() as server, ExitStack() as stack:
+        alone = p99_us(server, effort)
+        before = server.memory_bytes()
+        socks = [
+            stack.enter_context(connect(server.address, rcvbuf=4096, sndbuf=65536))
+            for _ in range(effort.stuck)
+        ]
+        taken = [fill(sock, STUCK_CAP) for sock in socks]
+        growth = (server.memory_bytes() - before) / len(socks)
+        beside = p99_us(server, effort)
+        alive = server.alive()
+    verdict = "ok"
+    if not alive:
+        verdict = "dies"
+    elif max(taken) >= STUCK_CAP or growth > MIB:
+        verdict = "grows"
+    elif beside is None:
+        verdict = "one at a time"
+    return {
+        "verdict": verdict,
+        "taken_bytes": max(taken),
+        "cap_bytes": STUCK_CAP,
+        "growth_bytes": growth,
+        "p99_alone_us": alone,
+        "p99_beside_us": beside,
+    }
+
+
+def p99_us(server: ServerProcess, effort: Effort) -> float | None:
+    """Microseconds for one client with 64-byte messages, the best of some windows; None: no echo.
+
+    The best, because a busy machine only ever adds.
+    """
+    best = []
+    for _ in range(effort.windows):
+        report = fastsock.load(
+            server.address,
+            connections=1,
+            size=64,
+            duration=effort.window,
+            warmup=0.02,
+            timeout=PATIENCE,
+            wait="block",
+        )
+        if not report.messages:
+            return None
+        best.append(report.latency.p99)
+    return min(best)
+
+
+def descriptor_limit(start: Start, effort: Effort) -> Figures:
+    """200 clients where there are descriptors for 5: CPU and log meanwhile, and coming back."""
+    with start() as server:
+        echoes(server.address)
+        server.leave_descriptors(SPARE_DESCRIPTORS)
+        with Crowd(server.address, STARVED_CLIENTS) as crowd:
+            crowd.pump(effort.settling)
+            before = crowd.answered
+            begin, cpu, log = time.monotonic(), server.cpu_seconds(), server.log_bytes()
+            crowd.pump(effort.starved)
+            took = time.monotonic() - begin
+            figures: Figures = {
+                "served": crowd.answered,
+                "served_meanwhile": crowd.answered - before,
+                "closed": crowd.refused,
+                "clients": STARVED_CLIENTS,
+                "cpu_percent": (server.cpu_seconds() - cpu) / took * 100,
+                "log_bytes_per_s": (server.log_bytes() - log) / took,
+                "recovery_s": None,
+                "new_client_s": None,
+            }
+            if not server.alive():
+                return {"verdict": "dies", **figures}
+            crowd.leave()
+            begin = time.monotonic()
+            if crowd.waiting:
+                crowd.pump(PATIENCE, until=lambda: crowd.answered > 0)
+            if crowd.answered:
+                figures["recovery_s"] = time.monotonic() - begin
+        begin = time.monotonic()
+        if echoes(server.address, RECOVERY_LIMIT):
+            figures["new_client_s"] = time.monotonic() - begin
+        verdict = judge_limit(figures) if server.alive() else "dies"
+    return {"verdict": verdict, **figures}
+
+
+def judge_limit(figures: Figures) -> str:
+    """By the promise: 2 % of a CPU, a line of log a second, nobody lost, and soon back.
+
+    Soon is a second for who waits already, and 2 for a new client, who has to wait until the queue
+    of those that left has been worked off.
+    """
+    recovery, new = figures["recovery_s"], figures["new_client_s"]
+    starved = figures["served"] < figures["clients"]
+    if new is None and recovery is None:
+        return "hangs"
+    if figures["cpu_percent"] > 50:
+        return "spins"
+    if figures["closed"]:
+        return "closes"
+    if figures["cpu_percent"] > 2 and not figures["served_meanwhile"]:
+        return "busy"
+    if figures["log_bytes_per_s"] > 250:
+        return "noisy"
+    if new is None or new > 2 or (starved and (recovery is None or recovery > 1)):
+        return "slow"
+    return "ok"
+
+
+def resets(start: Start, effort: Effort) -> Figures:
+    """Clients that reset in the middle of a transfer; no descriptor may be left of them."""
+    data = payload(SMALL * 4)
+    with start() as server:
+        echoes(server.address)
+        before = server.descriptors()
+        for number in range(effort.resets):
+            sock = connect(server.address)
+            sock.setblocking(False)
+            sock.send(data[: 1 + number * 997 % len(data)])
+            reset(sock)
+        served = seconds_until(lambda: echoes(server.address), PATIENCE)
+        back = seconds_until(lambda: server.descriptors() <= before, PATIENCE)
+        left = server.descriptors() - before
+        alive = server.alive()
+    verdict = "ok" if back is not None else "leaks"
+    if served is None:
+        verdict = "hangs" if alive else "dies"
+    return {"verdict": verdict, "resets": effort.resets, "descriptors_left": max(left, 0)}
+
+
+def reset_before_accept(start: Start, effort: Effort) -> Figures:
+    """Clients that connect to a stopped server (SIGSTOP) and reset before it goes on."""
+    with start() as server:
+        echoes(server.address)
+        server.pause()
+        queued = 0
+        for _ in range(min(50, effort.resets)):
+            try:
+                reset(connect(server.address, timeout=0.1))
+                queued += 1
+            except OSError:  # the queue is full
+                break
+        server.resume()
+        served = seconds_until(lambda: echoes(server.address), PATIENCE)
+        alive = server.alive()
+    verdict = "ok"
+    if served is None:
+        verdict = "hangs" if alive else "dies"
+    return {"verdict": verdict, "queued": queued, "served_after_s": served}
+
+
+def stop_idle(start: Start, effort: Effort) -> Figures:
+    """SIGTERM and SIGINT to the first process: time until it has ended, and its exit code."""
+    return stop(start, effort, busy=False)
+
+
+def stop_busy(start: Start, effort: Effort) -> Figures:
+    """The same while 64 clients load it."""
+    return stop(start, effort, busy=True)
+
+
+def stop(start: Start, effort: Effort, *, busy: bool) -> Figures:
+    figures: Figures = {"verdict": "ok"}
+    for number in SIGNALS:
+        took, codes, left = [], set(), 0
+        for _ in range(effort.stops):
+            with start() as server, ExitStack() as stack:
+                seconds_until(lambda: echoes(server.address), PATIENCE)
+                seconds_until(lambda: len(server.members()) == 1, PATIENCE)  # that client is gone
+                if busy:
+                    stack.enter_context(Load(server))
+                begin = time.monotonic()
+                server.signal(number)
+                code = server.wait(STOP_LIMIT)
+                took.append(time.monotonic() - begin)
+                codes.add(code)
+                left = max(left, 0 if code is None else len(server.members()))
+                server.kill()
+        if None in codes:
+            figures["verdict"] = "hangs"
+        elif left and figures["verdict"] == "ok":
+            figures["verdict"] = "leaves children"
+        figures[number.name] = {
+            "median_ms": statistics.median(took) * 1e3,
+            "max_ms": max(took) * 1e3,
+            "exit_codes": sorted(str(code) for code in codes),
+            "processes_left": left,
+        }
+    return figures
+
+
+class Load:
+    """64 clients that load a server from a thread which holds no GIL, until the server is gone."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        fastsock.load(
+            self._server.address,
+            connections=BUSY_CLIENTS,
+            duration=STOP_LIMIT + 1,
+            timeout=1.0,
+            wait="block",
+        )
+
+    def __enter__(self) -> None:
+        before = self._server.cpu_seconds()
+        self._thread.start()
+        seconds_until(lambda: self._server.cpu_seconds() > before, PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+
+def bytes_in_flight(start: Start, effort: Effort) -> Figures:
+    """SIGTERM when 8 clients have sent 16 KiB and their end, 4 of them not yet accepted."""
+    done: list[Transfer] = []
+    for _ in range(effort.stops):
+        with start(draining=True) as server, ExitStack() as stack:
+            done += stop_in_flight(server, stack)
+    complete = sum(each.complete for each in done)
+    return {
+        "verdict": "ok" if complete == len(done) else "loses",
+        "complete": complete,
+        "clients": len(done),
+        "lost_bytes": sum(each.sent - each.received for each in done),
+    }
+
+
+def stop_in_flight(server: ServerProcess, stack: ExitStack) -> list[Transfer]:
+    data = payload(SMALL)
+    clients = [stack.enter_context(connect(server.address)) for _ in range(4)]
+    for sock in clients:
+        sock.sendall(data[:1])
+    # A server of one client at a time answers one of them, and the others wait like the last ones.
+    wait_readable(clients, TAKES_NO_MORE)
+    server.pause()
+    with suppress(OSError):  # a short queue may be full
+        clients += [stack.enter_context(connect(server.address, timeout=0.5)) for _ in range(4)]
+    for number, sock in enumerate(clients):
+        sock.sendall(data[1:] if number < 4 else data)
+        sock.shutdown(socket.SHUT_WR)
+    server.signal(signal.SIGTERM)
+    server.resume()
+    return [receive(sock, data) for sock in clients]
+
+
+Probe = Callable[[Start, Effort], Figures]
+
+PROBES: dict[str, Probe] = {
+    probe.__name__: probe
+    for probe in (
+        short_echo,
+        half_close,
+        slow_reader,
+        stuck_readers,
+        descriptor_limit,
+        resets,
+        reset_before_accept,
+        stop_idle,
+        stop_busy,
+        bytes_in_flight,
+    )
+}
