@@ -25,7 +25,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+TOP = ("README", "CONTRIBUTING", "SECURITY")
+PAGES = sorted([*(ROOT / f"{name}.md" for name in TOP), *ROOT.glob("docs/*.md")])
 EXPERIMENTS = ROOT / "docs" / "nine-steps.md"
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
