@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.reliability.server_process import Address, ServerProcess
 
@@ -25,8 +25,13 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
 WINDOW = 1.0  # seconds after the forged datagram
 TIMEOUT = 0.5  # seconds; loopback takes microseconds
 
-Serve = Callable[[str], ServerProcess]
 Figures = dict[str, Any]
+
+
+class Serve(Protocol):
+    """Start the server that is probed, or the plainest one there is, which knows of no loops."""
+
+    def __call__(self, host: str, *, plain: bool = False) -> ServerProcess: ...
 
 
 def in_own_network(work: Callable[[], Figures]) -> Figures:
@@ -64,6 +69,13 @@ def forged_from_other(serve: Serve) -> Figures:
     """One datagram to a server that seems to come from another server of the same kind."""
     with serve("127.0.0.1") as one, serve("127.0.0.1") as other:
         packets = packets_after(lambda: forge(other.address, one.address))
+    return judged(packets)
+
+
+def forged_from_plain(serve: Serve) -> Figures:
+    """One datagram that seems to come from a server of another program, which answers anything."""
+    with serve("127.0.0.1") as server, serve("127.0.0.1", plain=True) as plain:
+        packets = packets_after(lambda: forge(plain.address, server.address))
     return judged(packets)
 
 
@@ -117,5 +129,8 @@ def answers_from_asked(serve: Serve) -> Figures:
 
 
 PROBES: dict[str, Callable[[Serve], Figures]] = {
-    probe.__name__: probe for probe in (forged_from_other, forged_from_itself, answers_from_asked)
+    probe.__name__: probe
+    for probe in (forged_from_other, forged_from_itself, forged_from_plain, answers_from_asked)
 }
+#: Nobody can tell the answers of a program that marks nothing from a client's; see SECURITY.md.
+NOT_PROMISED = ("forged_from_plain",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability import datagrams, probes
+from benchmarks.reliability.datagrams import NOT_PROMISED
 from benchmarks.reliability.server_process import NotStartedError, ServerProcess
-from benchmarks.reliability.subjects import NATIVE, Subject, datagram_servers, stream_servers
+from benchmarks.reliability.subjects import (
+    NATIVE,
+    Subject,
+    datagram_servers,
+    plain_datagram_server,
+    stream_servers,
+)
 from benchmarks.run import RESULTS, commit
 from fastsock.report import host_facts
 
@@ -37,9 +45,10 @@ def probe_streams(subject: Subject, only: str, effort: probes.Effort) -> dict[st
 
 
 def probe_datagrams(subject: Subject, only: str) -> dict[str, Any]:
-    def serve(host: str) -> ServerProcess:
-        where = (f"udp://{host}:0",) if "-m" in subject.command else (host, "0")
-        return ServerProcess(subject.command + where, datagrams=True)
+    def serve(host: str, *, plain: bool = False) -> ServerProcess:
+        command = plain_datagram_server().command if plain else subject.command
+        where = (f"udp://{host}:0",) if "-m" in command else (host, "0")
+        return ServerProcess(command + where, datagrams=True)
 
     return {
         name: outcome(
@@ -94,6 +103,7 @@ def main() -> None:
     def chosen(subjects: list[Subject]) -> list[Subject]:
         return [each for each in subjects if options.only in each.name]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     measured, begin = commit(), time.monotonic()
     streams = probe_all(
         chosen(stream_servers()), partial(probe_streams, only=options.probe, effort=effort)
@@ -121,7 +131,7 @@ def any_fault(rows: list[dict[str, Any]]) -> bool:
         for row in rows
         if row["group"] == NATIVE
         for name, figures in row["results"].items()
-        if figures["verdict"] not in ("ok", "one at a time")
+        if figures["verdict"] not in ("ok", "one at a time") and name not in NOT_PROMISED
     ]
     print("\n".join(faults), end="\n" if faults else "", file=sys.stderr)
     return bool(faults)

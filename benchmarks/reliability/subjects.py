@@ -84,8 +84,12 @@ def datagram_servers() -> list[Subject]:
     return [
         Subject("fastsock", NATIVE, (sys.executable, "-m", "fastsock", "serve"), own()),
         Subject("stdlib twin", TWIN, (sys.executable, "-m", "fastsock.pure", "serve"), PYTHON),
-        in_c("C recvfrom and sendto", "udp_echo"),
+        plain_datagram_server(),
     ]
+
+
+def plain_datagram_server() -> Subject:
+    return in_c("C recvfrom and sendto", "udp_echo")
 
 
 def own() -> str:
