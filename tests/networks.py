@@ -49,7 +49,7 @@ def two_networks() -> Iterator[TwoNetworks]:
         client = new_network()
         opened.append(client)
         peer = f"/proc/{os.getpid()}/fd/{server}"
-        ip("link", "add", "to-server", "type", "veth", "peer", "name", "to-client", "netns", peer)
+        add_cable(peer)
         ip("addr", "add", f"{CLIENT}/24", "dev", "to-server")
         ip("link", "set", "to-server", "up")
         enter(server)
@@ -58,9 +58,18 @@ def two_networks() -> Iterator[TwoNetworks]:
         enter(home)
         yield TwoNetworks(server, client)
     finally:
-        enter(home)
+        if len(opened) > 1:
+            enter(home)
         for fd in opened:
             os.close(fd)
+
+
+def add_cable(peer: str) -> None:
+    """A veth pair: one end here, and one in the network `peer`."""
+    try:
+        ip("link", "add", "to-server", "type", "veth", "peer", "name", "to-client", "netns", peer)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no veth pair: {error.stderr.decode().strip()}")
 
 
 @contextmanager

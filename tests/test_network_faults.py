@@ -49,6 +49,9 @@ def test_clients_behind_a_dead_link_are_closed(implementation: Implementation) -
         networks.pull_cable()
         wait_until(lambda: server.stats().closed["idle"] == 2, "vanished clients closed")
         assert server.stats().open == 0
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):  # with the cable in place, it would see the end
+            silent.recv(1)
         with inside(networks.server):
             assert_serves(server.endpoint)
 
