@@ -68,6 +68,7 @@ class Streams:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[str]] = set()
         self._finished = asyncio.Event()
+        self._resting: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         self._loop.add_reader(self._control.waker, self._wake)
@@ -100,11 +101,12 @@ class Streams:
         if self._acceptor.pause:
             # It stays readable all the while: left registered, the loop would spin.
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(self._acceptor.pause, self._resume)
+            self._resting = self._loop.call_later(self._acceptor.pause, self._resume)
         elif phase is Phase.DRAINING:
             self._close_listener()
 
     def _resume(self) -> None:
+        self._resting = None
         if self._listener.fileno() >= 0:
             self._loop.add_reader(self._listener, self._accept)
             self._accept()
@@ -130,6 +132,9 @@ class Streams:
             reason = "stopped" if task.cancelled() else task.result()
         finally:
             self._tally.closed(connection, reason)
+            if self._resting:  # a descriptor has come free
+                self._resting.cancel()
+                self._resume()
             self._check_finished()
 
     def _check_finished(self) -> None:

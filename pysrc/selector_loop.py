@@ -166,6 +166,8 @@ class SelectorLoop:
         if client.sock in self._selector.get_map():
             self._selector.unregister(client.sock)
         self._tally.closed(client, reason)
+        if self._accept_at is not None:
+            self._accept_at = 0.0  # a descriptor has come free
 
     def _close_all(self) -> None:
         self._listener.close()

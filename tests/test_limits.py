@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from clients import connect, echo_exactly, half_close, has_ended, receive_all, wait_until
+from clients import (
+    connect,
+    echo_exactly,
+    finish_exactly,
+    half_close,
+    has_ended,
+    receive_all,
+    wait_until,
+)
 
 import fastsock
+from fastsock import pure
+from fastsock.pure.accepting import Acceptor
 
 
 @pytest.mark.native
@@ -154,6 +165,28 @@ def test_several_endpoints_and_workers(implementation: Any) -> None:
         assert len(server.stats().accepted_per_worker) == 4
     with implementation.package.Server(*bound, engine=implementation.shape) as again:
         assert again.endpoints == bound
+
+
+@pytest.mark.parametrize("shape", ["selectors", "asyncio"])
+def test_a_client_that_leaves_ends_the_pause(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops of the twin accept again as soon as a descriptor has come free."""
+    accept = Acceptor.accept
+
+    def accept_one_at_a_time(acceptor: Acceptor) -> socket.socket | None:
+        if server.stats().open:
+            acceptor._starved(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            return None
+        return accept(acceptor)
+
+    monkeypatch.setattr("fastsock.pure.accepting.PAUSE", 3600.0)
+    monkeypatch.setattr(Acceptor, "accept", accept_one_at_a_time)
+    with pure.Server("tcp://127.0.0.1:0", shape=shape) as server:
+        with connect(server.endpoint) as first:
+            echo_exactly(first, b"first")
+            waiting = connect(server.endpoint)
+            wait_until(lambda: server.stats().accept_pauses > 0)
+        with waiting:
+            finish_exactly(waiting, b"at last")
 
 
 @pytest.mark.parametrize(
