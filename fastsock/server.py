@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastsock import engines
+from fastsock import engines, inherited
 from fastsock._native.datagram import DatagramWorker
-from fastsock._native.datagram_socket import DatagramSocket, UnixDatagramSocket
-from fastsock._native.listener import Listener, UnixListener
+from fastsock._native.datagram_socket import (
+    DatagramSocket,
+    InheritedDatagramSocket,
+    UnixDatagramSocket,
+)
+from fastsock._native.listener import InheritedListener, Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
 from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
 from fastsock.report import CLOSE_REASONS, DROPPED, ServerStats
@@ -58,8 +62,8 @@ class Server:
 
     Args:
         endpoints: where to listen, as URL, ``(host, port)`` or Endpoint; ``tcp://127.0.0.1:7007``
-            if there is none. Port 0 picks a free port. A stale socket at a ``unix`` or
-            ``unixgram`` path is replaced, and anything else there is EADDRINUSE.
+            if there is none, nor any `fds`. Port 0 picks a free port. A stale socket at a ``unix``
+            or ``unixgram`` path is replaced, and anything else there is EADDRINUSE.
         engine: "auto" or the name of one, see ``fastsock info``. One asked for by name is used or
             is an error. For streams; datagrams have one engine of their own.
         backlog: connections that may wait to be accepted, listen(2).
@@ -72,6 +76,12 @@ class Server:
         rcvbuf: SO_RCVBUF in bytes, tcp and udp only; 0 leaves the kernel's autotuning on.
         sndbuf: SO_SNDBUF in bytes, not for ``unix``; 0 as above. Of ``unixgram`` it holds all
             answers that no client has received yet; when it is full, answers are dropped.
+        fds: descriptors of bound sockets to serve on besides, made by somebody else, such as
+            ``socket.create_server(...).fileno()``: listening stream sockets, or datagram ones. They
+            stay the caller's: `start()` makes duplicates, and only those are closed. A listener
+            becomes non-blocking, for the caller too, and gets `nodelay`; no other option of a
+            socket is changed. Each has one worker. `stop()` leaves what waits in the queue to
+            whoever holds the socket, so that a restart loses no client.
         workers: native threads per tcp endpoint, each with its own listener (SO_REUSEPORT); a
             Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.
@@ -107,6 +117,7 @@ class Server:
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option has the wrong value; the message says what is allowed.
+        OSError: one of `fds` is not an open socket.
 
     """
 
@@ -122,6 +133,7 @@ class Server:
         nodelay: bool = True,
         rcvbuf: int = 0,
         sndbuf: int = 0,
+        fds: Iterable[int] = (),
         # engine
         workers: int = 1,
         cpus: Sequence[int] | None = None,
@@ -137,9 +149,10 @@ class Server:
         service: str = "echo",
         close_on: bytes = b"",
     ) -> None:
-        self._asked = tuple(
-            Endpoint.parse(endpoint) for endpoint in endpoints or (DEFAULT_ENDPOINT,)
-        )
+        self._fds = tuple(check_int("descriptor", fd, 0, _MAX_INT) for fd in fds)
+        default = () if self._fds else (DEFAULT_ENDPOINT,)
+        self._asked = tuple(Endpoint.parse(endpoint) for endpoint in endpoints or default)
+        served = (*self._asked, *map(inherited.endpoint_of, self._fds))
         self.engine = engines.choose(engine)
         self._stream_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
@@ -155,7 +168,7 @@ class Server:
         #: Native threads per tcp endpoint.
         self.workers = check_int("workers", workers, 1, _MAX_WORKERS)
         self._cpus = check_cpus(cpus)
-        shares = workers * len(self._asked)
+        shares = workers * len(self._asked) + len(self._fds)
         if check_int("max_connections", max_connections, 0, _MAX_INT) and max_connections < shares:
             raise ValueError(
                 f"max_connections {max_connections} is shared by {shares} workers; "
@@ -177,7 +190,7 @@ class Server:
             "service": service != "echo",
             "close_on": close_on,
         }
-        for endpoint in self._asked:
+        for endpoint in served:
             check_stream_only(endpoint, [name for name, given in stream_only.items() if given])
         self._loop_guard = check_bool("loop_guard", loop_guard)
         self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
@@ -197,6 +210,7 @@ class Server:
 
         Raises:
             OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
+            ValueError: one of `fds` is no longer what it was.
             RuntimeError: started before, stopped before, or this process is a fork.
 
         """
@@ -206,7 +220,9 @@ class Server:
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
             listeners: list[BoundSocket] = []
             try:
-                self._bound = tuple(self._listen(endpoint, listeners) for endpoint in self._asked)
+                bound = [self._listen(endpoint, listeners) for endpoint in self._asked]
+                bound += [self._inherit(fd, listeners) for fd in self._fds]
+                self._bound = tuple(bound)
                 self._workers = self._start_workers(listeners)
             except BaseException:
                 self._bound = ()
@@ -221,10 +237,10 @@ class Server:
     def stop(self, drain: float | None = None) -> None:
         """Stop serving and return when every thread has ended; the ports are free then.
 
-        What waits to be accepted is taken in, and what has arrived is sent back as far as that
-        needs no waiting. With `drain`, clients are served for up to so many seconds more, until
-        all have closed; of datagrams, those are answered that wait to be received. A second call,
-        or one from another thread, can only bring the end closer.
+        What waits to be accepted is taken in, except from `fds`, and what has arrived is sent back
+        as far as that needs no waiting. With `drain`, clients are served for up to so many seconds
+        more, until all have closed; of datagrams, those are answered that wait to be received. A
+        second call, or one from another thread, can only bring the end closer.
 
         Args:
             drain: seconds; None means the option `drain_timeout`.
@@ -273,7 +289,7 @@ class Server:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints as bound, with their real ports."""
+        """The endpoints as bound, with their real ports; those of `fds` are the last."""
         if not self._bound:
             raise RuntimeError("this server has not been started")
         return self._bound
@@ -381,6 +397,22 @@ class Server:
             port = bound.port
             listeners.append(bound)
         return endpoint.with_port(port)
+
+    def _inherit(self, fd: int, listeners: list[BoundSocket]) -> Endpoint:
+        """Append a duplicate of a socket that somebody else has made; return its endpoint."""
+        sock, endpoint = inherited.borrow(fd)
+        where, family = str(endpoint), int(sock.family)
+        if endpoint.is_stream:
+            # A connection can vanish between poll() and accept(), which then would block.
+            sock.setblocking(False)
+            nodelay = self._stream_options["nodelay"]
+            listeners.append(InheritedListener(sock.detach(), family, where, nodelay=nodelay))
+        else:
+            dual_stack = bool(endpoint.dual_stack)
+            listeners.append(
+                InheritedDatagramSocket(sock.detach(), family, where, dual_stack=dual_stack)
+            )
+        return endpoint
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):

@@ -11,11 +11,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+from .. import inherited
 from ..endpoint import Endpoint
 from ..unix_path import SocketFile, bind_unix
 from . import datagrams
 from .address import SocketName, socket_name
+from .control import Control, Phase
 
 SO_PASSRIGHTS = 83  # since Linux 6.16; Python has no name for it yet
 
@@ -82,6 +85,28 @@ def refuse_descriptors(sock: socket.socket) -> None:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
+
+
+class BorrowedListener(socket.socket):
+    """A listener that somebody else holds too: at a stop, who waits in its queue is theirs."""
+
+    control: Control
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.control.phase is not Phase.RUNNING:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return super().accept()
+
+
+def borrow(descriptor: int) -> socket.socket:
+    """A duplicate, non-blocking, of a bound socket that somebody else made."""
+    sock, endpoint = inherited.borrow(descriptor)
+    if endpoint.is_stream:
+        sock = BorrowedListener(fileno=sock.detach())
+    elif not endpoint.is_unix:
+        datagrams.set_options(sock, bool(endpoint.dual_stack))
+    sock.setblocking(False)
+    return sock
 
 
 def set_options(sock: socket.socket, endpoint: Endpoint) -> None:

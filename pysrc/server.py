@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-from ..endpoint import Endpoint
+from ..endpoint import DEFAULT_ENDPOINT, Endpoint
+from ..inherited import endpoint_of
 from ..report import ServerStats
 from ..unix_path import SocketFile
 from . import asyncio_streams, datagrams, selector_loop, serial, threads
 from .bell import Bell
 from .control import Control, Phase
-from .listener import open_socket
+from .listener import BorrowedListener, borrow, open_socket
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .tally import Tally
@@ -47,10 +48,13 @@ class Server:
             socket.create_connection((server.endpoint.host, server.endpoint.port))
 
     Args:
-        endpoint: where to listen: tcp, unix, udp or unixgram. Port 0 picks a free one.
+        endpoint: where to listen: tcp, unix, udp or unixgram; tcp://127.0.0.1:7007 if there is
+            none, nor any `fds`. Port 0 picks a free one.
         shape: one of SHAPES, for streams; datagrams have one of their own.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
         unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
+        fds: in place of an endpoint, the descriptor of one bound socket that somebody else made.
+            It stays the caller's, and at a stop its queue is left to whoever holds it.
         buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
         drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
 
@@ -59,11 +63,12 @@ class Server:
 
     def __init__(
         self,
-        endpoint: Endpoint | str | tuple[Any, ...] = "tcp://127.0.0.1:7007",
+        endpoint: Endpoint | str | tuple[Any, ...] | None = None,
         *,
         shape: str = "threads",
         backlog: int = 4096,
         unix_mode: int = 0o600,
+        fds: Iterable[int] = (),
         buffer_size: int = 65536,
         drain_timeout: float = 0.0,
     ) -> None:
@@ -71,7 +76,12 @@ class Server:
             raise TypeError(f"shape {shape!r} is {type(shape).__name__}; expected a str")
         if shape not in RUNS:
             raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
-        self._endpoint = Endpoint.parse(endpoint)
+        self._fds = tuple(fds)
+        if len(self._fds) > (endpoint is None):
+            raise ValueError("expected one endpoint, or one descriptor in its place")
+        if self._fds:
+            endpoint = endpoint_of(self._fds[0])
+        self._endpoint = Endpoint.parse(endpoint or DEFAULT_ENDPOINT)
         self._shape = shape
         self._backlog = check_int("backlog", backlog)
         self._unix_mode = check_mode("unix_mode", unix_mode)
@@ -103,11 +113,13 @@ class Server:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            listener, file = open_socket(self._endpoint, self._backlog, self._unix_mode)
+            listener, file = self._open()
             control = Control()
             thread = threading.Thread(
                 target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True
             )
+            if isinstance(listener, BorrowedListener):
+                listener.control = control
             if not self._endpoint.is_unix:
                 self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
             try:
@@ -119,6 +131,11 @@ class Server:
                     file.remove()
                 raise
             self._control, self._thread = control, thread
+
+    def _open(self) -> tuple[socket.socket, SocketFile | None]:
+        if self._fds:
+            return borrow(self._fds[0]), None
+        return open_socket(self._endpoint, self._backlog, self._unix_mode)
 
     def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
         try:
@@ -211,7 +228,7 @@ class Server:
 
 
 def serve(
-    endpoint: Endpoint | str | tuple[Any, ...] = "tcp://127.0.0.1:7007",
+    endpoint: Endpoint | str | tuple[Any, ...] | None = None,
     *,
     ready: Callable[[Server], object] | None = None,
     **options: Any,

@@ -28,6 +28,9 @@ cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
     """Accept a connection; `flags` are those of accept4, SOCK_CLOEXEC is always set."""
     cdef posix.sockaddr_storage peer
     cdef posix.socklen_t size = sizeof(peer)
+    # Whoever accepts next keeps those who wait for longer than a server that stops.
+    if context.inherited and engine.stop_requested(context):
+        return QUEUE_EMPTY
     if context.allow_count == 0:
         fd[0] = posix.accept4(context.listen_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
         return ACCEPTED if fd[0] >= 0 else accept_failed(context, posix.errno)

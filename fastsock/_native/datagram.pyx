@@ -113,8 +113,9 @@ cdef void *run(void *argument) noexcept nogil:
         if count < BATCH:           # a full batch was probably not all
             wait(loop)
         count = echo_batch(loop)
-    # What waits in the queue is answered too, while there is time.
-    while not engine.stop_due(loop.context) and echo_batch(loop) != 0:
+    # What waits in the queue is answered too, while there is time, unless somebody else goes on.
+    while (not loop.context.inherited and not engine.stop_due(loop.context)
+           and echo_batch(loop) != 0):
         pass
     accepting.close_listener(loop.context)
     engine.notify(loop.context.done_fd)

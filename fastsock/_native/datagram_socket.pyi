@@ -17,3 +17,6 @@ class DatagramSocket(BoundSocket):
 
 class UnixDatagramSocket(DatagramSocket):
     def __init__(self, path: str, where: str, *, mode: int, sndbuf: int = 0) -> None: ...
+
+class InheritedDatagramSocket(DatagramSocket):
+    def __init__(self, fd: int, family: int, where: str, *, dual_stack: bool) -> None: ...

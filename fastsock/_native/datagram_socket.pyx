@@ -24,15 +24,18 @@ cdef class DatagramSocket(BoundSocket):
         try:
             self._create(posix.SOCK_DGRAM)
             self._set_options(reuse_port, dual_stack, rcvbuf, sndbuf)
-            if family == posix.AF_INET or dual_stack:
-                self._set_ipv4_options()
-            if family == posix.AF_INET6:
-                self._set_ipv6_options()
+            self._ask_for_addresses(dual_stack)
             self._take_several_at_once()
             self._bind(host, port, scope_id)
         except BaseException:
             self.close()
             raise
+
+    def _ask_for_addresses(self, bint dual_stack):
+        if self.family == posix.AF_INET or dual_stack:
+            self._set_ipv4_options()
+        if self.family == posix.AF_INET6:
+            self._set_ipv6_options()
 
     def _take_several_at_once(self):
         """Let the kernel hand over datagrams of one flow and size together, UDP_GRO of udp(7)."""
@@ -72,3 +75,18 @@ cdef class UnixDatagramSocket(DatagramSocket):
         except BaseException:
             self.close()
             raise
+
+
+cdef class InheritedDatagramSocket(DatagramSocket):
+    """A bound UDP socket that somebody else has made; takes `fd` over.
+
+    It gets the options without which the loop guard is blind and answers may leave from another
+    address; all others are its maker's. Blocking or not, no call on it waits (MSG_DONTWAIT).
+    """
+
+    def __init__(self, int fd, int family, str where, *, bint dual_stack):
+        self.where = where
+        self.family = family
+        self.inherited = True
+        self.fd = fd
+        self._ask_for_addresses(dual_stack)

@@ -46,6 +46,7 @@ cdef struct Counters:               # each set of them is written by one thread,
 
 cdef struct Context:                # one worker: what it serves, and how others talk to it
     int listen_fd                   # owned by the worker; -1 once closed
+    bint inherited                  # others hold that socket too: at a stop its queue is theirs
     int wake_fd                     # eventfd, others to worker: look at stop_at
     int notice_fd                   # eventfd, worker to others: look at the two errnos below
     int done_fd                     # eventfd, worker to others: the loop has ended

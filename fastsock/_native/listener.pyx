@@ -151,6 +151,21 @@ cdef class UnixListener(Listener):
             raise
 
 
+cdef class InheritedListener(Listener):
+    """A listening stream socket that somebody else has made; takes `fd`, non-blocking, over.
+
+    Its options are its maker's, but for `nodelay`, which matters for what is accepted alone.
+    """
+
+    def __init__(self, int fd, int family, str where, *, bint nodelay):
+        self.where = where
+        self.family = family
+        self.inherited = True
+        self.fd = fd
+        if nodelay and family != posix.AF_UNIX:
+            self._set("TCP_NODELAY", posix.IPPROTO_TCP, posix.TCP_NODELAY, 1)
+
+
 cdef str bind_hint(int family, int error):
     if family == posix.AF_UNIX:
         return "another socket is bound to it" if error == posix.EADDRINUSE else ""

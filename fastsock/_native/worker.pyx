@@ -66,6 +66,7 @@ cdef class Worker:
         self.context.wake_fd = new_eventfd()
         self.context.notice_fd = new_eventfd()
         self.context.done_fd = new_eventfd()
+        self.context.inherited = socket.inherited
         self.context.listen_fd = socket.detach()
 
     def __dealloc__(self):

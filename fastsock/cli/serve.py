@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from functools import partial
 
 import click
 
-from fastsock import engines
+from fastsock import engines, inherited
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
 from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, parse_duration
-from fastsock.endpoint import DEFAULT_ENDPOINT
+from fastsock.endpoint import Endpoint
 from fastsock.report import ServerStats
 from fastsock.server import SERVICES, Server
 
@@ -46,6 +48,9 @@ def busy_poll(context: click.Context, parameter: click.Parameter, value: str) ->
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
 @click.option("--rcvbuf", type=SIZE, default=0, help="SO_RCVBUF; 0 is the kernel's choice.")
 @click.option("--sndbuf", type=SIZE, default=0, help="SO_SNDBUF; 0 is the kernel's choice.")
+@click.option(
+    "--fd", multiple=True, type=int, metavar="N", help="Serve on an inherited descriptor besides."
+)
 @click.option("--workers", type=int, default=1, help="Threads per tcp endpoint.")
 @click.option("--cpus", callback=numbers, metavar="LIST", help="CPUs for the workers, as 0,1.")
 @click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
@@ -73,26 +78,39 @@ def busy_poll(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Time that the first signal leaves to clients; the second stops at once.",
 )
 @json_option
-def serve(endpoints: tuple[str, ...], json_path: str | None, **options: object) -> int:
+def serve(
+    endpoints: tuple[str, ...], fd: tuple[int, ...], json_path: str | None, **options: object
+) -> int:
     """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
 
     ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007, unix:///run/echo.sock
-    or unixgram:///run/echo.dgram; port 0 picks a free one.
+    or unixgram:///run/echo.dgram; port 0 picks a free one. Sockets that systemd passes (LISTEN_FDS)
+    are served on too, and without an ENDPOINT they alone.
     """
     with usage_errors():
-        server = Server(*(endpoints or (DEFAULT_ENDPOINT,)), **options)  # type: ignore[arg-type]
-    stats = server.serve_forever(ready=announce)
+        passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
+        server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
+    stats = server.serve_forever(ready=partial(announce, passed=passed))
     click.echo(summary(stats), err=True)
     code = write_json(stats.as_dict(), json_path) if json_path else OK
     return INTERRUPTED if server.stopped_by is signal.SIGINT else code
 
 
-def announce(server: Server) -> None:
-    for endpoint in server.endpoints:
-        engine = server.engine if endpoint.is_stream else "datagrams"
+def announce(server: Server, passed: Mapping[int, str]) -> None:
+    made = len(server.endpoints) - len(passed)
+    for endpoint in server.endpoints[:made]:
         count = server.workers if endpoint.scheme == "tcp" else 1
         workers = "1 worker" if count == 1 else f"{count} workers"
-        click.echo(f"listening on {endpoint} ({engine}, {workers})", err=True)
+        click.echo(f"listening on {endpoint} ({engine_of(server, endpoint)}, {workers})", err=True)
+    for endpoint, (fd, name) in zip(server.endpoints[made:], passed.items(), strict=True):
+        origin = f"descriptor {fd} {name}".rstrip()
+        click.echo(
+            f"listening on {endpoint} ({engine_of(server, endpoint)}, 1 worker, {origin})", err=True
+        )
+
+
+def engine_of(server: Server, endpoint: Endpoint) -> str:
+    return server.engine if endpoint.is_stream else "datagrams"
 
 
 def summary(stats: ServerStats) -> str:

@@ -1,0 +1,135 @@
+"""Sockets that somebody else has made and bound: systemd, or whoever starts servers in turn.
+
+A listener that outlives the servers is how a restart loses no client: the kernel goes on completing
+connections and queues them, whether or not anybody accepts just then. So such a socket is only
+borrowed. It is never shut down, which would end it for every holder, its path is never removed, and
+what waits in its queue at a stop is left to whoever accepts next.
+
+Two holders share one open file description (dup(2)), and O_NONBLOCK belongs to that: an accept()
+that must never block cannot be had without the giver's becoming non-blocking too, nor can the flag
+be taken back while a successor may rely on it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from dataclasses import replace
+
+from fastsock.endpoint import Endpoint
+
+_FIRST = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_MPTCP = 262  # IPPROTO_MPTCP; not in the socket module of every Python
+_PROTOCOLS = {
+    socket.SOCK_STREAM: (socket.IPPROTO_TCP, _MPTCP),
+    socket.SOCK_DGRAM: (socket.IPPROTO_UDP,),
+}
+
+
+def listen_fds(environ: MutableMapping[str, str] | None = None) -> dict[int, str]:
+    """Take the descriptors that a service manager passed to this process, with their names.
+
+    The protocol of sd_listen_fds(3): the variables count only if LISTEN_PID is this process. They
+    are removed in any case, so that no child takes them for its own. A descriptor without a name
+    has "".
+
+    Raises:
+        ValueError: LISTEN_FDS is not a number of open descriptors.
+
+    """
+    environ = os.environ if environ is None else environ
+    pid, _, count, names = (environ.pop(name, "") for name in _VARIABLES)
+    if pid != str(os.getpid()):
+        return {}
+    if not (count.isascii() and count.isdigit()):
+        raise ValueError(f"LISTEN_FDS {count!r} is not a number of descriptors")
+    descriptors = range(_FIRST, _FIRST + int(count))
+    for descriptor in descriptors:
+        try:
+            os.set_inheritable(descriptor, False)
+        except OSError as error:
+            raise ValueError(
+                f"LISTEN_FDS {count}: descriptor {descriptor}: {os.strerror(error.errno or 0)}"
+            ) from None
+    told = names.split(":") if names else []
+    return {
+        descriptor: told[place] if place < len(told) else ""
+        for place, descriptor in enumerate(descriptors)
+    }
+
+
+def endpoint_of(descriptor: int) -> Endpoint:
+    """Where an inherited socket listens or receives.
+
+    Raises:
+        OSError: not an open socket; the text names the descriptor.
+        ValueError: not one to serve on: not listening, not bound, or of another kind.
+
+    """
+    sock, endpoint = borrow(descriptor)
+    sock.close()
+    return endpoint
+
+
+def borrow(descriptor: int) -> tuple[socket.socket, Endpoint]:
+    """A close-on-exec duplicate of a socket that can be served on, and where it is bound.
+
+    Raises what `endpoint_of()` does.
+    """
+    try:
+        copy = os.dup(descriptor)
+        try:
+            sock = socket.socket(fileno=copy)  # asks for SO_DOMAIN, SO_TYPE and SO_PROTOCOL
+        except BaseException:
+            os.close(copy)
+            raise
+    except OSError as error:
+        number = error.errno or 0
+        raise OSError(number, f"inherit descriptor {descriptor}: {os.strerror(number)}") from None
+    try:
+        return sock, _endpoint(sock)
+    except ValueError as error:
+        sock.close()
+        raise ValueError(f"descriptor {descriptor} {error}") from None
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _endpoint(sock: socket.socket) -> Endpoint:
+    inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+    stream = sock.type == socket.SOCK_STREAM
+    if not (inet or sock.family == socket.AF_UNIX) or sock.type not in _PROTOCOLS:
+        raise ValueError(f"is {_kind(sock)}; expected a tcp, udp or unix one")
+    if inet and sock.proto not in _PROTOCOLS[sock.type]:
+        raise ValueError(f"is {_kind(sock)}, protocol {sock.proto}; expected tcp or udp")
+    if stream and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError("is a stream socket that does not listen; expected a listening one")
+    return _inet_endpoint(sock, stream) if inet else _unix_endpoint(sock, stream)
+
+
+def _inet_endpoint(sock: socket.socket, stream: bool) -> Endpoint:
+    name = sock.getsockname()
+    if not name[1]:
+        raise ValueError("is a socket that is not bound to a port; expected a bound one")
+    endpoint = replace(Endpoint.parse(name), scheme="tcp" if stream else "udp")
+    if sock.family == socket.AF_INET6 and not sock.getsockopt(
+        socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+    ):
+        return replace(endpoint, dual_stack=True)
+    return endpoint
+
+
+def _unix_endpoint(sock: socket.socket, stream: bool) -> Endpoint:
+    name = sock.getsockname()
+    # An abstract name comes as bytes that begin with a NUL, and a path as text.
+    path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else os.fsdecode(name)
+    return Endpoint("unix" if stream else "unixgram", path=path)
+
+
+def _kind(sock: socket.socket) -> str:
+    family = getattr(sock.family, "name", f"family {sock.family}")
+    kind = getattr(sock.type, "name", f"type {sock.type}")
+    return f"a socket of {family} and {kind}"
