@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
 
-.PHONY: demo test slow bench reliability lint dist clean
+.PHONY: demo test slow bench reliability soak churn hold lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -28,6 +28,24 @@ bench: $(VENV)/.bench
 reliability: $(VENV)/.reliability
 	$(BIN)/python -m benchmarks.reliability.run; code=$$?; \
 		$(BIN)/python -m benchmarks.reliability.table && exit $$code
+
+# Long runs on an idle machine, which pass or fail; figures go to benchmarks/results. For a trial:
+# make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000; ENGINE=poll for another.
+SOAK ?= 10min
+CHURN ?= 1000000
+HOLD ?= 10000
+MOST ?= 1000000
+ENGINE ?= epoll
+
+soak: $(VENV)/.package
+	$(BIN)/python -m benchmarks.long.soak $(SOAK) --engine $(ENGINE)
+
+churn: $(VENV)/.package
+	$(BIN)/python -m benchmarks.long.churn $(CHURN) --engine $(ENGINE)
+
+# MOST is how many idle connections are tried at the end, if the machine allows.
+hold: $(VENV)/.package
+	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

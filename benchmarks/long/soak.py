@@ -1,0 +1,215 @@
+"""Everything at once, for long: ``python -m benchmarks.long.soak [10m]``.
+
+One server of tcp, unix and udp, in rounds: random clients and chaos beside native load on every
+endpoint; then quiet, in which memory, descriptors and threads are looked at, for while clients come
+and go these say nothing about leaks; then a steady load whose p99 is kept.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastsock
+from benchmarks.long.chaos import Chaos, kill_a_client
+from benchmarks.long.verdict import Verdict, parser, say, slope
+from benchmarks.long.watched import WatchedServer
+from fastsock.cli.units import DURATION
+
+ROUND = 10.0  # seconds, at most; there are at least MIN_ROUNDS
+MIN_ROUNDS = 6
+WARMUP = 1 / 3  # of the rounds: the heap finds its size
+MAX_SLOPE = 1024 / 60  # bytes per second: 1 KiB a minute
+NOISE = 128 * 1024  # bytes over a run: two more slow readers at a time than ever before
+MAX_DRIFT = 1.10  # of the p99, last third against first
+DRIFT_ROUNDS = 12  # fewer say nothing about a drift
+CHAOS_THREADS = 8
+CONNECTIONS_MAX = 64
+BUFFER = 65536  # bytes of a connection that may be on their way when it is reset
+EXPECTED_ERRORS = {"ECONNRESET", "EPIPE"}  # of clients that reset, leave or are killed
+
+
+@dataclass
+class Found:
+    """What the rounds brought to light."""
+
+    times: list[float] = field(default_factory=list)  # seconds since the start
+    memory: list[int] = field(default_factory=list)  # bytes
+    descriptors: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    p99_us: list[float] = field(default_factory=list)
+    verified: int = 0  # bytes, back and right
+    messages: int = 0
+    clients: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def soak(seconds: float, engine: str, seed: int) -> tuple[Found, WatchedServer]:
+    found = Found()
+    start = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="fastsock-") as directory,
+        WatchedServer(
+            "tcp://127.0.0.1:0",
+            f"unix://{Path(directory, 'echo.sock')}",
+            "udp://127.0.0.1:0",
+            engine=engine,
+        ) as server,
+    ):
+        quiet = server.descriptors()
+        length = min(ROUND, seconds / MIN_ROUNDS)
+        number = 0
+        while time.monotonic() - start < seconds:
+            load_all(server, found, length * 0.7, seed + number)
+            server.settle(quiet)
+            found.times.append(time.monotonic() - start)
+            found.memory.append(server.memory())
+            found.descriptors.append(server.descriptors())
+            found.threads.append(server.threads())
+            found.p99_us.append(steady_p99(server, found, length * 0.2))
+            number += 1
+            say(
+                f"{found.times[-1]:6.0f} s, {found.memory[-1] >> 10} KiB, "
+                f"{found.descriptors[-1]} descriptors, p99 {found.p99_us[-1]:.0f} us, "
+                f"{found.verified / 1e9:.2f} GB, {len(found.failures)} failures"
+            )
+    return found, server
+
+
+def load_all(server: WatchedServer, found: Found, seconds: float, seed: int) -> None:
+    """Native load on every endpoint, random clients, and one load client that is killed."""
+    rng = random.Random(seed)
+    reports: list[fastsock.LoadReport] = []
+    threads = [
+        threading.Thread(target=load_one, args=(endpoint, shape(endpoint, rng), seconds, reports))
+        for endpoint in server.endpoints
+    ]
+    victim = rng.choice(server.endpoints[:2])
+    with Chaos(server.endpoints, seed, CHAOS_THREADS) as chaos:
+        for thread in threads:
+            thread.start()
+        kill_a_client(victim, rng.uniform(0.3, 0.9) * seconds)
+        for thread in threads:
+            thread.join()
+    found.clients += chaos.counts
+    found.clients["killed"] += 1
+    found.verified += chaos.verified
+    found.failures += chaos.failures
+    if len(reports) < len(threads):
+        found.failures.append("a load run did not end")
+    for report in reports:
+        take(report, found)
+
+
+def shape(endpoint: str, rng: random.Random) -> dict[str, Any]:
+    """The options of a load run that is unlike the one before."""
+    if endpoint.startswith("udp"):
+        return {"connections": rng.randrange(1, 17), "size": rng.choice((8, 64, 1472, 9000))}
+    return {
+        "connections": rng.randrange(1, CONNECTIONS_MAX + 1),
+        "size": rng.choice((1, 64, 1500, 65536)),
+        "depth": rng.choice((1, 1, 4)),
+        "reconnect_every": rng.choice((None, 1, 100)),
+    }
+
+
+def load_one(
+    endpoint: str, options: dict[str, Any], seconds: float, reports: list[fastsock.LoadReport]
+) -> None:
+    reports.append(
+        fastsock.load(endpoint, duration=seconds, warmup=0, wait="block", timeout=30.0, **options)
+    )
+
+
+def take(report: fastsock.LoadReport, found: Found) -> None:
+    found.verified += report.bytes
+    found.messages += report.messages
+    if report.failed:
+        found.failures.append(
+            f"load {report.endpoint}: {dict(report.errors)}, {report.lost_bytes} bytes lost, "
+            f"{report.corrupt_bytes} corrupt"
+        )
+
+
+def steady_p99(server: WatchedServer, found: Found, seconds: float) -> float:
+    """The p99 of a load that is the same in every round, in microseconds."""
+    report = fastsock.load(
+        server.endpoints[0], connections=16, rate=2000, duration=seconds, wait="block"
+    )
+    take(report, found)
+    return report.latency.p99
+
+
+def judge(found: Found, server: WatchedServer, verdict: Verdict) -> None:
+    first = int(len(found.times) * WARMUP)
+    times = found.times[first:]
+    growth = slope(times, found.memory[first:])
+    grown = growth * (times[-1] - times[0])
+    verdict.require(
+        growth <= MAX_SLOPE or grown <= NOISE,
+        f"memory grows by at most 1 KiB a minute, or {NOISE >> 10} KiB in all (bytes per s, bytes)",
+        (round(growth, 2), round(grown)),
+    )
+    for name, values in (("descriptors", found.descriptors), ("threads", found.threads)):
+        verdict.require(len(set(values)) == 1, f"{name} at rest stay the same", sorted(set(values)))
+    verdict.require(not found.failures, "no well-behaved client fails", found.failures[:5])
+    errors = server.stats["errors"]
+    verdict.require(set(errors) <= EXPECTED_ERRORS, "errors only of resets and deaths", errors)
+    closed = server.stats["closed"]
+    cut = (closed["reset"] + closed["error"] + closed["stopped"]) * BUFFER
+    missing = server.stats["bytes_in"] - server.stats["bytes_out"]
+    unanswered = server.stats["datagrams_in"] - server.stats["datagrams_out"]
+    verdict.require(
+        0 <= missing <= cut + unanswered * BUFFER,
+        "bytes in == bytes out, but for what connections that were cut had in flight",
+        (server.stats["bytes_in"], server.stats["bytes_out"], closed),
+    )
+    verdict.require(not server.said, "nothing to say on stderr", server.said[:5])
+    drift = drift_of(found.p99_us)
+    enough = len(found.p99_us) >= DRIFT_ROUNDS
+    verdict.require(
+        drift <= MAX_DRIFT or not enough,
+        f"p99 drifts by at most 10 % ({DRIFT_ROUNDS} rounds or more)",
+        round(drift, 3),
+    )
+
+
+def drift_of(values: Sequence[float]) -> float:
+    third = max(len(values) // 3, 1)
+    return statistics.median(values[-third:]) / statistics.median(values[:third])
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("duration", nargs="?", default="10min", help="such as 30s, 10min or 1h")
+    arguments.add_argument("--seed", type=int, default=random.randrange(1 << 20))
+    options = arguments.parse_args()
+    seconds = DURATION.convert(options.duration, None, None)
+    verdict = Verdict(
+        "soak", options.results, duration_s=seconds, engine=options.engine, seed=options.seed
+    )
+    found, server = soak(seconds, options.engine, options.seed)
+    verdict.note(
+        rounds=len(found.times),
+        verified_gb=found.verified / 1e9,
+        messages=found.messages,
+        random_clients=sum(found.clients.values()),
+        clients=dict(found.clients),
+        samples=[asdict(found)[name] for name in ("times", "memory", "descriptors", "p99_us")],
+        server=server.stats,
+    )
+    judge(found, server, verdict)
+    return verdict.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

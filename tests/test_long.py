@@ -1,0 +1,35 @@
+"""The long runs: each works, in a short form, and one that misses a goal says so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "arguments"),
+    [
+        ("soak", ["12s", "--seed", "1"]),
+        ("churn", ["2000"]),
+        ("hold", ["500", "--most", "1000", "--seconds", "0.2"]),
+    ],
+)
+def test_short_form(run: str, arguments: list[str], tmp_path: Path) -> None:
+    """It ends by itself, keeps what it found, and its exit code says whether all goals were met."""
+    command = [sys.executable, "-m", f"benchmarks.long.{run}", *arguments]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    document = json.loads((tmp_path / f"{run}.json").read_text())
+    missed = [goal for goal in document["goals"] if not goal["met"]]
+    assert done.returncode == (1 if missed else 0), done.stderr
+    # Times and memory need an idle machine and a long run; everything else holds always.
+    assert all("p99" in goal["goal"] or "memory" in goal["goal"] for goal in missed), missed
+    assert document["host"]["kernel"]
