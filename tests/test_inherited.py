@@ -309,7 +309,7 @@ def serving(
     ("seconds", "pause", "at_least"),
     [
         pytest.param(3.0, 0.3, 2, id="short"),
-        pytest.param(60.0, 1.0, 10, id="long", marks=[pytest.mark.slow]),
+        pytest.param(40.0, 1.0, 10, id="long", marks=[pytest.mark.slow]),
     ],
 )
 def test_a_restart_under_load_fails_nobody(
