@@ -30,11 +30,12 @@ reliability: $(VENV)/.reliability
 		$(BIN)/python -m benchmarks.reliability.table && exit $$code
 
 # Long runs on an idle machine, which pass or fail; figures go to benchmarks/results. For a trial:
-# make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000; ENGINE=poll for another.
+# make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000 STUCK=100.
 SOAK ?= 10min
 CHURN ?= 1000000
 HOLD ?= 10000
 MOST ?= 1000000
+STUCK ?= 1000
 ENGINE ?= epoll
 
 soak: $(VENV)/.package
@@ -43,9 +44,11 @@ soak: $(VENV)/.package
 churn: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.churn $(CHURN) --engine $(ENGINE)
 
-# MOST is how many idle connections are tried at the end, if the machine allows.
+# MOST is how many idle connections are tried at the end, if the machine allows; STUCK is how many
+# clients never read.
 hold: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
+	$(BIN)/python -m benchmarks.long.hold --stuck $(STUCK) --most $(STUCK) --engine $(ENGINE)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

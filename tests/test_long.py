@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
         ("soak", ["12s", "--seed", "1"]),
         ("churn", ["2000"]),
         ("hold", ["500", "--most", "1000", "--seconds", "0.2"]),
+        ("hold", ["50", "--most", "100", "--seconds", "0.2", "--stuck"]),
     ],
 )
 def test_short_form(run: str, arguments: list[str], tmp_path: Path) -> None:
@@ -27,7 +28,8 @@ def test_short_form(run: str, arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
-    document = json.loads((tmp_path / f"{run}.json").read_text())
+    (result,) = tmp_path.iterdir()
+    document = json.loads(result.read_text())
     missed = [goal for goal in document["goals"] if not goal["met"]]
     assert done.returncode == (1 if missed else 0), done.stderr
     # Times and memory need an idle machine and a long run; everything else holds always.

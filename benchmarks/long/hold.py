@@ -1,7 +1,8 @@
 """Many idle connections, and what they cost: ``python -m benchmarks.long.hold [10000]``.
 
 First 64 active connections are measured with and without the idle ones, in turns of one run. Then
-as many idle ones are opened as the machine allows, up to --most.
+as many idle ones are opened as the machine allows, up to --most. With --stuck they are clients that
+have sent until nothing more was taken, and never read.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from fastsock import Endpoint
 ACTIVE = 64
 RATE = 5000  # messages a second, over all active ones: far from what the server can do
 TURNS = 5  # each with and without
-MAX_RATIO = 1.1  # of the p99
-MAX_BYTES = 256  # of the server's own memory for an idle connection
+BUFFER = 65536  # bytes of --buffer-size
+MAX_RATIO = {"idle": 1.1, "stuck": 1.2}  # of the p99
+MAX_BYTES = {"idle": 256, "stuck": BUFFER + 1024}  # of the server's own memory for a connection
+SMALL_BUFFERS = ("--rcvbuf", "16k", "--sndbuf", "16k")  # or the kernel has megabytes for stuck ones
 STEP = 10_000  # connections between two looks at the memory
 MEMORY_SHARE = 0.5  # of what is available may be taken by idle connections
 BOTH_ENDS = 16 * 1024  # bytes for a guess of how many there can be
@@ -55,8 +58,8 @@ def sockets() -> str:
     return match[1] if match else ""
 
 
-def compare(server: WatchedServer, idle: int, seconds: float, verdict: Verdict) -> None:
-    """The p99 of the active connections without and with idle ones, in turns."""
+def compare(server: WatchedServer, idle: int, kind: str, seconds: float, verdict: Verdict) -> None:
+    """The p99 of the active connections without and with the others, in turns."""
     without, beside = [], []
     where = Endpoint.parse(server.endpoints[0])
     quiet = server.descriptors()
@@ -64,27 +67,28 @@ def compare(server: WatchedServer, idle: int, seconds: float, verdict: Verdict) 
     for turn in range(TURNS):
         server.settle(quiet)
         without.append(p99(server, seconds))
-        with IdleClients(where.host, where.port) as clients:
+        with IdleClients(where.host, where.port, kind) as clients:
             error = clients.add(idle)
             if error:
-                raise RuntimeError(f"{clients.held} of {idle} idle connections: {error}")
+                raise RuntimeError(f"{clients.held} of {idle} {kind} connections: {error}")
             beside.append(p99(server, seconds))
         say(f"turn {turn + 1}: p99 {without[-1]:.0f} us alone, {beside[-1]:.0f} us beside {idle}")
     ratio = statistics.median(b / w for w, b in zip(without, beside, strict=True))
     verdict.note(p99_alone_us=without, p99_beside_us=beside)
-    verdict.require(
-        ratio <= MAX_RATIO, f"p99 of {ACTIVE} active at most x{MAX_RATIO}", round(ratio, 3)
-    )
+    most = MAX_RATIO[kind]
+    verdict.require(ratio <= most, f"p99 of {ACTIVE} active at most x{most}", round(ratio, 3))
     server.settle(quiet)
 
 
-def fill(server: WatchedServer, idle: int, most: int, engine: str, verdict: Verdict) -> None:
-    """Open idle connections, in steps; what each costs, at `idle` of them and at the most."""
+def fill(
+    server: WatchedServer, idle: int, most: int, kind: str, engine: str, verdict: Verdict
+) -> None:
+    """Open connections, in steps; what each costs, at `idle` of them and at the most."""
     where = Endpoint.parse(server.endpoints[0])
     p99(server, 0.5)  # so that what serving itself takes is there before
     own, kernel, available = server.memory(), kernel_bytes(), available_bytes()
     steps = []
-    with IdleClients(where.host, where.port) as clients:
+    with IdleClients(where.host, where.port, kind) as clients:
         error = ""
         while clients.held < max(most, idle) and not error:
             error = clients.add(min(idle if not clients.held else STEP, most - clients.held) or 1)
@@ -110,11 +114,11 @@ def fill(server: WatchedServer, idle: int, most: int, engine: str, verdict: Verd
         available_bytes_each_pair=steps[-1]["available_bytes_each_pair"],
         p99_at_most_us=last_p99,
     )
-    verdict.require(first["held"] == idle, f"{idle} idle connections are held", first["held"])
+    verdict.require(first["held"] == idle, f"{idle} {kind} connections are held", first["held"])
     if engine in ("epoll", "poll"):
         verdict.require(
-            first["server_bytes_each"] <= MAX_BYTES,
-            f"the server's own memory for each: at most {MAX_BYTES} bytes",
+            first["server_bytes_each"] <= MAX_BYTES[kind],
+            f"the server's own memory for each: at most {MAX_BYTES[kind]} bytes",
             round(first["server_bytes_each"], 1),
         )
 
@@ -125,24 +129,28 @@ def main() -> int:
     arguments.add_argument(
         "--most", type=int, default=1_000_000, help="idle connections at the end"
     )
+    arguments.add_argument("--stuck", action="store_true", help="not idle, but never reading")
     arguments.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     options = arguments.parse_args()
     descriptors = raise_limit()  # the server inherits it
     room = min(descriptors - ACTIVE - SPARE, int(available_bytes() * MEMORY_SHARE) // BOTH_ENDS)
     most = min(options.most, room)
+    kind = "stuck" if options.stuck else "idle"
+    small = SMALL_BUFFERS if options.stuck else ()
     verdict = Verdict(
-        "hold",
+        f"hold-{kind}",
         options.results,
         idle=options.idle,
         most=most,
+        kind=kind,
         engine=options.engine,
         descriptors=descriptors,
     )
-    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine) as server:
-        compare(server, options.idle, options.seconds, verdict)
+    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
+        compare(server, options.idle, kind, options.seconds, verdict)
     # A fresh one: a server keeps the memory of connections that it has had.
-    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine) as server:
-        fill(server, options.idle, most, options.engine, verdict)
+    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
+        fill(server, options.idle, most, kind, options.engine, verdict)
     return verdict.finish()
 
 

@@ -1,7 +1,8 @@
-"""Idle connections, held by processes of their own: ``python -m benchmarks.long.idle HOST PORT``.
+"""Idle or stuck connections, held by processes of their own.
 
-As a program it connects as often as each line of its input says, answers with how many it holds
-and an error if there was one, and ends with its input.
+As a program, ``python -m benchmarks.long.idle HOST PORT NUMBER KIND``, it connects as often as each
+line of its input says, answers with how many it holds and an error if there was one, and ends with
+its input. Idle ones say nothing; stuck ones send until nothing more is taken, and never read.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import resource
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 PER_PROCESS = 20_000  # connections
 PER_ADDRESS = 5_000  # far less than its ephemeral ports, of which many may be in TIME_WAIT
 IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: connect() picks the port, free for that one server
 SPARE = 100  # descriptors
+SMALL = 16 * 1024  # bytes of a stuck connection's socket buffers
+STUCK_AFTER = 0.02  # seconds
 
 
 class IdleClients:
-    """As many idle connections as are asked for; a context manager, which closes them."""
+    """As many connections as are asked for, "idle" or "stuck"; closed at the end of the context."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, kind: str) -> None:
         self._where = (host, str(port))
+        self._kind = kind
         self._processes: list[tuple[subprocess.Popen[str], int]] = []
         self.held = 0
 
@@ -59,8 +64,8 @@ class IdleClients:
         return ""
 
     def _start(self) -> None:
-        number = len(self._processes)
-        command = [sys.executable, "-m", "benchmarks.long.idle", *self._where, str(number)]
+        number = str(len(self._processes))
+        command = [sys.executable, "-m", "benchmarks.long.idle", *self._where, number, self._kind]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -80,7 +85,7 @@ def raise_limit() -> int:
     return soft
 
 
-def connect(host: str, port: int, place: int) -> socket.socket:
+def connect(host: str, port: int, place: int, kind: str) -> socket.socket:
     """Connection number `place`; each address of 127/8 has its own ports."""
     address = place // PER_ADDRESS
     sock = socket.socket()
@@ -88,22 +93,35 @@ def connect(host: str, port: int, place: int) -> socket.socket:
         sock.settimeout(30)
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((f"127.1.{address // 250}.{address % 250 + 1}", 0))
+        if kind == "stuck":  # little is to be in the kernel, which would have megabytes for each
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
         sock.connect((host, port))
+        if kind == "stuck":
+            fill(sock)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def fill(sock: socket.socket) -> None:
+    """Send until nothing has been taken for a while."""
+    sock.settimeout(STUCK_AFTER)
+    with suppress(TimeoutError):
+        while True:
+            sock.send(bytes(SMALL))
+
+
 def main() -> None:
-    host, port, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    host, port, number, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     raise_limit()
     socks: list[socket.socket] = []
     for line in sys.stdin:
         error = ""
         for _ in range(int(line)):
             try:
-                socks.append(connect(host, port, number * PER_PROCESS + len(socks)))
+                socks.append(connect(host, port, number * PER_PROCESS + len(socks), kind))
             except OSError as failure:
                 error = str(failure)
                 break

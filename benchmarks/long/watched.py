@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,12 +21,12 @@ SETTLES_WITHIN = 20.0  # seconds for the last connections of a round to be close
 class WatchedServer:
     """A server process; used as a context manager, at whose end it must exit by itself, cleanly."""
 
-    def __init__(self, *endpoints: str, engine: str = "epoll") -> None:
+    def __init__(self, *endpoints: str, engine: str = "epoll", options: Sequence[str] = ()) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="fastsock-")
         self._stats_file = Path(self._directory.name, "stats.json")
         command = [sys.executable, "-m", "fastsock", "serve", *endpoints, "--engine", engine]
         self._process = subprocess.Popen(
-            [*command, "--drain-timeout", DRAIN, "--json", str(self._stats_file)],
+            [*command, *options, "--drain-timeout", DRAIN, "--json", str(self._stats_file)],
             stderr=subprocess.PIPE,
             text=True,
         )
