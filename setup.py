@@ -8,6 +8,7 @@ FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.
 import os
 import shlex
 import sysconfig
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -52,6 +53,17 @@ def extension(module: str) -> Extension:
     )
 
 
+def headers_changed() -> bool:
+    """Whether a .pxd is newer than C that may have been made with it.
+
+    cythonize() does not see what ``from fastsock._native cimport engine`` depends on, and a module
+    that was made with an old struct beside one with the new would overwrite memory.
+    """
+    made = [path.stat().st_mtime for path in Path("build/cython").rglob("*.c")]
+    headers = [path.stat().st_mtime for path in Path("fastsock/_native").glob("*.pxd")]
+    return bool(made) and max(headers) > min(made)
+
+
 setup(
     packages=["fastsock", "fastsock.cli", "fastsock._native", "fastsock.pure"],
     package_dir={"fastsock.pure": "pysrc"},
@@ -61,6 +73,7 @@ setup(
         [extension(module) for module in MODULES],
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
+        force=headers_changed(),
     ),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},
 )
