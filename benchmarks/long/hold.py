@@ -87,12 +87,12 @@ def fill(
     where = Endpoint.parse(server.endpoints[0])
     p99(server, 0.5)  # so that what serving itself takes is there before
     own, kernel, available = server.memory(), kernel_bytes(), available_bytes()
-    steps = []
+    quiet, steps = server.descriptors(), []
     with IdleClients(where.host, where.port, kind) as clients:
         error = ""
-        while clients.held < max(most, idle) and not error:
-            error = clients.add(min(idle if not clients.held else STEP, most - clients.held) or 1)
-            held = clients.held
+        while clients.held < most and not error:
+            error = clients.add(min(STEP if clients.held else idle, most - clients.held))
+            held = max(clients.held, 1)
             steps.append(
                 {
                     "held": held,
@@ -104,6 +104,8 @@ def fill(
             )
             say(f"{held}: {steps[-1]}")
         last_p99 = p99(server, 2.0)
+        server.settle(quiet + clients.held)  # until the active ones are gone
+        accepted = server.descriptors() - quiet
     first = steps[0]
     verdict.note(
         steps=steps,
@@ -115,6 +117,7 @@ def fill(
         p99_at_most_us=last_p99,
     )
     verdict.require(first["held"] == idle, f"{idle} {kind} connections are held", first["held"])
+    verdict.require(accepted == clients.held, "none of them waits in the backlog", accepted)
     if engine in ("epoll", "poll"):
         verdict.require(
             first["server_bytes_each"] <= MAX_BYTES[kind],
@@ -134,7 +137,10 @@ def main() -> int:
     options = arguments.parse_args()
     descriptors = raise_limit()  # the server inherits it
     room = min(descriptors - ACTIVE - SPARE, int(available_bytes() * MEMORY_SHARE) // BOTH_ENDS)
-    most = min(options.most, room)
+    if room < options.idle:
+        # Beyond it connections would wait in the backlog, and look as if they were held.
+        arguments.error(f"there is room for {room} connections; raise ulimit -n or ask for fewer")
+    most = max(min(options.most, room), options.idle)
     kind = "stuck" if options.stuck else "idle"
     small = SMALL_BUFFERS if options.stuck else ()
     verdict = Verdict(
