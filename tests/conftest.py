@@ -35,8 +35,10 @@ def pytest_report_header() -> str:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for figure in config.stash.get(FIGURES, []):
-        terminalreporter.write_line(figure)
+    if figures := config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
 
 
 def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | list[str]:
@@ -82,9 +84,10 @@ def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
 
 
 @pytest.fixture
-def report_figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """A function that puts a line at the end of the run's output."""
-    return pytestconfig.stash.setdefault(FIGURES, []).append
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """A function that takes a line of what a test has measured, to be printed at the end."""
+    figures = request.config.stash.setdefault(FIGURES, [])
+    return lambda text: figures.append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture(autouse=True)

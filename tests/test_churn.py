@@ -94,7 +94,7 @@ def test_nobody_ever_gets_anothers_bytes(
     implementation: Implementation,
     socket_kind: str,
     serve_process: ServeProcess,
-    report_figure: Callable[[str], None],
+    figure: Callable[[str], None],
 ) -> None:
     """100,000 connections, a million with every engine and kind."""
     connections = 100_000
@@ -103,7 +103,7 @@ def test_nobody_ever_gets_anothers_bytes(
     wait_until(lambda: sum(server.stats()["closed"].values()) == connections, "all gone")
     closed = not_zero(server.stats()["closed"])
     assert "error" not in closed
-    report_figure(
+    figure(
         f"churn, {implementation.name}, {socket_kind}: {connections} connections, closed "
         f"{', '.join(f'{reason} {count}' for reason, count in closed.items())}, cross-talk 0"
     )
@@ -113,7 +113,7 @@ def test_nobody_ever_gets_anothers_bytes(
 def test_nothing_is_left_after_20000_clients(
     implementation: Implementation,
     serve_process: ServeProcess,
-    report_figure: Callable[[str], None],
+    figure: Callable[[str], None],
 ) -> None:
     """Connect, echo, close: descriptors, threads, processes and memory are what they were."""
     connections = 20_000
@@ -129,7 +129,7 @@ def test_nothing_is_left_after_20000_clients(
     grown = server.resident_bytes() - memory
     assert not_zero(server.stats()["closed"]) == {"eof": 1000 + connections}
     assert grown < MIB
-    report_figure(
+    figure(
         f"20,000 clients, {implementation.name}: descriptors, threads and processes {before} "
         f"before and after, memory {grown / 1024:+.0f} KiB"
     )

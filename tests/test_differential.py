@@ -268,14 +268,12 @@ def test_same_transcript(socket_kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.kinds(*KINDS)
-def test_same_transcript_of_many_scripts(
-    socket_kind: str, report_figure: Callable[[str], None]
-) -> None:
+def test_same_transcript_of_many_scripts(socket_kind: str, figure: Callable[[str], None]) -> None:
     """2000 scripts; FASTSOCK_TEST_SEED draws those of an earlier run again."""
     started_from = int(os.environ.get("FASTSOCK_TEST_SEED") or random.randrange(sys.maxsize))
     print(f"FASTSOCK_TEST_SEED={started_from}")
     comparison = compare_scripts(socket_kind, 2000, started_from)
-    report_figure(
+    figure(
         f"differential, {socket_kind}: {comparison.scripts} scripts, "
         f"{comparison.plays} transcripts, 0 differences (FASTSOCK_TEST_SEED={started_from})"
     )

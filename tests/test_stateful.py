@@ -349,7 +349,7 @@ def test_any_order(room: Room) -> None:
 
 
 @pytest.mark.slow
-def test_any_order_at_length(room: Room, report_figure: Callable[[str], None]) -> None:
+def test_any_order_at_length(room: Room, figure: Callable[[str], None]) -> None:
     """10,000 steps; FASTSOCK_TEST_SEED draws those of an earlier run again."""
     first = int(os.environ.get("FASTSOCK_TEST_SEED") or random.randrange(1 << 32))
     Machine.steps = runs = 0
@@ -357,7 +357,7 @@ def test_any_order_at_length(room: Room, report_figure: Callable[[str], None]) -
         print(f"FASTSOCK_TEST_SEED={first + runs}")
         run_machines(room, 50, first + runs)
         runs += 1
-    report_figure(
+    figure(
         f"stateful, {room.name}: {Machine.steps} steps, 0 failures "
         f"(FASTSOCK_TEST_SEED={first} and the {runs - 1} after it)"
     )
