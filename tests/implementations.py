@@ -91,7 +91,7 @@ class Child:
     Its first line is a greeting with its `pid`: under another program it is not the one started.
     """
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, pass_fds: tuple[int, ...] = ()) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             command,
@@ -99,7 +99,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            pass_fds=options.get("fds", ()),
+            pass_fds=pass_fds,
         )
         try:
             self.greeting = self._answer()
@@ -194,22 +194,26 @@ class ServerProcess(Child):
         **options: Any,
     ) -> None:
         arguments = [implementation.name, json.dumps(options), str(alarm_every)]
-        super().__init__(*under, sys.executable, __file__, *arguments)
+        command = (*under, sys.executable, __file__, *arguments)
+        super().__init__(*command, pass_fds=tuple(options.get("fds", ())))
         self.endpoint = fastsock.Endpoint.parse(self.greeting["endpoint"])
 
     def stats(self) -> dict[str, Any]:
         return self.ask("stats")
 
 
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> str:
-    """Call a function of a test module in a new interpreter; return what it printed."""
+def in_fresh_process(function: Callable[..., Any], *arguments: Any, limit: float = GENEROUS) -> str:
+    """Call a function of a test module in a new interpreter; return what it printed.
+
+    It may take `limit` seconds.
+    """
     code = (
-        f"import faulthandler, sys; faulthandler.dump_traceback_later({GENEROUS - 10}, exit=True); "
+        f"import faulthandler, sys; faulthandler.dump_traceback_later({limit - 10}, exit=True); "
         f"sys.path.insert(0, {str(Path(__file__).parent)!r}); "
         f"import {function.__module__} as module; module.{function.__name__}(*{arguments!r})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GENEROUS
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=limit
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import fastsock.pure
 import pytest
 from clients import (
     TIMEOUT,
@@ -24,12 +25,11 @@ from clients import (
     receive_all,
     running,
 )
+from fastsock.pure.control import Phase
 from implementations import Implementation
 
 import fastsock
-import fastsock.pure
 from fastsock import inherited
-from fastsock.pure.control import Phase
 
 FASTSOCK = (sys.executable, "-m", "fastsock")
 #: What a service manager does between fork() and exec().

@@ -18,10 +18,10 @@ from clients import (
     receive_all,
     wait_until,
 )
+from fastsock.pure.accepting import Acceptor
 
 import fastsock
 from fastsock import pure
-from fastsock.pure.accepting import Acceptor
 
 
 @pytest.mark.native

@@ -160,10 +160,10 @@ def test_datagrams_leave_together(tmp_path: Path) -> None:
     """32 that are due at once leave in one call."""
     log = tmp_path / "strace.log"
     with fastsock.Server("udp://127.0.0.1:0") as server:
-        load = [sys.executable, "-m", "fastsock", "load", str(server.endpoint), "--gso"]
+        options = ["--gso", "--depth", "32", "--messages", "32", "--loss-timeout", "20s"]
+        load = [sys.executable, "-m", "fastsock", "load", str(server.endpoint), *options]
         subprocess.run(
-            ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=sendmsg", *load, "--depth", "32"]
-            + ["--messages", "32", "--loss-timeout", "20s"],
+            ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=sendmsg", *load],
             check=True,
             capture_output=True,
         )

@@ -1,0 +1,248 @@
+"""Faults made with real components, and what they cost: figures are printed, promises asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import (
+    assert_serves,
+    connect,
+    echo_exactly,
+    finish_exactly,
+    has_ended,
+    not_zero,
+    receive_exactly,
+    reset,
+    running,
+    wait_until,
+)
+from implementations import Implementation, ServerProcess, in_fresh_process
+
+import fastsock
+from fastsock import engines
+
+Figure = Callable[[str], None]
+Serve = Callable[..., Any]
+ServeProcess = Callable[..., ServerProcess]
+
+SERVERS = [*engines.WORKERS, "datagram"]
+
+
+# --- sockets destroyed from outside -------------------------------------------------------------
+
+
+def destroy(*which: str) -> None:
+    """Destroy the TCP sockets that a filter of ss(8) names: needs CONFIG_INET_DIAG_DESTROY."""
+    ss = shutil.which("ss")
+    if ss is None:
+        pytest.skip("ss is not installed")
+    done = subprocess.run([ss, "-Htn", "-K", *which], capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        pytest.skip(f"ss -K does nothing here: {done.stderr or 'no such socket'}")
+
+
+@pytest.mark.native
+def test_connection_destroyed(implementation: Implementation, serve_process: ServeProcess) -> None:
+    """`ss -K` on the server's end of a connection ends that one, and no other."""
+    server = serve_process()
+    with ExitStack() as stack:
+        sock = stack.enter_context(connect(server.endpoint))
+        echo_exactly(sock, b"first")
+        if not implementation.one_at_a_time:
+            other = stack.enter_context(connect(server.endpoint))
+            echo_exactly(other, b"first")
+        own, client = server.endpoint.port, sock.getsockname()[1]
+        destroy("state", "established", f"( sport = :{own} and dport = :{client} )")
+        assert has_ended(sock)
+        if not implementation.one_at_a_time:
+            echo_exactly(other, b"not concerned")
+        assert_serves(server.endpoint)
+    wait_until(lambda: server.stats()["open"] == 0)
+    stats = server.stats()
+    assert stats["errors"] == {"ECONNABORTED": 1}
+    assert stats["closed"]["error"] == 1
+
+
+@pytest.mark.native
+def test_listener_destroyed(serve_process: ServeProcess, figure: Figure) -> None:
+    """`ss -K` on the listener ends serve() with an error that says so."""
+    server = serve_process()
+    assert_serves(server.endpoint)
+    destroy("state", "listening", f"( sport = :{server.endpoint.port} )")
+    started = time.monotonic()
+    assert server.wait() == 1
+    seconds = time.monotonic() - started
+    assert f"accept {server.endpoint}" in server.errors()
+    assert "the listener was shut" in server.errors()
+    figure(f"serve() has ended after {seconds * 1e3:.0f} ms")
+
+
+# --- descriptors run out ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_figures_at_the_descriptor_limit(serve_process: ServeProcess, figure: Figure) -> None:
+    """200 clients where 5 more descriptors are to be had: no spinning, little said, recovery."""
+    window = 5.0
+    server = serve_process()
+    with ExitStack() as stack:
+        early = stack.enter_context(connect(server.endpoint))
+        echo_exactly(early, b"early")
+        server.leave_descriptors(5)
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(200)]
+        wait_until(lambda: server.stats()["accept_pauses"] > 0)
+        said, cpu, start = len(server.errors()), server.cpu_seconds(), time.monotonic()
+        threading.Event().wait(window)  # what it does without being asked for anything
+        share = (server.cpu_seconds() - cpu) / (time.monotonic() - start)
+        said = len(server.errors()) - said
+        echo_exactly(early, b"still served")
+        server.leave_descriptors(500)
+        start = time.monotonic()
+        finish_exactly(socks[-1], b"at last")
+        recovery = time.monotonic() - start
+    figure(
+        f"CPU while starved {100 * share:.2f} %, log {said / window:.0f} bytes/s, "
+        f"the last of 200 served {recovery * 1e3:.0f} ms after the limit was lifted"
+    )
+    assert share < 0.1
+    assert said < 200 * (window + 1)
+    assert recovery < 5
+
+
+# --- resets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.native
+def test_10000_resets(serve_process: ServeProcess, figure: Figure) -> None:
+    """10,000 resets at random places of a transfer leave no descriptor and harm nobody."""
+    server = serve_process()
+    rng = random.Random(7)
+    descriptors = Path(f"/proc/{server.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(10_000):
+        sock = connect(server.endpoint)
+        sock.sendall(rng.randbytes(size := int(2 ** rng.uniform(0, 17))))
+        receive_exactly(sock, rng.choice((0, 1, size // 2)))
+        reset(sock)
+    assert_serves(server.endpoint)
+    wait_until(lambda: server.stats()["open"] == 0)
+    wait_until(lambda: len(list(descriptors.iterdir())) == before)
+    stats = server.stats()
+    assert stats["accepted"] == sum(stats["closed"].values()) == 10_001
+    figure(f"closed {not_zero(stats['closed'])}, errors {stats['errors']}")
+
+
+# --- stopping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["stop()", "SIGTERM"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
+@pytest.mark.parametrize("kind", SERVERS)
+def test_time_to_stop(kind: str, loaded: bool, how: str, figure: Figure) -> None:
+    """50 stops at random moments, of a server that is idle or echoes as fast as it can."""
+    said = in_fresh_process(measure_stops, kind, loaded, how, 50, limit=120)
+    times = sorted(json.loads(said))
+    p99 = times[int(0.99 * len(times))]
+    figure(f"p50 {statistics.median(times):.2f} ms, p99 {p99:.2f} ms, max {times[-1]:.2f} ms")
+    assert times[-1] < 1000
+
+
+def measure_stops(kind: str, loaded: bool, how: str, times: int) -> None:
+    """Print how many milliseconds each stop took, as JSON."""
+    stop = stop_by_signal if how == "SIGTERM" else stop_by_call
+    rng = random.Random(8)
+    print(json.dumps([stop(kind, loaded, rng) for _ in range(times)]))
+
+
+def new_server(kind: str) -> fastsock.Server:
+    if kind == "datagram":
+        return fastsock.Server("udp://127.0.0.1:0")
+    return fastsock.Server("tcp://127.0.0.1:0", engine=kind)
+
+
+def stop_by_call(kind: str, loaded: bool, rng: random.Random) -> float:
+    with new_server(kind) as server, under_load(server, loaded):
+        time.sleep(rng.uniform(0, 0.02))  # any moment will do
+        start = time.monotonic()
+        server.stop()
+        return (time.monotonic() - start) * 1e3
+
+
+def stop_by_signal(kind: str, loaded: bool, rng: random.Random) -> float:
+    sent: list[float] = []
+    with ExitStack() as stack:
+
+        def kill() -> None:
+            time.sleep(rng.uniform(0, 0.02))  # any moment will do
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def ready(server: fastsock.Server) -> None:
+            stack.enter_context(under_load(server, loaded))
+            stack.enter_context(running(kill))
+
+        new_server(kind).serve_forever(ready=ready)
+        return (time.monotonic() - sent[0]) * 1e3
+
+
+@contextmanager
+def under_load(server: fastsock.Server, loaded: bool) -> Iterator[None]:
+    """Echoes all the while, until the server has stopped."""
+    if not loaded:
+        yield
+        return
+    connections = 1 if server.engine == "serial" else 8
+
+    def load() -> None:
+        fastsock.load(server.endpoint, connections=connections, duration=60, warmup=0)
+
+    with running(load):
+        wait_until(lambda: server.stats().bytes_out > 0)
+        yield
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", SERVERS)
+def test_10000_servers(kind: str, figure: Figure) -> None:
+    """Starting and stopping 10,000 times costs neither memory nor descriptors."""
+    memory, descriptors = json.loads(in_fresh_process(measure_growth, kind, 10_000, limit=600))
+    figure(f"{memory:+.2f} bytes and {descriptors:+.5f} descriptors for each start and stop")
+    assert memory < 64
+    assert abs(descriptors) < 0.001
+
+
+def measure_growth(kind: str, times: int) -> None:
+    """Print by how much memory and descriptors grow with each server, as JSON."""
+    samples = []
+    for turn in range(times + times // 10):
+        with new_server(kind):
+            pass
+        if turn >= times // 10 and turn % (times // 100) == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            descriptors = len(list(Path("/proc/self/fd").iterdir()))
+            samples.append((turn, pages * os.sysconf("SC_PAGE_SIZE"), descriptors))
+    turns, *columns = zip(*samples, strict=True)
+    print(json.dumps([statistics.linear_regression(turns, column).slope for column in columns]))
