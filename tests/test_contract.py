@@ -394,6 +394,19 @@ def test_drain_takes_in_the_accept_queue(serve_process: ServeProcess) -> None:
         assert server.finish()["stats"]["closed"]["eof"] == 50
 
 
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_drain_begins_in_the_middle_of_accepting(serve: Serve) -> None:
+    """Many more are taken in than the server accepts in one go, though it does so at the time."""
+    server = serve()
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(150)]
+        stack.enter_context(running(lambda: server.stop(drain=60)))
+        for sock in socks:
+            finish_exactly(sock, b"hello")
+    assert not_zero(server.stats().closed) == {"eof": 150}
+
+
 @one_kind
 def test_drain_ends_at_its_deadline(serve: Serve) -> None:
     """A client that never closes is cut off when the time is over, and not before."""

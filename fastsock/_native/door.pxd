@@ -22,6 +22,7 @@ cdef struct Door:
     int epfd                        # of the epoll that watches the listener, or -1
     int held                        # a client that nobody could be found for yet, or -1
     int turns                       # attempts to accept before the others get their turn again
+    bint closing                    # a stop was requested, and `turns` are enough for who waits
 
 
 cdef inline void door_init(Door *door, Context *context, int flags,
@@ -68,7 +69,8 @@ cdef inline void begin_turn(Door *door) noexcept nogil:
     cdef Context *context = door.context
     engine.note_time(context)
     door.turns = accepting.BURST
-    if engine.stop_requested(context):
+    door.closing = engine.stop_requested(context)
+    if door.closing:
         door.turns += queue_length(context.listen_fd)
     if accepting.resting(context) and posix.monotonic_ns() >= context.resume_at:
         context.resume_at = engine.NEVER
@@ -88,7 +90,9 @@ cdef inline int next_client(Door *door) noexcept nogil:
     """Step 5: the next connection, or -1 when there is none now.
 
     Closing a listener resets what waits in its queue, and those clients think they are connected:
-    so once a stop is requested it is closed as soon as the queue is empty, or the stop is due.
+    so once a stop is requested it is closed as soon as the queue is empty, or the stop is due. Not
+    if the request comes in the middle of this, with turns for a part of the queue: wait_at() then
+    does not wait, and gives more.
     """
     cdef Context *context = door.context
     cdef int fd = door.held, ended
@@ -107,7 +111,7 @@ cdef inline int next_client(Door *door) noexcept nogil:
             break
         if ended == accepting.LISTENER_GONE:
             close_door(door)
-    if context.listen_fd >= 0 and engine.stop_requested(context):
+    if context.listen_fd >= 0 and door.closing:
         if not accepting.resting(context) or engine.stop_due(context):
             close_door(door)
     return -1
