@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
 
-.PHONY: demo test slow bench reliability soak churn hold lint dist clean
+.PHONY: demo test slow asan tsan valgrind bench reliability soak churn hold lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -17,6 +17,42 @@ test: $(VENV)/.test
 # The tests that take minutes.
 slow: $(VENV)/.test
 	$(BIN)/pytest -m slow --timeout 1800 -o faulthandler_timeout=1700
+
+# The tests again, with extension modules built for gcc's sanitizers, in build/asan and build/tsan
+# beside the usual ones. The interpreter is not built so, and so the runtime is preloaded. Leaks are
+# not looked for here, as Python frees little at its end: tests/nth_failure.py counts every block.
+# PYTHONSAFEPATH keeps `python -m` from finding the usual ones in this directory.
+SANITIZED := -m "not slow and not memory" --timeout 600 -o faulthandler_timeout=590
+SANITIZE_asan := address,undefined
+SANITIZE_tsan := thread
+OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/asan/report \
+	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build/asan/report
+OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
+TESTS_asan := tests
+# Of what has threads, all but the fork engine: ThreadSanitizer cannot follow clone().
+TESTS_tsan := -k "not fork and not pure" tests/test_contract.py tests/test_server.py tests/test_epoll.py \
+	tests/test_limits.py tests/test_services.py tests/test_datagram.py tests/test_load.py \
+	tests/test_load_datagram.py
+
+asan: RUNTIME = libasan.so
+tsan: RUNTIME = libtsan.so
+# The warning is a false one, which gcc has of poll() when it sanitizes.
+asan tsan: $(VENV)/.sanitize
+	FASTSOCK_LDFLAGS="-fsanitize=$(SANITIZE_$@)" \
+	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow" \
+		$(BIN)/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
+	rm -f build/$@/report.*
+	LD_PRELOAD=$$(gcc -print-file-name=$(RUNTIME)) $(OPTIONS_$@) \
+	PYTHONPATH=$(CURDIR)/build/$@/lib PYTHONSAFEPATH=1 $(BIN)/pytest $(SANITIZED) $(TESTS_$@)
+	@if cat build/$@/report.* 2>/dev/null; then exit 1; else echo "$@: no reports"; fi
+
+# A short suite: valgrind runs one thread at a time, and each some 30 times slower.
+valgrind: $(VENV)/.test
+	PYTHONMALLOC=malloc valgrind --error-exitcode=1 --fair-sched=yes \
+		--suppressions=tests/valgrind.supp --gen-suppressions=all --log-file=build/valgrind.log \
+		$(BIN)/python $(BIN)/pytest $(SANITIZED) -k "not fork" tests/test_shapes.py \
+		tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
+	@tail -1 build/valgrind.log
 
 # Comparison with every rival, for docs/benchmarks.md, and the pytest-benchmark suite. Some minutes.
 bench: $(VENV)/.bench
@@ -76,6 +112,6 @@ $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(addprefix $(VENV)/.,test bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
+$(addprefix $(VENV)/.,test sanitize bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
 	$(BIN)/pip install --quiet --editable '.[$*]'
 	@touch $@

@@ -105,13 +105,19 @@ def nothing_left_over() -> Iterator[None]:
 
 @pytest.fixture
 def serve(implementation: Implementation, socket_kind: str) -> Iterator[Serve]:
-    """A function that starts a server on a free endpoint; all are stopped at the end."""
+    """A function that starts a server on a free endpoint; all are stopped at the end.
+
+    By then each of its connections must have been closed and counted, and none twice.
+    """
+    servers: list[Any] = []
     with ExitStack() as stack:
 
         def start(**options: Any) -> Any:
-            return stack.enter_context(implementation.server(any_endpoint(socket_kind), **options))
+            servers.append(implementation.server(any_endpoint(socket_kind), **options))
+            return stack.enter_context(servers[-1])
 
         yield start
+    assert all(server.stats().open == 0 for server in servers)
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def test_clients_that_never_read_disturb_nobody(serve: Serve) -> None:
 
 
 @one_kind
+@pytest.mark.memory
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_memory_of_clients_that_never_read_is_bounded(serve_process: ServeProcess) -> None:
@@ -145,6 +146,7 @@ def test_memory_of_clients_that_never_read_is_bounded(serve_process: ServeProces
 
 
 @one_kind
+@pytest.mark.memory
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_memory_of_clients_that_read_at_last_is_freed(serve_process: ServeProcess) -> None:

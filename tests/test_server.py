@@ -346,6 +346,7 @@ def interrupt_a_drain() -> None:
         assert has_ended(sock)
 
 
+@pytest.mark.memory
 def test_200_servers_leave_nothing() -> None:
     """Starting and stopping 200 times leaves no descriptor, no thread, and no memory."""
     for _ in range(20):
@@ -489,13 +490,10 @@ def test_shut_listener_does_not_spin() -> None:
 
 def test_busy_python_does_not_slow_the_server() -> None:
     """Clients get their echoes while the main thread computes and never lets go of the GIL."""
-    code = "import test_server; test_server.serve_and_compute()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_server as module; "
+    command = [sys.executable, "-c", code + "module.serve_and_compute()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         endpoint = Endpoint.parse(process.stdout.readline().strip())
         with connect(endpoint) as sock:
