@@ -63,14 +63,14 @@ class Effort:
     resets: int = 200
     stops: int = 3  # for each signal
     windows: int = 3  # for a percentile, the best of which counts
-    window: float = 0.3  # seconds
+    messages: int = 5000  # in each of them
     settling: float = 0.5  # seconds until the descriptors are used up
     starved: float = 1.5  # seconds at their limit
 
 
 THOROUGH = Effort()
 QUICK = Effort(
-    runs=1, stuck=1, resets=5, stops=1, windows=1, window=0.05, settling=0.1, starved=0.2
+    runs=1, stuck=1, resets=5, stops=1, windows=1, messages=50, settling=0.1, starved=0.2
 )
 
 
@@ -162,8 +162,7 @@ def p99_us(server: ServerProcess, effort: Effort) -> float | None:
             server.address,
             connections=1,
             size=64,
-            duration=effort.window,
-            warmup=0.02,
+            messages=effort.messages,
             timeout=PATIENCE,
             wait="block",
         )
