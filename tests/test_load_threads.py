@@ -38,6 +38,8 @@ def test_each_thread_has_its_share(endpoint: str, connections: int, threads: int
             loss_timeout=10,
             progress=lambda seconds: counts.append(threading.active_count() - before),
         )
+        # An answer may arrive before the server has counted it.
+        wait_until(lambda: server.stats().bytes_out == server.stats().bytes_in)
         stats = server.stats()
     assert_good(report)
     assert max(counts) == threads
@@ -45,7 +47,7 @@ def test_each_thread_has_its_share(endpoint: str, connections: int, threads: int
     assert report.as_dict()["options"]["threads"] == threads
     assert report.duration == pytest.approx(0.25)
     assert report.messages <= report.latency.count == report.latency_from_send.count
-    assert stats.bytes_in == stats.bytes_out >= report.bytes > 0
+    assert stats.bytes_in >= report.bytes > 0
     if endpoint == STREAM:
         assert stats.accepted == report.connect_latency.count == connections
 
