@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def assert_bad(report: fastsock.LoadReport) -> None:
 def unix_server(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
     """A Unix server of one client, where what was sent and not read can be told (unix(7))."""
     over = threading.Event()
-    name = "fastsock-test-takes"
+    name = f"fastsock-test-takes-{os.getpid()}"  # two suites may run at a time
 
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import select
 import signal
 import socket
@@ -21,7 +22,8 @@ import fastsock
 
 SERVICES = {"echo": "echo", "send": "discard", "receive": "chargen"}
 ONE_WAY = ("send", "receive")
-KINDS = ("tcp://127.0.0.1:0", "tcp://[::1]:0", "unix://@fastsock-test-modes")
+KIND_NAMES = ("tcp", "tcp6", "unix")
+KINDS = ("tcp://127.0.0.1:0", "tcp://[::1]:0", f"unix://@fastsock-test-modes-{os.getpid()}")
 WAITS = ("spin", "block")
 
 #: Gives up soon on a server that lets nothing happen.
@@ -90,7 +92,7 @@ def pieces_of(data: bytes, size: int) -> list[bytes]:
 # --- counting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
 @pytest.mark.parametrize(
     ("messages", "connections", "threads", "size"),
     [(1, 1, 1, 1), (100, 3, 2, 1000), (3, 5, 1, 65537), (5, 2, 1, 1 << 20)],
@@ -116,7 +118,7 @@ def test_an_upload_is_delivered_exactly(
         assert server.stats().closed["eof"] == server.stats().accepted == connections
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
 @pytest.mark.parametrize(
     ("messages", "connections", "threads", "size"),
     [(1, 1, 1, 1), (1000, 3, 2, 74), (3, 5, 1, 7030), (5, 2, 1, 1 << 20)],
