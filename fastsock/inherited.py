@@ -102,7 +102,7 @@ def _endpoint(sock: socket.socket) -> Endpoint:
     inet = sock.family in (socket.AF_INET, socket.AF_INET6)
     stream = sock.type == socket.SOCK_STREAM
     if not (inet or sock.family == socket.AF_UNIX) or sock.type not in _PROTOCOLS:
-        raise ValueError(f"is {_kind(sock)}; expected a tcp, udp or unix one")
+        raise ValueError(f"is {_kind(sock)}; expected a tcp, udp, unix or unixgram one")
     if inet and sock.proto not in _PROTOCOLS[sock.type]:
         raise ValueError(f"is {_kind(sock)}, protocol {sock.proto}; expected tcp or udp")
     if stream and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -124,8 +124,10 @@ def _inet_endpoint(sock: socket.socket, stream: bool) -> Endpoint:
 
 def _unix_endpoint(sock: socket.socket, stream: bool) -> Endpoint:
     name = sock.getsockname()
+    if not name:
+        raise ValueError("is a socket that is not bound to a name; expected a bound one")
     # An abstract name comes as bytes that begin with a NUL, and a path as text.
-    path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else os.fsdecode(name)
+    path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else os.fsdecode(name)
     return Endpoint("unix" if stream else "unixgram", path=path)
 
 

@@ -79,9 +79,10 @@ class Server:
         fds: descriptors of bound sockets to serve on besides, made by somebody else, such as
             ``socket.create_server(...).fileno()``: listening stream sockets, or datagram ones. They
             stay the caller's: `start()` makes duplicates, and only those are closed. A listener
-            becomes non-blocking, for the caller too, and gets `nodelay`; no other option of a
-            socket is changed. Each has one worker. `stop()` leaves what waits in the queue to
-            whoever holds the socket, so that a restart loses no client.
+            becomes non-blocking, for the caller too, and gets `nodelay`; a Unix socket takes no
+            open files any more (SO_PASSRIGHTS, where there is that). Each has one worker. `stop()`
+            leaves what waits in the queue to whoever holds the socket, so that a restart loses no
+            client.
         workers: native threads per tcp endpoint, each with its own listener (SO_REUSEPORT); a
             Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.

@@ -105,6 +105,8 @@ def borrow(descriptor: int) -> socket.socket:
         sock = BorrowedListener(fileno=sock.detach())
     elif not endpoint.is_unix:
         datagrams.set_options(sock, bool(endpoint.dual_stack))
+    if endpoint.is_unix:
+        refuse_descriptors(sock)
     sock.setblocking(False)
     return sock
 

@@ -58,19 +58,19 @@ class Implementation:
         """Whether a client is served only when the one before it has gone."""
         return self.shape == "serial"
 
-    def server(self, *endpoint: Any, **options: Any) -> Any:
+    def server(self, endpoint: Any = ANY_PORT, **options: Any) -> Any:
         return self.package.Server(*where(endpoint, options), **self._shape(), **options)
 
-    def serve(self, *endpoint: Any, **options: Any) -> fastsock.ServerStats:
+    def serve(self, endpoint: Any = ANY_PORT, **options: Any) -> fastsock.ServerStats:
         return self.package.serve(*where(endpoint, options), **self._shape(), **options)
 
     def _shape(self) -> dict[str, str]:
         return {"engine" if self.native else "shape": self.shape}
 
 
-def where(endpoint: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
-    """The endpoint that was asked for, or any; none if there are sockets to inherit."""
-    return endpoint or (() if "fds" in options else (ANY_PORT,))
+def where(endpoint: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+    """The endpoint; none if there are sockets to inherit."""
+    return () if "fds" in options else (endpoint,)
 
 
 def find_implementations() -> dict[str, Implementation]:

@@ -24,6 +24,7 @@ from clients import (
     half_close,
     receive_all,
     running,
+    skip_if_rights_always_pass,
 )
 from fastsock.pure.control import Phase
 from implementations import Implementation
@@ -418,17 +419,21 @@ def bad_sockets() -> dict[str, tuple[socket.socket, str]]:
     not_listening.bind(("127.0.0.1", 0))
     return {
         "not listening": (not_listening, "is a stream socket that does not listen"),
+        "without a name": (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+            "is a socket that is not bound to a name",
+        ),
         "not bound": (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
             "is a socket that is not bound to a port",
         ),
         "seqpacket": (
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET),
-            "is a socket of AF_UNIX and SOCK_SEQPACKET; expected a tcp, udp or unix one",
+            "is a socket of AF_UNIX and SOCK_SEQPACKET; expected a tcp, udp, unix or unixgram one",
         ),
         "netlink": (
             socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM),
-            "is a socket of AF_NETLINK and SOCK_DGRAM; expected a tcp, udp or unix one",
+            "is a socket of AF_NETLINK and SOCK_DGRAM; expected a tcp, udp, unix or unixgram one",
         ),
     }
 
@@ -467,13 +472,26 @@ def test_bad_descriptors(fds: list[Any], error: type[Exception]) -> None:
         fastsock.Server(fds=fds)
 
 
-def test_unix_datagrams_are_not_served_yet(tmp_path: Path) -> None:
-    """They are refused as their endpoints are."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
-        made.bind(str(tmp_path / "echo.dgram"))
-        for package in (fastsock, fastsock.pure):
-            with pytest.raises(NotImplementedError, match="unixgram"):
-                package.Server(fds=[made.fileno()])
+@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+def test_unix_datagrams(package: Any, tmp_path: Path) -> None:
+    """A Unix datagram socket is answered on, takes no open files, and its file stays."""
+    path = str(tmp_path / "echo.dgram")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client,
+    ):
+        made.bind(path)
+        client.bind("")  # the kernel picks an abstract name
+        client.settimeout(TIMEOUT)
+        client.connect(path)
+        with package.Server(fds=[made.fileno()]) as server:
+            assert str(server.endpoint) == f"unixgram://{path}"
+            client.send(b"hello")
+            assert client.recv(100) == b"hello"
+        assert Path(path).is_socket()
+        skip_if_rights_always_pass()
+        with pytest.raises(PermissionError):
+            socket.send_fds(client, [b"probe"], [client.fileno()])
 
 
 def test_options_of_streams_do_not_go_with_datagrams() -> None:

@@ -78,7 +78,7 @@ cdef class UnixDatagramSocket(DatagramSocket):
 
 
 cdef class InheritedDatagramSocket(DatagramSocket):
-    """A bound UDP socket that somebody else has made; takes `fd` over.
+    """A bound datagram socket that somebody else has made; takes `fd` over.
 
     It gets the options without which the loop guard is blind and answers may leave from another
     address; all others are its maker's. Blocking or not, no call on it waits (MSG_DONTWAIT).
@@ -89,4 +89,7 @@ cdef class InheritedDatagramSocket(DatagramSocket):
         self.family = family
         self.inherited = True
         self.fd = fd
-        self._ask_for_addresses(dual_stack)
+        if family == posix.AF_UNIX:
+            self._refuse_descriptors()
+        else:
+            self._ask_for_addresses(dual_stack)

@@ -162,7 +162,9 @@ cdef class InheritedListener(Listener):
         self.family = family
         self.inherited = True
         self.fd = fd
-        if nodelay and family != posix.AF_UNIX:
+        if family == posix.AF_UNIX:
+            self._refuse_descriptors()
+        elif nodelay:
             self._set("TCP_NODELAY", posix.IPPROTO_TCP, posix.TCP_NODELAY, 1)
 
 
