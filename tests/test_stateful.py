@@ -124,6 +124,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self, room: Room) -> None:
         super().__init__()
+        Machine.steps -= 1  # the invariants are looked at once before the first step
         self._room = room
         self._members: list[Member] = []
         self._endpoint: Any = None  # None: no server
