@@ -108,7 +108,16 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "on Debian and Ubuntu: apt-get install python3-venv python3-dev"; exit 1; }
 
+# The io_uring engine is built where liburing is. Root on Debian and Ubuntu fetches it; without it
+# the package is whole but for that engine.
+LIBURING := pkg-config --exists 'liburing >= 2.3' 2>/dev/null
+APT_GET := apt-get -qq -o DPkg::Lock::Timeout=60
+FETCH := $(APT_GET) install -y --no-install-recommends liburing-dev pkg-config
+
 $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
+	@$(LIBURING) || { [ "$$(id -u)" = 0 ] && command -v apt-get && \
+		{ $(FETCH) || { $(APT_GET) update && $(FETCH); }; }; } >/dev/null 2>&1 || \
+		echo "no engine io_uring: apt-get install liburing-dev pkg-config, then make clean"
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 

@@ -3,10 +3,13 @@
 FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefined -g";
                   -DFASTSOCK_BATCH=8 sets how many datagrams the server takes per call
 FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
+
+The io_uring engine is left out, and everything else whole, where pkg-config finds no liburing.
 """
 
 import os
 import shlex
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -41,12 +44,37 @@ if abi3:
     macros.append(("Py_LIMITED_API", "0x030B0000"))
 
 
+def pkg_config(*arguments: str) -> list[str] | None:
+    """What pkg-config prints, or None if it is missing or does not know the package."""
+    try:
+        done = subprocess.run(["pkg-config", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else shlex.split(done.stdout)
+
+
+def uring_extension() -> list[Extension]:
+    # 2.3 is the first with io_uring_prep_recv_multishot().
+    shared = pkg_config("--cflags", "--libs", "liburing >= 2.3")
+    if shared is None:
+        print("liburing >= 2.3 not found: building without the io_uring engine")
+        return []
+    # Inside the module where it can be, so that a wheel needs nothing of its machine.
+    archive = Path("".join(pkg_config("--variable=libdir", "liburing") or []), "liburing.a")
+    if archive.exists():
+        shared = [str(archive) if flag == "-luring" else flag for flag in shared]
+    made = extension("uring")
+    made.extra_compile_args += [flag for flag in shared if flag.startswith("-I")]
+    made.extra_link_args += [flag for flag in shared if not flag.startswith("-I")]
+    return [made]
+
+
 def extension(module: str) -> Extension:
     return Extension(
         f"fastsock._native.{module}",
         [f"fastsock/_native/{module}.pyx"],
         define_macros=macros,
-        extra_compile_args=CFLAGS,
+        extra_compile_args=[*CFLAGS],
         extra_link_args=shlex.split(os.environ.get("FASTSOCK_LDFLAGS", "")),
         libraries=["pthread"],
         py_limited_api=abi3,
@@ -70,7 +98,7 @@ setup(
     include_package_data=False,  # the sources of the extensions go into the sdist only
     package_data={"fastsock": ["py.typed", "_native/*.pyi"]},
     ext_modules=cythonize(
-        [extension(module) for module in MODULES],
+        [extension(module) for module in MODULES] + uring_extension(),
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
         force=headers_changed(),

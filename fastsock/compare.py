@@ -31,7 +31,10 @@ from fastsock.report import LoadReport, host_facts
 
 BENCH_SCHEMA = "fastsock.bench/1"
 #: Not fork: the CPU time of its children is not its own, so that it would seem to cost nothing.
-NATIVE_ENGINES = tuple(name for name in engines.WORKERS if name != "fork")
+#: And not what may not work here: nobody has asked for it by name.
+NATIVE_ENGINES = tuple(
+    name for name in engines.WORKERS if name != "fork" and not engines.doubt(name)
+)
 PURE_SHAPES = ("threads", "selectors", "asyncio", "serial")
 
 #: What can be compared: the schemes of endpoints.

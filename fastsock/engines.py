@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsock._native.epoll import EpollWorker
@@ -23,12 +26,26 @@ WORKERS: dict[str, type[Worker]] = {
     "serial": SerialWorker,
 }
 
-#: Engines that are planned, so that asking for one says more than "unknown".
-MISSING = {
-    "io_uring": "not built yet",
-}
+#: Engines that this build does not have, and why.
+MISSING: dict[str, str] = {}
+
+try:
+    from fastsock._native.uring import UringWorker
+except ImportError:
+    MISSING["io_uring"] = (
+        "not in this build, which found no liburing "
+        "(apt-get install liburing-dev pkg-config, then install fastsock again)"
+    )
+else:
+    WORKERS["io_uring"] = UringWorker
 
 NAMES = ("auto", *WORKERS, *MISSING)
+
+_URING_SINCE = (6, 1)  # Linux with IORING_SETUP_DEFER_TASKRUN
+_URING_FORBIDDEN = {
+    "1": "kernel.io_uring_disabled is 1: only for CAP_SYS_ADMIN and kernel.io_uring_group",
+    "2": "kernel.io_uring_disabled is 2",
+}
 
 
 #: Engines whose connections wait one by one, each in a recv() that blocks.
@@ -66,7 +83,7 @@ def choose(name: str) -> str:
 
     Raises:
         TypeError: not a str.
-        ValueError: no such engine, or one that cannot be used here; the message says why.
+        ValueError: no such engine, or one that is not in this build; the message says why.
 
     """
     check_choice("engine", name, NAMES)
@@ -76,3 +93,40 @@ def choose(name: str) -> str:
         usable = ", ".join(("auto", *WORKERS))
         raise ValueError(f"engine {name!r} is {MISSING[name]}; usable here: {usable}")
     return name
+
+
+def doubt(name: str) -> str:
+    """Why an engine that was built may not work here, or "".
+
+    Found out by reading files alone: where a seccomp filter kills for io_uring, asking the kernel
+    would be the end of the process.
+    """
+    if name != "io_uring":
+        return ""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release and (int(release[1]), int(release[2])) < _URING_SINCE:
+        return "it needs Linux {}.{}".format(*_URING_SINCE)
+    disabled = _first_match("/proc/sys/kernel/io_uring_disabled", r"([12])")
+    if disabled:
+        return _URING_FORBIDDEN[disabled]
+    if _first_match("/proc/self/status", r"^Seccomp:\s+([12])"):
+        return "a seccomp filter is on, and many forbid it"
+    return ""
+
+
+def states() -> dict[str, str]:
+    """Every engine: available, perhaps, or not and why."""
+    found = {"auto": f"picks {choose('auto')}"}
+    for name in WORKERS:
+        why = doubt(name)
+        found[name] = f"perhaps not available: {why}" if why else "available"
+    return found | MISSING
+
+
+def _first_match(path: str, pattern: str) -> str:
+    try:
+        text = Path(path).read_text()
+    except OSError:  # not in this kernel, or hidden
+        return ""
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else ""

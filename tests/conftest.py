@@ -10,7 +10,13 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from implementations import IMPLEMENTATIONS, Implementation, ServerProcess, any_endpoint
+from implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    ServerProcess,
+    any_endpoint,
+    left_out,
+)
 from leftovers import everything
 
 FIGURES = pytest.StashKey[list[str]]()
@@ -25,11 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kinds(*kinds): on each of these sockets; else on tcp alone")
 
 
-def pytest_report_header() -> str:
-    return (
+def pytest_report_header() -> list[str]:
+    return [
         f"fastsock: {', '.join(IMPLEMENTATIONS)}; "
-        f"kernel {platform.release()}, Python {platform.python_version()}"
-    )
+        f"kernel {platform.release()}, Python {platform.python_version()}",
+        *(f"fastsock: left out {name}: {why}" for name, why in left_out().items()),
+    ]
 
 
 def pytest_terminal_summary(

@@ -73,10 +73,21 @@ def where(endpoint: Any, options: dict[str, Any]) -> tuple[Any, ...]:
     return () if "fds" in options else (endpoint,)
 
 
+def usable_engines() -> list[str]:
+    """The native engines; without one that this kernel or a sandbox may forbid."""
+    return [name for name in engines.WORKERS if not engines.doubt(name)]
+
+
+def left_out() -> dict[str, str]:
+    """The other engines, and why they are not tested."""
+    doubts = {name: engines.doubt(name) for name in engines.WORKERS}
+    return engines.MISSING | {name: why for name, why in doubts.items() if why}
+
+
 def find_implementations() -> dict[str, Implementation]:
     """Every one there is; those that serve one client at a time come last."""
     found = [
-        *(Implementation(f"native-{name}", fastsock, name) for name in engines.WORKERS),
+        *(Implementation(f"native-{name}", fastsock, name) for name in usable_engines()),
         *(Implementation(f"pure-{name}", pure, name) for name in pure.SHAPES),
     ]
     return {each.name: each for each in sorted(found, key=lambda each: each.one_at_a_time)}

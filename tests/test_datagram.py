@@ -23,6 +23,7 @@ from typing import Any
 import fastsock.pure
 import pytest
 from clients import not_zero
+from implementations import usable_engines
 
 from fastsock import Endpoint, Server
 
@@ -532,7 +533,7 @@ def test_one_worker_per_endpoint() -> None:
     assert stats.datagrams_out == 1
 
 
-@pytest.mark.parametrize("engine", ["epoll", "poll", "threads", "fork", "serial"])
+@pytest.mark.parametrize("engine", usable_engines())
 def test_beside_every_engine(engine: str, tmp_path: Path) -> None:
     """Datagrams are served beside streams of every kind, whichever engine serves those."""
     unix = f"unix://{tmp_path}/echo"

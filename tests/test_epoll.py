@@ -110,6 +110,7 @@ PASSING = ("ECONNABORTED", "EPROTO", "ENETDOWN", "EHOSTUNREACH", "EPERM", "EINTR
 # The others that accept(2) asks to treat like EAGAIN.
 PASSING_TOO = ("ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EOPNOTSUPP", "ENETUNREACH")
 STARVING = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
+ONE_AT_A_TIME = {"max_connections": 1000}  # so that every engine calls accept4() for each
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,9 @@ STARVING = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 )
 def test_accept_fails(implementation: Implementation, log: Path, error: str) -> None:
     """Three failures of accept in a row are counted, and every client is served all the same."""
-    with injecting(implementation, "accept4", f"error={error}:when=1..3", log) as server:
+    with injecting(
+        implementation, "accept4", f"error={error}:when=1..3", log, **ONE_AT_A_TIME
+    ) as server:
         for _ in range(3):
             assert_serves(server.endpoint)
         stats = server.stats()
@@ -131,7 +134,9 @@ def test_accept_fails(implementation: Implementation, log: Path, error: str) -> 
 @pytest.mark.parametrize("error", ["EINVAL", "EBADF", "ENOTSOCK"])
 def test_accept_fails_for_good(implementation: Implementation, log: Path, error: str) -> None:
     """An error that says that the listener is gone ends serve() with it."""
-    with injecting(implementation, "accept4", f"error={error}:when=1+", log) as server:
+    with injecting(
+        implementation, "accept4", f"error={error}:when=1+", log, **ONE_AT_A_TIME
+    ) as server:
         with suppress(ConnectionError):
             connect(server.endpoint).close()
         assert server.wait() == 1

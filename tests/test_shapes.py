@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from implementations import Implementation
+from implementations import Implementation, usable_engines
 from leftovers import children
 
 import fastsock
-from fastsock import engines
 
 pytestmark = pytest.mark.native
 
-SHAPES = tuple(engines.WORKERS)
+SHAPES = usable_engines()
 MIB = 1 << 20
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 

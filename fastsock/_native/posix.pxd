@@ -5,9 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "<errno.h>" nogil:
     int errno
     int EAGAIN, EINTR, EINVAL, EBADF, ENOTSOCK, EOPNOTSUPP, EINPROGRESS
-    int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
+    int EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EBUSY, ECANCELED, ETIME
     int ECONNRESET, ECONNREFUSED, EPIPE, ETIMEDOUT, ENOENT
-    int EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOSYS, ENOPROTOOPT, EIO, EMSGSIZE
+    int EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOSYS, ENOPROTOOPT, EIO, EMSGSIZE, EPERM
 
 cdef extern from "<netinet/udp.h>" nogil:
     int SOL_UDP, UDP_GRO, UDP_SEGMENT
@@ -192,6 +192,14 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
     int timerfd_create(int clock, int flags)
     int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
+cdef extern from "<sys/resource.h>" nogil:
+    int RLIMIT_NOFILE
+
+    struct rlimit:
+        unsigned long rlim_cur
+
+    int getrlimit(int resource, rlimit *limit)
 
 cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS

@@ -15,10 +15,9 @@ KINDS = ("tcp", "udp", "unix", "unixgram")
 @json_option
 def info(json_path: str | None) -> int:
     """Show the version, the machine, and which engines and endpoint kinds can be used."""
-    available = dict.fromkeys(engines.WORKERS, "available")
     facts = {
         "host": host_facts(),
-        "engines": {"auto": f"picks {engines.choose('auto')}", **available, **engines.MISSING},
+        "engines": engines.states(),
         "endpoints": dict.fromkeys(KINDS, "available"),
     }
     if json_path:
