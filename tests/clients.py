@@ -173,6 +173,24 @@ def running(work: Callable[[], object]) -> Iterator[threading.Thread]:
         raise failures[0]
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until the socket takes no more; return how many bytes it took."""
+    junk, sent = bytes(64 * 1024), 0
+    sock.setblocking(False)
+    try:
+        while True:
+            sent += sock.send(junk)
+    except BlockingIOError:
+        return sent
+
+
+def idle_cpu_seconds(sock: socket.socket, seconds: float) -> float:
+    """CPU time that this process takes while nothing arrives."""
+    before = time.process_time()
+    assert select.select([sock], [], [], seconds)[0] == []
+    return time.process_time() - before
+
+
 def assert_same(received: bytes, sent: bytes) -> None:
     """Compare without printing megabytes."""
     assert len(received) == len(sent)

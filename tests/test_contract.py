@@ -20,9 +20,11 @@ from clients import (
     assert_serves,
     connect,
     echo_exactly,
+    fill,
     finish_exactly,
     half_close,
     has_ended,
+    idle_cpu_seconds,
     not_zero,
     random_chunks,
     receive_all,
@@ -181,17 +183,6 @@ def stall(bytes_in: Callable[[], int], *socks: socket.socket) -> list[int]:
         sent = [before + now for before, now in zip(sent, more, strict=True)]
 
 
-def fill(sock: socket.socket) -> int:
-    """Send until the socket takes no more; return how many bytes it took."""
-    junk, sent = bytes(64 * KIB), 0
-    sock.setblocking(False)
-    try:
-        while True:
-            sent += sock.send(junk)
-    except BlockingIOError:
-        return sent
-
-
 @pytest.mark.many_clients
 def test_many_clients_at_once_never_get_each_others_bytes(serve: Serve) -> None:
     """200 connections with a payload of their own each, all in flight at a time."""
@@ -266,13 +257,6 @@ def test_urgent_byte_does_not_spin(serve: Serve) -> None:
         sock.send(b"!", socket.MSG_OOB)
         assert idle_cpu_seconds(sock, 0.5) < 0.2
         echo_exactly(sock, b"after")
-
-
-def idle_cpu_seconds(sock: socket.socket, seconds: float) -> float:
-    """CPU time that this process takes while nothing arrives."""
-    before = time.process_time()
-    assert select.select([sock], [], [], seconds)[0] == []
-    return time.process_time() - before
 
 
 # --- stopping -----------------------------------------------------------------------------------

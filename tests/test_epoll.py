@@ -225,6 +225,30 @@ def test_epoll_wait_fails(implementation: Implementation, log: Path) -> None:
         assert "OSError" in server.errors()
 
 
+@pytest.mark.native("io_uring")
+@pytest.mark.parametrize("error", ["EINTR", "EAGAIN", "EBUSY"])
+def test_io_uring_enter_is_interrupted(
+    implementation: Implementation, log: Path, error: str
+) -> None:
+    """io_uring_enter that fails every second time, as it may at any time, changes nothing."""
+    with (
+        injecting(implementation, "io_uring_enter", f"error={error}:when=1+2", log) as server,
+        connect(server.endpoint) as sock,
+    ):
+        finish_exactly(sock, *random_chunks(11, 1 << 20, 1 << 13))
+
+
+@pytest.mark.native("io_uring")
+def test_io_uring_enter_fails(implementation: Implementation, log: Path) -> None:
+    """If io_uring itself fails, serve() ends with the error and does not spin."""
+    with injecting(implementation, "io_uring_enter", "error=EBADF:when=2+", log) as server:
+        with suppress(ConnectionError), connect(server.endpoint) as sock:
+            sock.sendall(b"hello")
+            sock.recv(5)
+        assert server.wait() == 1
+        assert "OSError" in server.errors()
+
+
 @pytest.mark.native("epoll")
 @pytest.mark.parametrize("error", ["ENOMEM", "ENOSPC"])
 def test_connection_cannot_be_watched(
