@@ -417,7 +417,12 @@ class Server:
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):
-            return DatagramWorker(bound, loop_guard=self._loop_guard, cpu=cpu)
+            return DatagramWorker(
+                bound,
+                loop_guard=self._loop_guard,
+                busy_poll=self._worker_options["busy_poll"],
+                cpu=cpu,
+            )
         return engines.WORKERS[self.engine](
             bound, max_connections=max_connections, cpu=cpu, **self._worker_options
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import connect, echo_exactly, finish_exactly, random_chunks, wait_until
+from clients import TIMEOUT, connect, echo_exactly, finish_exactly, random_chunks, wait_until
 from implementations import Implementation, ServerProcess
 
 import fastsock
@@ -39,6 +40,30 @@ def questions(serve_process: ServeProcess, log: Path, **options: Any) -> int:
             echo_exactly(sock, b"short")
     server.close()
     return len(re.findall(r"(?:epoll_wait|poll)\(.*, \d+, 0\b", log.read_text()))
+
+
+@pytest.mark.native("epoll")  # as good as any: datagrams have an engine of their own
+def test_asks_for_datagrams_too(serve_process: ServeProcess, tmp_path: Path) -> None:
+    assert unprompted_receives(serve_process, tmp_path / "without", busy_poll=0) <= 0
+    assert unprompted_receives(serve_process, tmp_path / "with", busy_poll=LONGEST) > 0
+
+
+def unprompted_receives(serve_process: ServeProcess, log: Path, **options: Any) -> int:
+    """How often a server looked for datagrams without poll(), while it answered 100."""
+    server = serve_process(
+        under=("strace", "-f", "-qq", "-o", str(log), "-e", "trace=poll,recvmmsg"),
+        endpoint="udp://127.0.0.1:0",
+        **options,
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.connect((server.endpoint.host, server.endpoint.port))
+        for number in range(100):
+            sock.send(b"%d" % number)
+            assert sock.recv(100) == b"%d" % number
+    server.close()
+    calls = log.read_text()
+    return len(re.findall(r"recvmmsg\(", calls)) - len(re.findall(r"poll\(.*, 2, -1", calls))
 
 
 @WAITS_IN_ONE_PLACE

@@ -19,12 +19,13 @@ fill that buffer, and then answers to anybody are dropped until it reads or ends
 would only make everybody wait.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastsock._native cimport accepting, atomic, engine, posix
 from fastsock._native.ancillary cimport Arrival, Control, answer_from_asked, send_in_one
 from fastsock._native.ancillary cimport send_in_segments, read_arrival
+from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
 from fastsock._native.datagram_socket cimport DatagramSocket
 from fastsock._native.engine cimport Context
@@ -62,20 +63,22 @@ cdef struct Loop:
 cdef class DatagramWorker(Worker):
     """A worker that serves one datagram socket; takes the descriptor over from `socket`.
 
-    With `loop_guard`, datagrams that may be another server's answers are dropped. The thread runs
-    on `cpu`; -1 is any.
+    With `loop_guard`, datagrams that may be another server's answers are dropped. `busy_poll` is
+    the longest time spent asking before blocking, in microseconds. The thread runs on `cpu`; -1 is
+    any.
     """
 
     cdef Loop *loop
     cdef bint guarded
     cdef SocketName own
 
-    def __init__(self, DatagramSocket socket not None, *, bint loop_guard, int cpu=-1):
+    def __init__(self, DatagramSocket socket not None, *, bint loop_guard, int64_t busy_poll=0,
+                 int cpu=-1):
         self.guarded = loop_guard
         self.own.size = sizeof(self.own.address)
         if posix.getsockname(socket.fd, <posix.sockaddr *>&self.own.address, &self.own.size) != 0:
             raise os_error(posix.errno, "getsockname", socket.where)
-        Worker.__init__(self, socket, buffer_size=SIZE_MAX, cpu=cpu)
+        Worker.__init__(self, socket, buffer_size=SIZE_MAX, busy_poll=busy_poll, cpu=cpu)
 
     cdef int prepare(self) except -1:
         cdef Loop *loop = <Loop *>calloc(1, sizeof(Loop))
@@ -110,9 +113,10 @@ cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
     cdef int count = 0
     while not engine.stop_requested(loop.context):
-        if count < BATCH:           # a full batch was probably not all
-            wait(loop)
-        count = echo_batch(loop)
+        if count == BATCH:          # it was probably not all
+            count = echo_batch(loop)
+        else:
+            count = wait_and_echo(loop)
     # What waits in the queue is answered too, while there is time, unless somebody else goes on.
     while (not loop.context.inherited and not engine.stop_due(loop.context)
            and echo_batch(loop) != 0):
@@ -120,6 +124,20 @@ cdef void *run(void *argument) noexcept nogil:
     accepting.close_listener(loop.context)
     engine.notify(loop.context.done_fd)
     return NULL
+
+
+cdef int wait_and_echo(Loop *loop) noexcept nogil:
+    """As echo_batch(), when there is something."""
+    cdef BusyPoll *busy_poll = &loop.context.busy_poll
+    cdef int count
+    begin_wait(busy_poll)
+    while not accepting.resting(loop.context) and asks_on(busy_poll):
+        count = echo_batch(loop)
+        if count != 0 or engine.stop_requested(loop.context):
+            return count
+    wait(loop)
+    end_wait(busy_poll)
+    return echo_batch(loop)
 
 
 cdef void wait(Loop *loop) noexcept nogil:
