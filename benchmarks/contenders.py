@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 from benchmarks.rivals.build import compile_rival
 from fastsock.compare import NATIVE_ENGINES, PURE_SHAPES, Contender, native, pure
 
 ADDRESS = ("127.0.0.1", "0")
-C_SERVERS = {"tcp": ("C epoll", "epoll_echo"), "udp": ("C recvfrom", "udp_echo")}
+C_SERVERS = {
+    "tcp": ("C epoll", "epoll_echo"),
+    "udp": ("C recvfrom", "udp_echo"),
+    "completions": ("C io_uring", "uring_echo"),
+}
+COROUTINES = ("gevent", "trio")
 
 
 def natives(connections: int) -> list[Contender]:
@@ -23,11 +29,19 @@ def pures(connections: int) -> list[Contender]:
 
 
 def rivals() -> list[Contender]:
-    """The rivals that can run here: the C loop always, uvloop where it is installed."""
-    found = [plain_c("tcp"), protocol("asyncio")]
+    """The rivals that can run here: the C loop always, the others where they are installed."""
+    found = [plain_c("tcp")]
+    if Path("/usr/include/liburing.h").exists():
+        found.append(plain_c("completions"))
+    found.append(protocol("asyncio"))
     if importlib.util.find_spec("uvloop"):
         found.append(protocol("uvloop"))
-    return found
+    return found + [coroutines(name) for name in COROUTINES if importlib.util.find_spec(name)]
+
+
+def coroutines(library: str) -> Contender:
+    script = "benchmarks.rivals.coroutine_echo"
+    return Contender(library, (sys.executable, "-m", script, *ADDRESS, "--library", library))
 
 
 def plain_c(kind: str) -> Contender:

@@ -11,6 +11,7 @@ SOURCES = Path(__file__).resolve().parent
 BINARIES = SOURCES / "bin"
 COMPILERS = ("cc", "gcc")
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
+LIBRARIES = {"uring_echo": ("-luring",)}  # of liburing-dev
 
 
 def compile_rival(name: str) -> Path:
@@ -35,7 +36,9 @@ def compile_rival(name: str) -> Path:
     unfinished = BINARIES / f"{name}.{os.getpid()}"
     try:
         done = subprocess.run(
-            [compiler, *FLAGS, "-o", unfinished, source], capture_output=True, text=True
+            [compiler, *FLAGS, "-o", unfinished, source, *LIBRARIES.get(name, ())],
+            capture_output=True,
+            text=True,
         )
         if done.returncode != 0:
             raise RuntimeError(f"{compiler} could not compile {source.name}:\n{done.stderr}")
