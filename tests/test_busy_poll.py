@@ -19,7 +19,7 @@ Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
 
 LONGEST = 10_000  # microseconds
-WAITS_IN_ONE_PLACE = pytest.mark.native("epoll", "poll", "serial")
+WAITS_IN_ONE_PLACE = pytest.mark.native("epoll", "poll", "serial", "io_uring")
 
 
 @WAITS_IN_ONE_PLACE
@@ -33,13 +33,13 @@ def test_asks_without_blocking_while_waits_are_short(
 
 def questions(serve_process: ServeProcess, log: Path, **options: Any) -> int:
     """How often a server asked without waiting while it echoed 100 messages."""
-    calls = "trace=/^(epoll_wait|poll)$"
+    calls = "trace=/^(epoll_wait|poll|io_uring_enter)$"
     server = serve_process(under=("strace", "-f", "-qq", "-o", str(log), "-e", calls), **options)
     with connect(server.endpoint) as sock:
         for _ in range(100):
             echo_exactly(sock, b"short")
     server.close()
-    return len(re.findall(r"(?:epoll_wait|poll)\(.*, \d+, 0\b", log.read_text()))
+    return len(re.findall(r"(?:epoll_wait|poll|io_uring_enter)\(.*, \d+, 0\b", log.read_text()))
 
 
 @pytest.mark.native("epoll")  # as good as any: datagrams have an engine of their own

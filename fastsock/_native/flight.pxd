@@ -18,7 +18,7 @@ from fastsock._native.ring cimport NO_BUFFER, Ring, buffer_at, buffer_of, new_en
 from fastsock._native.ring cimport ring_close
 from fastsock._native.table cimport CHUNK_BITS, CHUNK_SLOTS, CHUNKS_MAX, NO_SLOT, Table
 from fastsock._native.table cimport add_connection, connection_at, owner_of, remove_connection
-from fastsock._native.table cimport table_free, table_init, token_of
+from fastsock._native.table cimport table_free, table_init, token_of, vacate
 
 cdef enum:
     SMALL_AGAIN = 4                 # receives that would fit a buffer before a stream is none
@@ -412,23 +412,21 @@ cdef inline void close_overdue(Flights *flights) noexcept nogil:
 
 
 cdef inline bint adopt(Flights *flights, int fd) noexcept nogil:
-    """Give a new connection a slot and begin with it; False, and closed, without memory."""
+    """Give a new connection a slot and begin with it; False without memory."""
     cdef uint32_t slot = add_connection(&flights.table, flights.context, fd)
     cdef Flight *flight
     if slot == NO_SLOT:
-        posix.close(fd)
         return False
     if flights.chunks[slot >> CHUNK_BITS] == NULL:
         flights.chunks[slot >> CHUNK_BITS] = <Flight *>calloc(CHUNK_SLOTS, sizeof(Flight))
     if flights.chunks[slot >> CHUNK_BITS] == NULL:
-        remove_connection(&flights.table, slot)
+        vacate(&flights.table, slot)
         return False
     flight = flight_at(flights, slot)
     flight.by_readiness = flights.by_readiness
     flight.stalled = flight.at_end = False
     flight.ending = flight.small = 0
     flight.first = NO_BUFFER
-    atomic.count(&flights.context.counters.accepted, 1)
     settle(flights, slot)
     return True
 

@@ -46,12 +46,14 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_enable_rings(io_uring *ring)
     int io_uring_register_buf_ring(io_uring *ring, io_uring_buf_reg *reg, unsigned int flags)
     int io_uring_submit(io_uring *ring)
+    int io_uring_submit_and_get_events(io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned int count)
     int io_uring_submit_and_wait_timeout(io_uring *ring, io_uring_cqe **cqe, unsigned int count,
                                          kernel_timespec *timeout, void *mask)
     void io_uring_queue_exit(io_uring *ring)
 
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
+    unsigned int io_uring_cq_ready(io_uring *ring)
     unsigned int io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned int count)
     void io_uring_cq_advance(io_uring *ring, unsigned int count)
 

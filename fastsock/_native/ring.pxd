@@ -142,6 +142,13 @@ cdef inline int submit_and_wait(Ring *ring, int timeout_ms) noexcept nogil:
         &ring.ring, &first, 1, &timeout, NULL))
 
 
+cdef inline int submit_and_look(Ring *ring, bint *found) noexcept nogil:
+    """The same without waiting: whether a completion has come in."""
+    cdef int result = note_result(ring, liburing.io_uring_submit_and_get_events(&ring.ring))
+    found[0] = liburing.io_uring_cq_ready(&ring.ring) > 0
+    return result
+
+
 cdef inline uint32_t completions(Ring *ring) noexcept nogil:
     """Fill `batch` with what has come in; to be given back with `seen()`."""
     return liburing.io_uring_peek_batch_cqe(&ring.ring, ring.batch, BATCH)

@@ -20,13 +20,16 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastsock._native cimport accepting, atomic, engine, liburing, posix
+from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
+from fastsock._native.door cimport Door, begin_turn, close_door, door_init, expects, finished
+from fastsock._native.door cimport give_up, hold, let_go, listening, next_client
 from fastsock._native.engine cimport Context
 from fastsock._native.flight cimport OPERATION_SHIFT, SLOT_MASK, Flights, adopt, close_overdue
 from fastsock._native.flight cimport end_all, feed_starved, flights_free, flights_init, on_result
 from fastsock._native.flight cimport send_all, settle_all
 from fastsock._native.ring cimport BUFFER_BYTES, Ring, completions, new_entry, ring_add_buffers
-from fastsock._native.ring cimport ring_open, seen, submit_and_wait
+from fastsock._native.ring cimport ring_open, seen, submit_and_look, submit_and_wait
 from fastsock._native.table cimport close_copies
 from fastsock._native.worker cimport Worker
 
@@ -38,9 +41,10 @@ cdef enum:                          # tokens without a connection: all the slot'
 
 cdef struct Loop:
     Context *context
+    Door door
     Ring *ring                      # that of the flights
     Flights flights
-    uint64_t listening              # ACCEPT or READY, if one of them is under way, else 0
+    uint64_t asking                 # ACCEPT or READY, if one of them is under way, else 0
     bint cancelling                 # it
     unsigned long descriptors       # the limit that it was begun under
     bint accepted                   # some, this turn
@@ -70,6 +74,7 @@ cdef class UringWorker(Worker):
         self.loop = loop
         loop.context = &self.context
         loop.ring = &loop.flights.ring
+        door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.flights.table.open)
         loop.cautious = one_at_a_time(loop)
         if not flights_init(&loop.flights, &self.context):
             raise MemoryError
@@ -94,6 +99,7 @@ cdef class UringWorker(Worker):
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
+            let_go(&self.loop.door)
             close_copies(&self.loop.flights.table)
 
 
@@ -113,22 +119,23 @@ cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
     cdef int result = liburing.io_uring_enable_rings(&loop.ring.ring)
     if result < 0:
-        give_up(loop, -result)
+        fail_ring(loop, -result)
     watch_wake(loop)
     listen(loop)
-    while not finished(loop):
+    while not finished(&loop.door, loop.flights.table.open > 0):
         wait_and_serve(loop)
+    let_go(&loop.door)
     close_all(loop)
     engine.notify(loop.context.done_fd)
     return NULL
 
 
 cdef void wait_and_serve(Loop *loop) noexcept nogil:
-    cdef int result = submit_and_wait(loop.ring, engine.timeout_ms(loop.context))
+    cdef int result = wait(loop)
     if result < 0:
-        give_up(loop, -result)
+        fail_ring(loop, -result)
         return
-    engine.note_time(loop.context)
+    begin_turn(&loop.door)
     collect(loop)
     if loop.accepted:
         heed_limit(loop)
@@ -136,11 +143,23 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     send_all(&loop.flights)
     if engine.sweep_due(loop.context):
         close_overdue(&loop.flights)
-    if accepting.resting(loop.context) and posix.monotonic_ns() >= loop.context.resume_at:
-        loop.context.resume_at = engine.NEVER
-        listen(loop)
-    if engine.stop_requested(loop.context) and loop.context.listen_fd >= 0:
-        drain_queue(loop)
+    if expects(&loop.door):
+        let_in(loop)
+    listen(loop)
+
+
+cdef inline int wait(Loop *loop) noexcept nogil:
+    cdef BusyPoll *busy_poll = &loop.context.busy_poll
+    cdef bint found = False
+    cdef int result
+    begin_wait(busy_poll)
+    while asks_on(busy_poll):
+        result = submit_and_look(loop.ring, &found)
+        if found or result < 0:
+            return result
+    result = submit_and_wait(loop.ring, engine.timeout_ms(loop.context))
+    end_wait(busy_poll)
+    return result
 
 
 cdef inline void on_completion(Loop *loop, liburing.io_uring_cqe *entry) noexcept nogil:
@@ -169,18 +188,18 @@ cdef void listen(Loop *loop) noexcept nogil:
     And at the descriptor limit accept() fails also when nobody comes.
     """
     cdef liburing.io_uring_sqe *entry
-    if loop.listening or loop.context.listen_fd < 0 or engine.stop_requested(loop.context):
+    if loop.asking or not listening(&loop.door) or engine.stop_requested(loop.context):
         return
     entry = new_entry(loop.ring)
     if loop.cautious:
         liburing.io_uring_prep_poll_add(entry, loop.context.listen_fd, posix.POLLIN)
-        loop.listening = READY
+        loop.asking = READY
     else:
         liburing.io_uring_prep_multishot_accept(entry, loop.context.listen_fd, NULL, NULL,
                                                 posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
-        loop.listening = ACCEPT
+        loop.asking = ACCEPT
         loop.descriptors = descriptor_limit()
-    entry.user_data = loop.listening
+    entry.user_data = loop.asking
 
 
 cdef inline bint one_at_a_time(Loop *loop) noexcept nogil:
@@ -198,32 +217,47 @@ cdef void on_listener_or_wake(Loop *loop, uint64_t token, int32_t result,
         loop.cancelling = False
         return
     if not flags & liburing.IORING_CQE_F_MORE:
-        loop.listening = 0
-    if token == ACCEPT:
-        on_accepted(loop, result)
-    elif result != -posix.ECANCELED:
-        accept_burst(loop)
-    if not accepting.resting(loop.context):
-        listen(loop)
-
-
-cdef void on_accepted(Loop *loop, int32_t result) noexcept nogil:
+        loop.asking = 0
     if result == -posix.ECANCELED:
         return
-    if result >= 0 and adopt(&loop.flights, result):
+    if token == READY:
+        let_in(loop)
+    elif result >= 0:
+        on_accepted(loop, result)
+    else:
+        on_accept_failed(loop, -result)
+
+
+cdef void on_accepted(Loop *loop, int fd) noexcept nogil:
+    atomic.count(&loop.context.counters.accepted, 1)
+    if adopt(&loop.flights, fd):
         loop.accepted = True
-        return
-    if loop.listening:
+    elif loop.door.held < 0:
+        hold(&loop.door, fd, posix.ENOMEM)
+        stop_asking(loop)
+    else:
+        posix.close(fd)             # there was no memory for two
+        atomic.count(&loop.context.counters.closed[engine.CLOSED_ERROR], 1)
+
+
+cdef void on_accept_failed(Loop *loop, int error) noexcept nogil:
+    if accepting.accept_failed(loop.context, error) == accepting.LISTENER_GONE:
+        close_door(&loop.door)
+    elif accepting.resting(loop.context):
+        stop_asking(loop)
+
+
+cdef void stop_asking(Loop *loop) noexcept nogil:
+    """Accepting rests; then it is begun again with care, until the queue was empty once."""
+    loop.cautious = True
+    if loop.asking:
         cancel_listener(loop)
-    if after_failure(loop, accepting.accept_failed(
-            loop.context, posix.ENOMEM if result >= 0 else -result)):
-        loop.cautious = True
 
 
 cdef void heed_limit(Loop *loop) noexcept nogil:
     """A multishot accept keeps to the descriptor limit that was when it began: begin it again."""
     loop.accepted = False
-    if loop.listening == ACCEPT and descriptor_limit() != loop.descriptors:
+    if loop.asking == ACCEPT and descriptor_limit() != loop.descriptors:
         cancel_listener(loop)
 
 
@@ -232,29 +266,23 @@ cdef inline unsigned long descriptor_limit() noexcept nogil:
     return limit.rlim_cur if posix.getrlimit(posix.RLIMIT_NOFILE, &limit) == 0 else 0
 
 
-cdef bint after_failure(Loop *loop, int ended) noexcept nogil:
-    """True if accepting rests or has ended."""
-    if ended == accepting.LISTENER_GONE:
-        stop_accepting(loop)
-    return ended == accepting.LISTENER_GONE or ended == accepting.MUST_REST
+cdef void let_in(Loop *loop) noexcept nogil:
+    """Step 5, in bursts. A client that there is no memory for is held until there is.
 
-
-cdef bint accept_burst(Loop *loop) noexcept nogil:
-    """True while there may be more in the queue."""
-    cdef int fd, ended, _
-    for _ in range(accepting.BURST):
-        if accepting.full(loop.context, loop.flights.table.open):
-            ended = accepting.MUST_REST
-        else:
-            ended = accepting.accept_one(loop.context, posix.SOCK_NONBLOCK, &fd)
-        if ended == accepting.ACCEPTED and not adopt(&loop.flights, fd):
-            ended = accepting.accept_failed(loop.context, posix.ENOMEM)
-        if ended == accepting.QUEUE_EMPTY:
-            loop.cautious = one_at_a_time(loop)
-            return False
-        if after_failure(loop, ended):
-            return False
-    return True
+    While accept() is under way close() does not stop it, and shutdown() would stop it for every
+    process that has a copy: at a stop it is cancelled first.
+    """
+    cdef int fd
+    if loop.asking:
+        cancel_listener(loop)
+        return
+    fd = next_client(&loop.door)
+    while fd >= 0:
+        if not adopt(&loop.flights, fd):
+            hold(&loop.door, fd, posix.ENOMEM)
+        fd = next_client(&loop.door)
+    if loop.door.turns > 0 and listening(&loop.door):
+        loop.cautious = one_at_a_time(loop)
 
 
 # --- stopping -----------------------------------------------------------------------------------
@@ -265,54 +293,20 @@ cdef void watch_wake(Loop *loop) noexcept nogil:
     entry.user_data = WAKE
 
 
-cdef void stop_accepting(Loop *loop) noexcept nogil:
-    accepting.close_listener(loop.context)
-
-
-cdef void drain_queue(Loop *loop) noexcept nogil:
-    """Once a stop is requested: take in what waits to be accepted, then stop listening.
-
-    Closing a listener resets what waits in its queue, and those clients think they are connected.
-    Without descriptors for them it listens on until there are some, or until the stop is due.
-    And while accept() is under way close() does not stop it, and shutdown() would stop it for
-    every process that has a copy: it is cancelled first.
-    """
-    cdef int _
-    if loop.listening:
-        cancel_listener(loop)
-        return
-    for _ in range(accepting.BURSTS_AT_STOP):
-        if accepting.resting(loop.context) or not accept_burst(loop):
-            break
-    if loop.context.listen_fd < 0:
-        return
-    if not accepting.resting(loop.context) or engine.stop_due(loop.context):
-        stop_accepting(loop)
-
-
 cdef void cancel_listener(Loop *loop) noexcept nogil:
     cdef liburing.io_uring_sqe *entry
     if loop.cancelling:
         return
     entry = new_entry(loop.ring)
-    liburing.io_uring_prep_cancel64(entry, loop.listening, 0)
+    liburing.io_uring_prep_cancel64(entry, loop.asking, 0)
     entry.user_data = CANCEL_LISTENER
     loop.cancelling = True
 
 
-cdef inline bint finished(Loop *loop) noexcept nogil:
-    if loop.context.listen_fd >= 0 or not engine.stop_requested(loop.context):
-        return False
-    return loop.flights.table.open == 0 or engine.stop_due(loop.context)
-
-
-cdef void give_up(Loop *loop, int error) noexcept nogil:
+cdef void fail_ring(Loop *loop, int error) noexcept nogil:
     """io_uring itself failed, as when something else in the process closed its descriptor."""
     loop.ring.failed = True
-    atomic.lower_i64(&loop.context.stop_at, 0)
-    accepting.note_failure(loop.context, error)
-    if loop.context.listen_fd >= 0:
-        stop_accepting(loop)
+    give_up(&loop.door, error)
 
 
 cdef void close_all(Loop *loop) noexcept nogil:
