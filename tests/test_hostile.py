@@ -42,7 +42,7 @@ TCP_MAXSEG_MIN = 88  # bytes; below it setsockopt() says EINVAL, TCP_MIN_MSS in 
 @pytest.mark.parametrize(
     ("clients", "idle_timeout"),
     [
-        pytest.param(100, 0.5, id="100"),
+        pytest.param(40, 2.0, id="40"),
         pytest.param(5000, 5.0, id="5000", marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
     ],
 )
@@ -81,9 +81,9 @@ def need_descriptors(count: int) -> None:
 @pytest.mark.native
 @pytest.mark.many_clients
 @pytest.mark.parametrize(
-    ("limit", "messages"), [(50, 10_000), pytest.param(1000, 500_000, marks=[pytest.mark.slow])]
+    ("limit", "seconds"), [(50, 1.0), pytest.param(1000, 20.0, marks=[pytest.mark.slow])]
 )
-def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, messages: int) -> None:
+def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, seconds: float) -> None:
     """Twice max_connections come again and again: never more are open, and all are served."""
     server = serve(max_connections=limit)
     most = 0
@@ -99,7 +99,8 @@ def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, messages: int
             report = fastsock.load(
                 server.endpoint,
                 connections=2 * limit,
-                messages=messages,
+                duration=seconds,
+                warmup=0,
                 reconnect_every=10,
                 wait="block",
                 timeout=TIMEOUT,
@@ -107,7 +108,7 @@ def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, messages: int
         finally:
             over.set()
     assert not report.failed, report.reasons
-    assert report.messages == messages
+    assert server.stats().accepted > 2 * limit
     assert 0 < most <= limit
     assert server.stats().accept_pauses == 0
 
