@@ -22,6 +22,7 @@ EXPECTED = {  # calls of which each server has at least one that can go wrong
     "threads": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
     "fork": {"accept4", "recv", "send", "poll", "epoll_wait", "epoll_ctl", "calloc", "mmap64"},
     "serial": {"accept4", "recv", "send", "poll", "malloc", "calloc"},
+    "io_uring": {"accept4", "recv", "send", "malloc", "calloc", "mmap64"},
     "datagram": {"recvmmsg", "sendmmsg", "poll", "malloc", "calloc"},
 }
 

@@ -308,7 +308,7 @@ def test_a_bad_mode(server_at: MakeServer, mode: object) -> None:
 def test_open_files_are_refused(server_at: MakeServer, path: Path) -> None:
     """A server that would have to close a client's files could be made to wait by that."""
     skip_if_rights_always_pass()
-    with server_at(url(path)), connect(path) as sock:
+    with server_at(url(path)) as server, connect(server.endpoint) as sock:
         with pytest.raises(PermissionError):
             socket.send_fds(sock, [b"probe"], [sock.fileno()])
         sock.sendall(b"probe")

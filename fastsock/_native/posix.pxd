@@ -202,7 +202,7 @@ cdef extern from "<sys/resource.h>" nogil:
     int getrlimit(int resource, rlimit *limit)
 
 cdef extern from "<sys/mman.h>" nogil:
-    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE
     void *MAP_FAILED
 
     void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset)

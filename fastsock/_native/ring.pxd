@@ -86,8 +86,10 @@ cdef inline void ring_close(Ring *ring) noexcept nogil:
 
 
 cdef inline void *anonymous(size_t size) noexcept nogil:
+    # Populated, so that no receive has to wait for a page.
     cdef void *memory = posix.mmap(NULL, size, posix.PROT_READ | posix.PROT_WRITE,
-                                   posix.MAP_PRIVATE | posix.MAP_ANONYMOUS, -1, 0)
+                                   posix.MAP_PRIVATE | posix.MAP_ANONYMOUS
+                                   | posix.MAP_POPULATE, -1, 0)
     return NULL if memory == posix.MAP_FAILED else memory
 
 
