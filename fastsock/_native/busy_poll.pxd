@@ -14,38 +14,46 @@ from fastsock._native cimport posix
 cdef enum:
     FIRST_NS = 10000                # what it grows from, doubling
     YIELDED_NS = 5000               # a sched_yield() longer than this has let somebody else run
-    PENANCE_NS = 10000000           # how long not to try again after that
+    PENANCE_MIN_NS = 50000          # how long not to try again after that: it doubles each time,
+    PENANCE_MAX_NS = 10000000       # to this, and halves with each wait that was left in peace
 
 cdef struct BusyPoll:
     int64_t cap_ns                  # the longest time spent asking; 0: never ask
     int64_t window_ns               # the time spent asking now, 0 to cap_ns
     int64_t idle_since              # when this wait began
     int64_t not_before              # after other work was seen
+    int64_t penance_ns
     bint asked                      # in this wait
+    bint disturbed                  # by other work
 
 
 cdef inline void begin_wait(BusyPoll *busy) noexcept nogil:
-    if busy.cap_ns:
-        busy.idle_since = posix.monotonic_ns()
-        busy.asked = False
+    if busy.cap_ns == 0:
+        return
+    busy.idle_since = posix.monotonic_ns()
+    if busy.asked and not busy.disturbed:
+        busy.penance_ns //= 2
+    busy.asked = busy.disturbed = False
 
 
 cdef inline bint asks_on(BusyPoll *busy) noexcept nogil:
     """Whether to ask, or ask again, without blocking."""
     cdef int64_t before, after
-    if busy.window_ns == 0:
+    if busy.window_ns == 0 or busy.disturbed:
         return False
     if not busy.asked:
-        busy.asked = True
-        return True
+        busy.asked = busy.idle_since >= busy.not_before
+        return busy.asked
     before = posix.monotonic_ns()
     if before - busy.idle_since >= busy.window_ns:
         return False
     posix.sched_yield()             # returns at once unless somebody else wants this CPU
     after = posix.monotonic_ns()
     if after - before > YIELDED_NS:
-        busy.window_ns = 0
-        busy.not_before = after + PENANCE_NS
+        busy.disturbed = True
+        busy.penance_ns = min(max(busy.penance_ns * 2, <int64_t>PENANCE_MIN_NS),
+                              <int64_t>PENANCE_MAX_NS)
+        busy.not_before = after + busy.penance_ns
     return True
 
 
@@ -71,5 +79,5 @@ cdef inline void end_wait(BusyPoll *busy) noexcept nogil:
     now = posix.monotonic_ns()
     if now - busy.idle_since > busy.cap_ns:
         busy.window_ns = 0
-    elif now >= busy.not_before:
+    else:
         busy.window_ns = min(max(busy.window_ns * 2, <int64_t>FIRST_NS), busy.cap_ns)
