@@ -87,6 +87,8 @@ class Server:
             Unix endpoint has one, for want of that option, and a udp endpoint has one too.
         cpus: the CPUs that the workers run on, in turn; None is any.
         buffer_size: bytes per receive, and the most that is kept for a client that does not read.
+            Of a big stream up to four times as many are taken in at once, while its socket has
+            room for them to go back at once; not by the engines threads and fork.
         busy_poll: microseconds, at most, for which a worker that has nothing to do asks the kernel
             again and again before it blocks; "auto" is 200. It answers few connections sooner, for
             the price of CPU time, and only while waits are shorter than that and nobody else wants

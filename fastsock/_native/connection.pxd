@@ -24,6 +24,7 @@ cdef struct Connection:
     uint32_t next_free              # slot number, while free
     uint32_t awaits
     uint32_t line_matched           # of the current line, see service.end_of_line()
+    bint streaming                  # the last recv() filled its buffer, and all of it was sent
     bint closing                    # the `close_on` line came: nothing more is sent back
     int64_t active_at               # when something last came or went, if somebody sweeps
     uint32_t rest_start             # what send() left: rest[rest_start:rest_end]
@@ -82,19 +83,40 @@ cdef inline int idle_reason(Connection *connection) noexcept nogil:
 
 
 cdef inline uint32_t echo(Connection *connection, Context *context, char *buffer) noexcept nogil:
-    cdef ssize_t size = posix.recv(connection.fd, buffer, context.buffer_size, 0)
-    cdef ssize_t sent
+    cdef size_t limit = context.buffer_size
+    cdef ssize_t size, sent
+    if connection.streaming:
+        limit = stream_limit(connection, context)
+    size = posix.recv(connection.fd, buffer, limit, 0)
     if size <= 0:
         return nothing_received(context, size, engine.CLOSED_EOF)
     atomic.count(&context.counters.bytes_in, size)
     if context.close_line != NULL:
         size = up_to_closing_line(connection, context, buffer, size)
     sent = send_some(connection, context, buffer, size)
+    connection.streaming = sent == size and size >= <ssize_t>context.buffer_size
     if sent == size:
         return sent_all(connection)
     if sent >= 0 and keep_rest(connection, buffer + sent, size - sent):
         return AWAITS_ROOM
     return failed(context, posix.errno)
+
+
+cdef inline size_t stream_limit(Connection *connection, Context *context) noexcept nogil:
+    """How much to take in at once of a big stream whose client keeps up.
+
+    More than a buffer costs fewer wake-ups on both sides and larger segments; but no more than the
+    socket will take back, or a client that stops reading would keep more than a buffer.
+    """
+    cdef int owed = 0, room = 0
+    cdef posix.socklen_t size = sizeof(room)
+    if (posix.ioctl(connection.fd, posix.TIOCOUTQ, &owed) != 0
+            or posix.getsockopt(connection.fd, posix.SOL_SOCKET, posix.SO_SNDBUF, &room,
+                                &size) != 0):
+        return context.buffer_size
+    # Of SO_SNDBUF the kernel keeps half for its own (socket(7)).
+    room = room // 2 - owed
+    return min(max(<int64_t>room, <int64_t>context.buffer_size), <int64_t>context.stream_size)
 
 
 cdef inline size_t up_to_closing_line(Connection *connection, Context *context,

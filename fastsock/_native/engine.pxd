@@ -11,6 +11,7 @@ cdef extern from "<stdint.h>" nogil:
 
 cdef enum:
     ERRNO_LIMIT = 134               # one past Linux's last errno, EHWPOISON
+    STREAM_BUFFERS = 4              # `stream_size` in units of `buffer_size`
     LINGER_NS = 1000000000          # how long the end of a closed conversation is waited for
     SWEEPS = 16                     # how often idle connections are looked for in `idle_ns`
     SWEEP_NS_MIN = 10000000
@@ -51,6 +52,7 @@ cdef struct Context:                # one worker: what it serves, and how others
     int notice_fd                   # eventfd, worker to others: look at the two errnos below
     int done_fd                     # eventfd, worker to others: the loop has ended
     size_t buffer_size              # bytes per recv, and the most a slow reader can keep
+    size_t stream_size              # bytes per recv of a big stream, in a loop that has one buffer
     int service                     # ECHO, DISCARD or CHARGEN
     char *chargen                   # what it sends, or NULL
     char *close_line                # the line that ends a conversation, or NULL

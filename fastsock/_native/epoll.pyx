@@ -51,7 +51,7 @@ cdef class EpollWorker(Worker):
         table_init(&loop.table)
         loop.context = &self.context
         door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.table.open)
-        loop.buffer = <char *>malloc(self.context.buffer_size)
+        loop.buffer = <char *>malloc(self.context.stream_size)
         loop.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
         loop.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
         if loop.epfd < 0:

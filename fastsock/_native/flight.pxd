@@ -67,7 +67,7 @@ cdef inline bint flights_init(Flights *flights, Context *context) noexcept nogil
     flights.length_limit = <uint32_t>context.buffer_size
     flights.sending = flights.starved = NO_SLOT
     table_init(&flights.table)
-    flights.buffer = <char *>malloc(context.buffer_size)
+    flights.buffer = <char *>malloc(context.stream_size)
     return flights.buffer != NULL
 
 

@@ -48,7 +48,7 @@ cdef class PollWorker(Worker):
         table_init(&loop.table)
         loop.context = &self.context
         door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.table.open)
-        loop.buffer = <char *>malloc(self.context.buffer_size)
+        loop.buffer = <char *>malloc(self.context.stream_size)
         if loop.buffer == NULL or not grow(loop):
             raise MemoryError
         list_init(&loop.door, loop.list)

@@ -46,7 +46,7 @@ cdef class SerialWorker(Worker):
         self.loop.context = &self.context
         door_init(&self.loop.door, &self.context, posix.SOCK_NONBLOCK, NULL)
         list_init(&self.loop.door, self.loop.list)
-        self.loop.buffer = <char *>malloc(self.context.buffer_size)
+        self.loop.buffer = <char *>malloc(self.context.stream_size)
         if self.loop.buffer == NULL:
             raise MemoryError
         self.main = run

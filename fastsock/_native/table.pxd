@@ -68,7 +68,7 @@ cdef inline uint32_t add_connection(Table *table, Context *context, int fd) noex
     connection.active_at = context.now
     connection.line_matched = 0
     connection.rest_start = 0
-    connection.closing = False
+    connection.streaming = connection.closing = False
     connection.fd = fd
     table.open += 1
     return slot

@@ -56,6 +56,7 @@ cdef class Worker:
                  double idle_timeout=0.0, int64_t busy_poll=0, int cpu=-1):
         self.cpu = cpu
         self.context.buffer_size = buffer_size
+        self.context.stream_size = buffer_size * engine.STREAM_BUFFERS
         self.context.max_connections = max_connections
         self.context.idle_ns = <int64_t>(idle_timeout * 1e9)
         self.context.busy_poll.cap_ns = busy_poll * 1000
