@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
 MODULES = ["listener", "datagram_socket", "worker", *ENGINES]
-MODULES += ["histogram", "load", "load_datagram", "floor"]
+MODULES += ["histogram", "load", "load_datagram", "floor", "processes"]
 
 # Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {

@@ -137,7 +137,9 @@ def load(
             network card to take apart (UDP_SEGMENT), and receive them together (UDP_GRO), which
             takes Linux 5.0. On loopback nobody takes them apart, so a server that knows UDP_GRO
             gets them as one. UDP only.
-        server_pid: process, on this machine, whose CPU time over the window is to be reported.
+        server_pid: process, on this machine, whose CPU time over the window is to be reported,
+            with that of the processes it has started by the middle of the warm-up and of those
+            that end in the window.
         progress: called in this thread about every 0.1 s with the seconds since the start.
 
     Raises:

@@ -114,10 +114,11 @@ class LoadReport:
     ended, so that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the
     figures should not be trusted. ``client_busy`` is the share of the window in which the client
     had something to do, over its threads; close to 1 the rate may be the client's own limit.
-    ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid`` used in
-    the window. ``datagrams`` counts, over the whole run, what became of the datagrams that were
-    "sent": "received" in time or "lost"; and of the answers, how many were "duplicated",
-    "reordered", or "late", after their datagram was given up as lost. It is None for streams.
+    ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid``, and
+    those that descend from it, used in the window. ``datagrams`` counts, over the whole run, what
+    became of the datagrams that were "sent": "received" in time or "lost"; and of the answers, how
+    many were "duplicated", "reordered", or "late", after their datagram was given up as lost. It is
+    None for streams.
 
     One way, ``messages`` and ``bytes`` count in mode "send" what the sockets took, a message when
     its last byte was taken, and in mode "receive" complete, verified messages that came. There are

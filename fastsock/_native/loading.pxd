@@ -6,6 +6,7 @@ from libc.string cimport memset
 
 from fastsock._native cimport atomic, engine, posix
 from fastsock._native.check cimport os_error
+from fastsock._native.processes cimport Processes, cpu_ns, free_processes, list_processes
 
 cdef enum:
     EVENTS_MAX = 256
@@ -23,12 +24,13 @@ cdef struct Frame:
     double interval_ns              # between two messages of all connections; 0 in a closed loop
     uint64_t quota                  # messages of all connections; 0 without a limit
     bint spin
-    bint watch_cpu                  # whether cpu_clock, of the server's process, is to be read
-    int cpu_clock
+    int server_pid                  # whose CPU time is to be read; 0: nobody's
+    Processes server
     int phase
     int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
     int epfd, wake_fd, timer_fd
     int64_t begin_ns, window_start, window_end
+    int64_t list_at                 # when the server's processes are listed
     int64_t idle_ns                 # time in the window with nothing to do
     int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
     posix.epoll_event *events
@@ -44,15 +46,15 @@ cdef inline void set_share(Frame *frame, uint32_t first, uint32_t count, uint32_
 
 
 cdef inline int open_frame(Frame *frame, int server_pid) except -1:
-    cdef int error
+    cdef int error, clock
     frame.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
     if frame.events == NULL:
         raise MemoryError
     if server_pid:
-        frame.watch_cpu = True
-        error = posix.clock_getcpuclockid(server_pid, &frame.cpu_clock)
+        error = posix.clock_getcpuclockid(server_pid, &clock)
         if error:
             raise os_error(error, "clock_getcpuclockid", f"process {server_pid}")
+        frame.server_pid = server_pid
     frame.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
     frame.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
     # A timer of epoll_wait has whole milliseconds; a message may be due in microseconds.
@@ -71,6 +73,7 @@ cdef inline void close_frame(Frame *frame) noexcept nogil:
     close_once(&frame.wake_fd)
     close_once(&frame.timer_fd)
     free(frame.events)
+    free_processes(&frame.server)
 
 
 cdef inline void close_once(int *fd) noexcept nogil:
@@ -128,6 +131,9 @@ cdef inline int64_t next_wake(Frame *frame, int64_t latest, uint64_t next_due) n
 cdef inline void set_window(Frame *frame, int64_t begin_ns, int64_t warmup_ns,
                             int64_t window_ns) noexcept nogil:
     frame.begin_ns = begin_ns
+    # By then every connection should have its process, if it gets one; and the time that the list
+    # takes is not in the window.
+    frame.list_at = begin_ns + warmup_ns // 2
     frame.window_start = begin_ns + warmup_ns
     frame.window_end = frame.window_start + window_ns if window_ns else engine.NEVER
 
@@ -143,14 +149,18 @@ cdef inline bint cancelled(Frame *frame) noexcept nogil:
 
 
 cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
-    """Read the server's CPU time when the window has begun."""
-    if frame.watch_cpu and frame.cpu_start == 0 and now >= frame.window_start:
-        frame.cpu_start = posix.clock_ns(frame.cpu_clock)
+    """List the server's processes in time, and read their CPU time when the window has begun."""
+    if frame.server_pid == 0 or now < frame.list_at or frame.cpu_start:
+        return
+    if frame.server.count == 0:
+        list_processes(&frame.server, frame.server_pid)
+    if now >= frame.window_start:
+        frame.cpu_start = cpu_ns(&frame.server)
 
 
 cdef inline void end_window(Frame *frame, int64_t now) noexcept nogil:
-    if frame.watch_cpu and frame.cpu_start:
-        frame.cpu_end = posix.clock_ns(frame.cpu_clock)
+    if frame.cpu_start:
+        frame.cpu_end = cpu_ns(&frame.server)
     if frame.window_end > now and not frame.quota:
         frame.window_end = now      # earlier than was asked for
 

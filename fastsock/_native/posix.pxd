@@ -216,6 +216,19 @@ cdef extern from "<unistd.h>" nogil:
     int getppid()
     void _exit(int status)
     long syscall(long number, ...)
+    int _SC_CLK_TCK
+    long sysconf(int name)
+
+cdef extern from "<dirent.h>" nogil:
+    ctypedef struct DIR:
+        pass
+
+    struct dirent:
+        char *d_name
+
+    DIR *opendir(const char *name)
+    dirent *readdir(DIR *directory)
+    int closedir(DIR *directory)
 
 # Newer than some C libraries, but with the same number on every architecture.
 cdef extern from * nogil:

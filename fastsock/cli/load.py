@@ -54,7 +54,9 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
     "--loss-timeout", type=DURATION, default="200ms", help="When a datagram is given up as lost."
 )
 @click.option("--gso", is_flag=True, help="Send datagrams together that are due together.")
-@click.option("--server-pid", type=int, help="Report the CPU time of this local process too.")
+@click.option(
+    "--server-pid", type=int, help="Report the CPU time of this local process and its children too."
+)
 @json_option
 def load(endpoint: str, json_path: str | None, **options: Any) -> int:
     """Load the server at ENDPOINT and report rate, latency and errors.
