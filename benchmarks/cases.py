@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.contenders import beside_busy_main_thread, natives, plain_c, pures, rivals
-from fastsock.compare import Case, Contender, datagrams, native, pure
+from benchmarks.contenders import beside_busy_main_thread, plain_c, rivals
+from fastsock.compare import Case
+from fastsock.contenders import Contender, datagrams, every_shape, native, pure
 
 
 def everyone(case: Case) -> list[Contender]:
-    return [*natives(case.connections), *pures(case.connections), *rivals()]
+    return [*every_shape(), *rivals()]
 
 
 def with_datagrams(case: Case) -> list[Contender]:

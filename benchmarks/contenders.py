@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.rivals.build import compile_rival
-from fastsock.compare import NATIVE_ENGINES, PURE_SHAPES, Contender, native, pure
+from fastsock.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
 
 ADDRESS = ("127.0.0.1", "0")
 C_SERVERS = {
@@ -16,16 +16,6 @@ C_SERVERS = {
     "completions": ("C io_uring", "uring_echo"),
 }
 COROUTINES = ("gevent", "trio")
-
-
-def natives(connections: int) -> list[Contender]:
-    """The engines; serial serves one client at a time, so only where there is one."""
-    return [native(engine) for engine in NATIVE_ENGINES if engine != "serial" or connections == 1]
-
-
-def pures(connections: int) -> list[Contender]:
-    """The twin's shapes, the serial one as above."""
-    return [pure(shape) for shape in PURE_SHAPES if shape != "serial" or connections == 1]
 
 
 def rivals() -> list[Contender]:

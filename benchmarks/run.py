@@ -9,13 +9,11 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, NamedCase
-from fastsock.compare import compare
-from fastsock.report import host_facts
+from fastsock.compare import Comparison, Method, compare, document
 
 RESULTS = Path(__file__).parent / "results"
 COMPARISON = RESULTS / "comparison.json"
@@ -28,17 +26,14 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_case(case: NamedCase, windows: int, window: float, warmup: float) -> dict[str, Any]:
+def run_case(case: NamedCase, method: Method) -> Comparison:
     print(case.name, file=sys.stderr)
-    comparison = compare(
+    return compare(
         case.contenders(case.load),
         case.load,
-        windows=windows,
-        window=window,
-        warmup=warmup,
+        method,
         progress=lambda text: print(f"  {text}", file=sys.stderr),
     )
-    return {"name": case.name, **comparison.as_dict()}
 
 
 def main() -> None:
@@ -50,22 +45,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=COMPARISON)
     options = parser.parse_args()
     cases = [case for case in CASES if options.case is None or options.case in case.name]
-    document = {
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": host_facts(),
-        "method": {
-            "windows": options.windows,
-            "window_s": options.window,
-            "warmup_s": options.warmup,
-        },
-        "cases": [
-            run_case(case, options.windows, options.window, options.warmup) for case in cases
-        ],
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(options.output)
+    method = Method(options.windows, options.window, options.warmup)
+    comparisons = {case.name: run_case(case, method) for case in cases}
+    write(document(comparisons, method, commit=commit()), options.output)
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(path)
 
 
 if __name__ == "__main__":

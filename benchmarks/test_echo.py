@@ -13,11 +13,18 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsock
-from benchmarks.contenders import beside_busy_main_thread, natives, plain_c, pures
-from fastsock.compare import Contender, RunningServer, cpus_for_both, datagrams, pinned
+from benchmarks.contenders import beside_busy_main_thread, plain_c
+from fastsock.contenders import (
+    Contender,
+    RunningServer,
+    cpus_for_both,
+    datagrams,
+    every_shape,
+    pinned,
+)
 
 ROUNDS = 5
-SERVERS = [*natives(connections=64), *pures(connections=64)]
+SERVERS = [each for each in every_shape() if not each.one_at_a_time]
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def measure(
     )
 
 
-@each([*natives(connections=1), *pures(connections=1)])
+@each(every_shape())
 @pytest.mark.benchmark(group="one connection round trip")
 def test_one_connection(benchmark: BenchmarkFixture, server: RunningServer) -> None:
     measure(benchmark, server, messages=5_000, connections=1)

@@ -10,82 +10,31 @@ echo, which noise moves less, and the floor: what the same echo costs the kernel
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
-import signal
 import socket
 import statistics
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from fastsock import client, engines
+from fastsock import client
 from fastsock._native import floor
+from fastsock.contenders import Contender, RunningServer, cpus_for_both, pinned
+from fastsock.endpoint import Endpoint
 from fastsock.report import LoadReport, host_facts
 
-BENCH_SCHEMA = "fastsock.bench/1"
-#: Not fork: the CPU time of its children is not its own, so that it would seem to cost nothing.
-#: And not what may not work here: nobody has asked for it by name.
-NATIVE_ENGINES = tuple(
-    name for name in engines.WORKERS if name != "fork" and not engines.doubt(name)
-)
-PURE_SHAPES = ("threads", "selectors", "asyncio", "serial")
+BENCH_SCHEMA = "fastsock.bench/2"
 
-#: What can be compared: the schemes of endpoints.
-KINDS = ("tcp", "udp", "unix", "unixgram")
-
-_LISTENING = re.compile(r"listening on ([a-z]+://\S+)")
-_START_TIMEOUT = 20.0  # seconds
 _FLOOR_WINDOW_NS = 100_000_000
 _LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; 64 KiB where not said
+_GREETING = bytes(64)
+_GREETING_TIMEOUT = 5.0  # seconds; of a server that has to do with one client at a time
+_START = 0.4  # seconds, about, until a server in Python listens
+_CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
+_WARMUP_PER_CONNECTION = 0.001  # seconds
 
-_names = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A server to compare: a command that prints ``listening on ENDPOINT`` to stderr."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-def native(engine: str, kind: str = "tcp") -> Contender:
-    serve = ("-m", "fastsock", "serve", free_endpoint(kind), "--engine", engine)
-    return Contender(named("fastsock", engine, kind), (sys.executable, *serve))
-
-
-def pure(shape: str, kind: str = "tcp") -> Contender:
-    serve = ("-m", "fastsock.pure", "serve", free_endpoint(kind), "--shape", shape)
-    return Contender(named("stdlib", shape, kind), (sys.executable, *serve))
-
-
-def datagrams(kind: str) -> list[Contender]:
-    """The native server and its twin, which have one engine and one shape for datagrams."""
-    return [
-        Contender(
-            named(name, "datagrams", kind),
-            (sys.executable, "-m", package, "serve", free_endpoint(kind)),
-        )
-        for name, package in (("fastsock", "fastsock"), ("stdlib", "fastsock.pure"))
-    ]
-
-
-def named(server: str, shape: str, kind: str) -> str:
-    return f"{server} {shape}" if kind == "tcp" else f"{server} {shape}, {kind}"
-
-
-def free_endpoint(kind: str) -> str:
-    """Where to listen so that nobody is in the way: port 0, or an abstract name."""
-    if kind in ("tcp", "udp"):
-        return f"{kind}://127.0.0.1:0"
-    return f"{kind}://@fastsock-bench-{os.getpid()}-{next(_names)}"
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +53,66 @@ class Case:
     pinned: bool = True
     kind: str = "tcp"
 
+    @property
+    def title(self) -> str:
+        """Such as ``64 connections, 64 B``."""
+        kind = "" if self.kind == "tcp" else f"{self.kind}, "
+        plural = "s" if self.connections > 1 else ""
+        depth = f", depth {self.depth}" if self.depth > 1 else ""
+        return f"{kind}{self.connections} connection{plural}, {self.size} B{depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How often each contender has its turn, and for how many seconds.
+
+    The warm-up of many connections is longer than `warmup`, a millisecond for each: a server that
+    makes a process for every client needs some time until all have theirs.
+    """
+
+    windows: int = 5
+    window: float = 0.5
+    warmup: float = 0.2
+
+    def warmup_of(self, case: Case) -> float:
+        return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
+
+    def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
+        """About how long it takes."""
+        turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
+        servers = len(taking_part(contenders, case))
+        return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"windows": self.windows, "window_s": self.window, "warmup_s": self.warmup}
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a server takes before its first client, and with all of them connected."""
+
+    alone: int
+    connected: int
+    connections: int
+
+    @property
+    def per_connection(self) -> float:
+        return (self.connected - self.alone) / self.connections
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "alone": self.alone,
+            "connected": self.connected,
+            "per_connection": self.per_connection,
+        }
+
 
 @dataclass(slots=True)
 class Result:
     """What one contender did, a value per window; times in microseconds."""
 
     name: str
+    memory: Memory | None = None
     rates: list[float] = field(default_factory=list)
     p50s: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
@@ -145,11 +148,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Results of all contenders under one case; the first is the one that ratios refer to."""
+    """Results of all contenders under one case; the first is the one that ratios refer to.
+
+    ``left_out`` says of contenders that cannot take part why.
+    """
 
     case: Case
     results: tuple[Result, ...]
     floor_us: Spread
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def rate_ratio(self, result: Result) -> Spread:
         """The first contender's rate over this one's, round by round."""
@@ -163,11 +170,10 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "schema": BENCH_SCHEMA,
-            "case": {name: getattr(self.case, name) for name in self.case.__slots__},
+            "case": asdict(self.case),
             "floor_us": self.floor_us.as_dict(),
             "results": [self._result_dict(result) for result in self.results],
-            "host": host_facts(),
+            "left_out": dict(self.left_out),
         }
 
     def _result_dict(self, result: Result) -> dict[str, Any]:
@@ -177,6 +183,7 @@ class Comparison:
             "p50_us": Spread.of(result.p50s).as_dict(),
             "p99_us": Spread.of(result.p99s).as_dict(),
             "server_cpu_us_per_echo": Spread.of(result.cpu_per_echo).as_dict(),
+            "memory_bytes": result.memory and result.memory.as_dict(),
             "first_over_this_rate": self.rate_ratio(result).as_dict(),
             "first_over_this_cpu": self.cpu_ratio(result).as_dict(),
             "windows": len(result.rates),
@@ -184,112 +191,127 @@ class Comparison:
         }
 
 
-class RunningServer:
-    """A contender's process, stopped (SIGSTOP) but for its own turns."""
+def document(
+    comparisons: Mapping[str, Comparison], method: Method, *, commit: str | None = None
+) -> dict[str, Any]:
+    """Named comparisons of one run as a ``fastsock.bench/2`` document."""
+    return {
+        "schema": BENCH_SCHEMA,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": host_facts(),
+        "method": method.as_dict(),
+        "cases": [{"name": name, **each.as_dict()} for name, each in comparisons.items()],
+    }
 
-    def __init__(self, contender: Contender, cpu: int | None) -> None:
-        self.name = contender.name
-        with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
-            self._process = subprocess.Popen(
-                contender.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
-        self._last_lines: deque[str] = deque(maxlen=5)
-        self._listening = threading.Event()
-        self.endpoint = ""
-        assert self._process.stderr is not None
-        self._reader = threading.Thread(
-            target=self._read, args=(self._process.stderr,), daemon=True
-        )
-        self._reader.start()
-        if not self._listening.wait(_START_TIMEOUT) or not self.endpoint:
-            self.stop()
-            said = " | ".join(self._last_lines) or "nothing"
-            raise RuntimeError(f"{self.name} did not start; it said: {said}")
-        self._process.send_signal(signal.SIGSTOP)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        self._process.send_signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGSTOP)
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.send_signal(signal.SIGCONT)
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
-
-    def _read(self, stderr: IO[str]) -> None:
-        """Wait for the line with the endpoint; keep reading, so that the pipe never fills."""
-        for line in stderr:
-            self._last_lines.append(line.strip())
-            found = _LISTENING.search(line)
-            if found and not self.endpoint:
-                self.endpoint = found[1]
-                self._listening.set()
-        self._listening.set()
+def taking_part(contenders: Sequence[Contender], case: Case) -> list[Contender]:
+    """Those that can serve so many clients at a time."""
+    return [each for each in contenders if case.connections == 1 or not each.one_at_a_time]
 
 
 def compare(
     contenders: Sequence[Contender],
     case: Case,
+    method: Method,
     *,
-    windows: int,
-    window: float,
-    warmup: float,
-    progress: Callable[[str], object] = lambda text: None,
+    progress: Progress = lambda text: None,
 ) -> Comparison:
-    """Run every contender in turn, `windows` times, for `window` seconds after `warmup` seconds.
+    """Let every contender that can take part have its turns, in rounds; the first must be able to.
+
+    `progress` is called before each turn.
 
     Raises:
         RuntimeError: a contender did not start; the text has what it said.
 
     """
     server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
-    results = tuple(Result(contender.name) for contender in contenders)
+    present = taking_part(contenders, case)
+    results = tuple(Result(contender.name) for contender in present)
     floors: list[float] = []
     with ExitStack() as stack:
         servers = []
-        for contender in contenders:
+        for contender in present:
             server = RunningServer(contender, server_cpu)
             stack.callback(server.stop)
             servers.append(server)
         stack.enter_context(pinned(client_cpu))
-        for number in range(windows):
+        for server, result in zip(servers, results, strict=True):
+            result.memory = measure_memory(server, case.connections)
+        for number in range(method.windows):
             floors.append(measure_floor(case.size, case.kind))
             # Every other round backwards, so that drift does not favour one side.
             order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
             for i in order:
-                progress(f"round {number + 1}/{windows}: {servers[i].name}")
+                progress(f"round {number + 1}/{method.windows}: {servers[i].name}")
                 with servers[i].turn():
-                    report = run_window(servers[i], case, window, warmup)
+                    report = run_window(servers[i], case, method)
                 results[i].add(report)
-    return Comparison(case, results, Spread.of(floors))
+    left_out = {
+        each.name: "serves one client at a time" for each in contenders if each not in present
+    }
+    return Comparison(case, results, Spread.of(floors), left_out)
 
 
-def run_window(server: RunningServer, case: Case, window: float, warmup: float) -> LoadReport:
+def run_window(server: RunningServer, case: Case, method: Method) -> LoadReport:
     return client.load(
         server.endpoint,
         connections=case.connections,
         size=case.size,
         depth=case.depth,
-        duration=window,
-        warmup=warmup,
+        duration=method.window,
+        warmup=method.warmup_of(case),
         wait="spin" if case.pinned else "block",
         server_pid=server.pid,
     )
+
+
+def measure_memory(server: RunningServer, connections: int) -> Memory | None:
+    """A turn apart from the windows: to look through a thousand processes takes its time.
+
+    None if it is not known, or if the server does not serve; the load will tell how.
+    """
+    try:
+        with server.turn():
+            alone = server.memory()
+            with connected(server, connections):
+                full = server.memory()
+    except OSError:
+        return None
+    return None if alone is None or full is None else Memory(alone, full, connections)
+
+
+@contextmanager
+def connected(server: RunningServer, connections: int) -> Iterator[None]:
+    """So many connections, each of which has been served: it had one short echo."""
+    endpoint = Endpoint.parse(server.endpoint)
+    with ExitStack() as stack:
+        for _ in range(connections):
+            peer = stack.enter_context(dial(endpoint))
+            peer.sendall(_GREETING)
+            left = len(_GREETING)
+            while left:
+                received = len(peer.recv(left))
+                if not received:
+                    raise ConnectionError(f"{server.name} closed a connection that it owed bytes")
+                left -= received
+        yield
+
+
+def dial(endpoint: Endpoint) -> socket.socket:
+    from fastsock.pure.address import socket_name
+
+    family, address = socket_name(endpoint)
+    peer = socket.socket(family, socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM)
+    try:
+        peer.settimeout(_GREETING_TIMEOUT)
+        if endpoint.scheme == "unixgram":
+            peer.bind("")  # a name of the kernel's choice, or there would be no answer; unix(7)
+        peer.connect(address)
+    except OSError:
+        peer.close()
+        raise
+    return peer
 
 
 def measure_floor(size: int, kind: str = "tcp") -> float:
@@ -319,21 +341,3 @@ def connected_pair(kind: str) -> tuple[socket.socket, socket.socket]:
     for end in (a, b):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return a, b
-
-
-def cpus_for_both() -> tuple[int | None, int | None]:
-    """A CPU for the server and another for the client; (None, None) if there is only one."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return (cpus[0], cpus[-1]) if len(cpus) > 1 else (None, None)
-
-
-@contextmanager
-def pinned(cpu: int | None) -> Iterator[None]:
-    """Run this thread, and what it starts, on one CPU; None changes nothing."""
-    before = os.sched_getaffinity(0)
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

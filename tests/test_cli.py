@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import fastsock
-from fastsock import compare
 from fastsock.cli import run
 
 FASTSOCK = (sys.executable, "-m", "fastsock")
@@ -235,53 +234,6 @@ def test_info_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     for name, state in document["engines"].items():
         assert re.search(rf"^  {name} +{re.escape(state)}$", text, re.MULTILINE)
-
-
-def test_bench_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """bench runs native, twin and rivals in turns, and writes ratios as JSON."""
-    target = tmp_path / "bench.json"
-    rival = f"again={sys.executable} -m fastsock serve tcp://127.0.0.1:0"
-    arguments = ["bench", "-c", "1", "--windows", "2", "--window", "100ms", "--warmup", "10ms"]
-    assert run([*arguments, "--rival", rival, "--json", str(target)]) in (0, 4)
-    document = json.loads(target.read_text())
-    assert document["schema"] == "fastsock.bench/1"
-    assert document["floor_us"]["median"] > 0
-    names = [result["name"] for result in document["results"]]
-    assert names[0] == "fastsock epoll"
-    assert {"stdlib threads", "stdlib serial", "again"} <= set(names)
-    for result in document["results"]:
-        assert result["windows"] == 2
-        assert result["server_cpu_us_per_echo"]["median"] > 0
-        assert result["first_over_this_rate"]["median"] > 0
-    assert "fastsock epoll" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("kind", ["udp", "unixgram"])
-def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The one engine for them, its twin, and whoever else says where it listens."""
-    rival = f"again={sys.executable} -m fastsock.pure serve {compare.free_endpoint(kind)}"
-    windows = ["--windows", "1", "--window", "100ms", "--warmup", "10ms", "--json", "-"]
-    assert run(["bench", "--kind", kind, "-c", "2", "--rival", rival, *windows]) in (0, 4)
-    document = json.loads(capsys.readouterr().out)
-    assert document["case"]["kind"] == kind
-    names = [result["name"] for result in document["results"]]
-    assert names == [f"fastsock datagrams, {kind}", f"stdlib datagrams, {kind}", "again"]
-    # Not the rates: on a busy machine a server may have nothing of a CPU in so short a window.
-    problems = [problem for result in document["results"] for problem in result["problems"]]
-    assert not [problem for problem in problems if problem.startswith("connections ")]
-
-
-@pytest.mark.parametrize("kind", compare.KINDS)
-def test_the_floor_of_every_kind(kind: str) -> None:
-    """It is measured over a pair of such sockets, with the largest piece that they take."""
-    assert compare.measure_floor(1 << 20, kind) > 0
-
-
-def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
-    """A contender that ends without listening is an error that repeats what it said."""
-    rival = "broken=sh -c 'echo no luck >&2'"
-    assert run(["bench", "-c", "1", "--windows", "1", "--rival", rival]) == 1
-    assert "broken did not start; it said: no luck" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["serve", "load", "bench", "info"])

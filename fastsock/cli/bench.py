@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from fastsock import compare
-from fastsock.cli.exits import FAILED, NOT_VALID, usage_errors
-from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import DURATION, SIZE, format_rate, format_size
+from fastsock import compare, contenders, engines, picture
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
+from fastsock.cli.output import check_writable, json_option, write_json
+from fastsock.cli.units import DURATION, SIZE, format_duration, format_rate, format_size, numbers
+from fastsock.client import DATAGRAM_SIZES, check_options
+from fastsock.contenders import Contender
 from fastsock.options import check_int
+
+ONE_CASE = (64,)
+CURVE = (1, 10, 100, 1000)
+TITLES = ("rate", "p50 us", "p99 us", "CPU us", "memory", "each", "ratio", "CPU ratio")
 
 
 class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -21,22 +30,52 @@ class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     def convert(
         self, value: object, param: click.Parameter | None, context: click.Context | None
-    ) -> compare.Contender:
+    ) -> Contender:
         name, _, command = str(value).partition("=")
         words = shlex.split(command)
         if not name or not words:
             self.fail(f"{value!r} is not NAME=COMMAND", param, context)
-        return compare.Contender(name, tuple(words))
+        return Contender(name, tuple(words))
+
+
+def drawable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse before a long run a picture that could not be drawn after it."""
+    if value is not None:
+        try:
+            picture.check(value)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise click.BadParameter(str(error)) from None
+    return check_writable(value)
 
 
 @click.command()
-@click.option("--kind", type=click.Choice(compare.KINDS), default="tcp", help="Of the endpoints.")
-@click.option("-c", "--connections", type=int, default=64)
+@click.option(
+    "--engines",
+    "shapes",
+    metavar="all|NAME,...",
+    help="Shapes to set side by side over a range of connections: all, or some of them, such as "
+    "epoll,fork,stdlib-threads.",
+)
+@click.option(
+    "--kind", type=click.Choice(contenders.KINDS), default="tcp", help="Of the endpoints."
+)
+@click.option(
+    "-c",
+    "--connections",
+    callback=numbers,
+    metavar="N,...",
+    help="A comparison for each number.  [default: 64; with --engines 1,10,100,1000]",
+)
 @click.option("-s", "--size", type=SIZE, default="64", help="Bytes per message.")
 @click.option("--depth", type=int, default=1, help="Messages in flight per connection.")
 @click.option("--windows", type=click.IntRange(1, 1000), default=5, help="Turns of each server.")
 @click.option("--window", type=DURATION, default="500ms", help="Measured time of a turn.")
-@click.option("--warmup", type=DURATION, default="200ms", help="Dropped before each window.")
+@click.option(
+    "--warmup",
+    type=DURATION,
+    default="200ms",
+    help="Dropped before each window; at least 1ms per connection.",
+)
 @click.option(
     "--rival",
     "rivals",
@@ -45,95 +84,167 @@ class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Another server: a command that prints 'listening on ENDPOINT' to stderr.",
 )
 @json_option
+@click.option(
+    "--picture",
+    "picture_path",
+    metavar="FILE.svg|FILE.png",
+    callback=drawable,
+    help="Draw rate, p99, CPU and memory over the connections; needs fastsock[plot].",
+)
 def bench(
+    shapes: str | None,
     kind: str,
-    connections: int,
+    connections: list[int] | None,
     size: int,
     depth: int,
     windows: int,
     window: float,
     warmup: float,
-    rivals: tuple[compare.Contender, ...],
+    rivals: tuple[Contender, ...],
     json_path: str | None,
+    picture_path: str | None,
 ) -> int:
     """Compare the native server with its standard-library twin on this machine.
 
     The servers take turns, window by window, while the others are stopped; ratios are taken
     within a round, and their median is given with its quartiles.
     """
-    case = compare.Case(connections, size, depth, kind=kind)
+    method = compare.Method(windows, window, warmup)
+    counts = connections or (ONE_CASE if shapes is None else CURVE)
+    cases = [compare.Case(count, size, depth, kind=kind) for count in dict.fromkeys(counts)]
     with usage_errors():
-        check_load(case, window, warmup)
+        servers = [*chosen(shapes, kind), *rivals]
+        check(servers, cases, method)
+    if shapes == "all" and kind in ("tcp", "unix"):
+        tell_unusable()
     try:
-        comparison = compare.compare(
-            [*contenders(case), *rivals],
-            case,
-            windows=windows,
-            window=window,
-            warmup=warmup,
-            progress=lambda text: click.echo(text, err=True),
-        )
+        comparisons = compare_all(servers, cases, method)
     except RuntimeError as error:
         click.echo(f"Error: {error}", err=True)
         return FAILED
     if json_path != "-":
-        show(comparison)
-    code = write_json(comparison.as_dict(), json_path) if json_path else 0
-    return code or (NOT_VALID if any(r.problems for r in comparison.results) else 0)
+        for name, comparison in comparisons.items():
+            show(name, comparison)
+    document = compare.document(comparisons, method)
+    code = write_json(document, json_path) if json_path else OK
+    if picture_path:
+        code = draw(document, picture_path) or code
+    everything = [result for each in comparisons.values() for result in each.results]
+    return code or (NOT_VALID if any(result.problems for result in everything) else OK)
 
 
-def check_load(case: compare.Case, window: float, warmup: float) -> None:
+def draw(document: dict[str, Any], path: str) -> int:
+    """Draw the picture; return an exit code."""
+    try:
+        picture.draw_shapes(document, path)
+    except OSError as error:
+        click.echo(f"Error: cannot write {path}: {error.strerror}", err=True)
+        return FAILED
+    return OK
+
+
+def chosen(shapes: str | None, kind: str) -> list[Contender]:
+    """None and ``all`` are everyone who is usable here; else as in ``epoll,stdlib-threads``."""
+    everyone = contenders.every_shape(kind)
+    if shapes is None or shapes == "all":
+        return everyone
+    known = {option_name(each): each for each in everyone}
+    for name in shapes.split(","):
+        if name not in known:
+            expected = f"all, or some of {', '.join(known)}"
+            raise ValueError(f"engine {name!r} does not take part; expected {expected}")
+    return [known[name] for name in dict.fromkeys(shapes.split(","))]
+
+
+def option_name(contender: Contender) -> str:
+    """``epoll`` and ``stdlib-threads``, whatever the kind."""
+    name = contender.name.partition(",")[0]
+    return name.removeprefix("fastsock ").replace(" ", "-")
+
+
+def tell_unusable() -> None:
+    for name in engines.NAMES[1:]:  # without "auto"
+        why = engines.MISSING.get(name) or engines.doubt(name)
+        if why:
+            click.echo(f"without {name}: {why}", err=True)
+
+
+def check(
+    servers: Sequence[Contender], cases: Sequence[compare.Case], method: compare.Method
+) -> None:
     """Refuse before any server is started what `load()` would refuse."""
-    from fastsock.client import DATAGRAM_SIZES, check_options
+    for case in cases:
+        if case.kind in ("udp", "unixgram"):
+            check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
+        check_options(
+            connections=case.connections,
+            size=case.size,
+            depth=case.depth,
+            duration=method.window,
+            warmup=method.warmup,
+        )
+        if not compare.taking_part(servers, case):
+            raise ValueError(f"none of the servers serves {case.connections} clients at a time")
 
-    if case.kind in ("udp", "unixgram"):
-        check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
-    check_options(
-        connections=case.connections,
-        size=case.size,
-        depth=case.depth,
-        duration=window,
-        warmup=warmup,
-    )
+
+def compare_all(
+    servers: Sequence[Contender], cases: Sequence[compare.Case], method: compare.Method
+) -> dict[str, compare.Comparison]:
+    """Compare in each case, the cases one after the other, and say beforehand how long it takes."""
+    seconds = sum(method.seconds(servers, case) for case in cases)
+    turns = sum(method.windows * len(compare.taking_part(servers, case)) for case in cases)
+    click.echo(f"{turns} turns, which take about {format_duration(round(seconds) or 1)}", err=True)
+    with progress_bar(turns) as progress:
+        return {
+            case.title: compare.compare(servers, case, method, progress=progress) for case in cases
+        }
 
 
-def contenders(case: compare.Case) -> Iterator[compare.Contender]:
-    if case.kind in ("udp", "unixgram"):
-        yield from compare.datagrams(case.kind)
+@contextmanager
+def progress_bar(turns: int) -> Iterator[compare.Progress]:
+    """A bar on stderr while it lasts, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
         return
-    for make, names in (
-        (compare.native, compare.NATIVE_ENGINES),
-        (compare.pure, compare.PURE_SHAPES),
-    ):
-        for name in names:
-            if name != "serial" or case.connections == 1:  # serial serves one client at a time
-                yield make(name, case.kind)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=turns)
+        started = 0
+
+        def update(text: str) -> None:
+            nonlocal started
+            bar.update(task, completed=started, description=text)
+            started += 1
+
+        yield update
 
 
-def show(comparison: compare.Comparison) -> None:
+def show(name: str, comparison: compare.Comparison) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    case, first = comparison.case, comparison.results[0].name
+    first = comparison.results[0]
+    notes = [
+        f"ratio: {first.name} over the row, median (quartiles) of the rounds",
+        f"CPU of the server per echo; floor {comparison.floor_us.median:.2f} us, both ends",
+        "memory: with all connected, and for each of them",
+        *(f"n/a: it {reason}" for reason in dict.fromkeys(comparison.left_out.values())),
+    ]
     table = Table(
-        title=f"{case.kind}: {case.connections} connections, {format_size(case.size)} messages, "
-        f"depth {case.depth}: medians of {len(comparison.results[0].rates)} windows",
-        caption=f"ratio: {first} over the row, median (quartiles) of the rounds; "
-        f"floor {comparison.floor_us.median:.2f} us an echo, both ends",
+        title=f"{name}: medians of {len(first.rates)} windows",
+        caption="; ".join(notes),
+        box=SIMPLE_HEAD,
     )
     table.add_column("server")
-    for title in ("rate", "p50 us", "p99 us", "CPU us/echo", "ratio", "CPU ratio"):
+    for title in TITLES:
         table.add_column(title, justify="right", no_wrap=True)
     for result in comparison.results:
-        table.add_row(
-            result.name,
-            format_rate(compare.Spread.of(result.rates).median),
-            f"{compare.Spread.of(result.p50s).median:.1f}",
-            f"{compare.Spread.of(result.p99s).median:.1f}",
-            f"{compare.Spread.of(result.cpu_per_echo).median:.2f}",
-            spread_text(comparison.rate_ratio(result)),
-            spread_text(comparison.cpu_ratio(result)),
-        )
+        table.add_row(*cells(comparison, result))
+    for left_out in comparison.left_out:
+        table.add_row(left_out, "n/a")
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a pipe has no width; do not fold what goes to a file
@@ -141,6 +252,19 @@ def show(comparison: compare.Comparison) -> None:
     for result in comparison.results:
         for problem in sorted(set(result.problems)):
             click.echo(f"not valid: {result.name}: {problem}", err=True)
+
+
+def cells(comparison: compare.Comparison, result: compare.Result) -> Iterator[str]:
+    memory = result.memory
+    yield result.name
+    yield format_rate(compare.Spread.of(result.rates).median)
+    yield f"{compare.Spread.of(result.p50s).median:.1f}"
+    yield f"{compare.Spread.of(result.p99s).median:.1f}"
+    yield f"{compare.Spread.of(result.cpu_per_echo).median:.2f}"
+    yield format_size(memory.connected) if memory else "unknown"
+    yield format_size(max(memory.per_connection, 0)) if memory else "unknown"
+    yield spread_text(comparison.rate_ratio(result))
+    yield spread_text(comparison.cpu_ratio(result))
 
 
 def spread_text(spread: compare.Spread) -> str:

@@ -16,7 +16,7 @@ json_option = click.option(
     "json_path",
     metavar="FILE",
     help="Write the result as JSON; - is stdout.",
-    callback=lambda context, parameter, value: _check_writable(value),
+    callback=lambda context, parameter, value: check_writable(value),
 )
 
 
@@ -35,7 +35,7 @@ def write_json(document: dict[str, Any], path: str) -> int:
     return OK
 
 
-def _check_writable(path: str | None) -> str | None:
+def check_writable(path: str | None) -> str | None:
     """Refuse before a long run what would fail after it."""
     if path is None or path == "-":
         return path

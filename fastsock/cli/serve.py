@@ -12,20 +12,10 @@ import click
 from fastsock import engines, inherited
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, parse_duration
+from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, numbers, parse_duration
 from fastsock.endpoint import Endpoint
 from fastsock.report import ServerStats
 from fastsock.server import SERVICES, Server
-
-
-def numbers(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> list[int] | None:
-    """``0,1`` to [0, 1]."""
-    try:
-        return None if value is None else [int(number) for number in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers like 0,1") from None
 
 
 def busy_poll(context: click.Context, parameter: click.Parameter, value: str) -> int | str:

@@ -29,6 +29,7 @@ __all__ = [
     "format_duration",
     "format_rate",
     "format_size",
+    "numbers",
     "parse_duration",
     "parse_rate",
     "parse_size",
@@ -251,3 +252,13 @@ class _FileMode(_IntType):
 
 
 FILE_MODE = _FileMode()
+
+
+def numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """``0,1`` to [0, 1]: the callback of an option that takes a list of numbers."""
+    try:
+        return None if value is None else [int(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 0,1") from None
