@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
 
-.PHONY: demo test slow asan tsan valgrind bench reliability soak churn hold lint dist clean
+.PHONY: demo test slow asan tsan valgrind bench shapes reliability soak churn hold lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -59,6 +59,10 @@ bench: $(VENV)/.bench
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
+
+# Every shape of server over 1 to 1000 connections, for docs/nine-steps.md. Some minutes.
+shapes: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.shapes
 
 # Every promise measured, rivals beside it, for docs/reliability.md. Ten minutes; root for UDP.
 reliability: $(VENV)/.reliability

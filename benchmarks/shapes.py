@@ -1,0 +1,46 @@
+"""Measure and draw every shape of server: ``python -m benchmarks.shapes``.
+
+Writes ``benchmarks/results/shapes.json``, ``docs/shapes.svg`` and the tables of the page.
+Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.page import ROOT, write_generated
+from benchmarks.run import RESULTS, commit, write
+from benchmarks.table import lines_of
+from fastsock import picture
+from fastsock.compare import Case, Method, compare, document
+from fastsock.contenders import every_shape
+
+SHAPES = RESULTS / "shapes.json"
+DRAWN = ROOT / "docs" / "shapes.svg"
+PAGE = ROOT / "docs" / "nine-steps.md"
+
+
+def page_lines(results: dict[str, Any]) -> Iterator[str]:
+    yield "![Rate, p99, CPU and memory of every shape](shapes.svg)"
+    yield ""
+    for line in lines_of(results):
+        yield f"#{line}" if line.startswith("###") else line
+
+
+def main() -> None:
+    method = Method()
+    comparisons = {}
+    for connections in (1, 10, 100, 1000):
+        case = Case(connections)
+        print(case.title, file=sys.stderr)
+        comparisons[case.title] = compare(every_shape(), case, method)
+    results = document(comparisons, method, commit=commit())
+    write(results, SHAPES)
+    picture.draw_shapes(results, DRAWN)
+    write_generated(PAGE, SHAPES, page_lines(results))
+
+
+if __name__ == "__main__":
+    main()
