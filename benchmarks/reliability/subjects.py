@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from benchmarks import contenders
 from benchmarks.rivals.build import COMPILERS, compile_rival
 from fastsock import engines, pure
-from fastsock.compare import native
-from fastsock.compare import pure as twin
+from fastsock.contenders import native
+from fastsock.contenders import pure as twin
 
 ADDRESS = ("127.0.0.1", "0")
 NATIVE, TWIN, RIVAL = "native", "twin", "rival"
