@@ -240,10 +240,11 @@ class Server:
     def stop(self, drain: float | None = None) -> None:
         """Stop serving and return when every thread has ended; the ports are free then.
 
-        What waits to be accepted is taken in, except from `fds`, and what has arrived is sent back
-        as far as that needs no waiting. With `drain`, clients are served for up to so many seconds
-        more, until all have closed; of datagrams, those are answered that wait to be received. A
-        second call, or one from another thread, can only bring the end closer.
+        What waits to be accepted is taken in, except from `fds` and for 50 ms past the deadline at
+        most, and what has arrived is sent back as far as that needs no waiting. With `drain`,
+        clients are served for up to so many seconds more, until all have closed; of datagrams,
+        those are answered that wait to be received. A second call, or one from another thread, can
+        only bring the end closer.
 
         Args:
             drain: seconds; None means the option `drain_timeout`.

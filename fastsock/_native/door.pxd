@@ -92,7 +92,8 @@ cdef inline int next_client(Door *door) noexcept nogil:
     Closing a listener resets what waits in its queue, and those clients think they are connected:
     so once a stop is requested it is closed as soon as the queue is empty, or the stop is due. Not
     if the request comes in the middle of this, with turns for a part of the queue: wait_at() then
-    does not wait, and gives more.
+    does not wait, and gives more. And not for as long as a long queue would take, where to take in
+    a client means to make a process.
     """
     cdef Context *context = door.context
     cdef int fd = door.held, ended
@@ -101,6 +102,8 @@ cdef inline int next_client(Door *door) noexcept nogil:
         return fd
     while context.listen_fd >= 0 and not accepting.resting(context) and door.turns > 0:
         door.turns -= 1
+        if door.closing and engine.stop_overdue(context):
+            break
         if door.open != NULL and accepting.full(context, door.open[0]):
             break
         ended = accepting.accept_one(context, door.flags, &fd)

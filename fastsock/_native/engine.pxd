@@ -12,6 +12,7 @@ cdef extern from "<stdint.h>" nogil:
 cdef enum:
     ERRNO_LIMIT = 134               # one past Linux's last errno, EHWPOISON
     STREAM_BUFFERS = 4              # `stream_size` in units of `buffer_size`
+    STOP_GRACE_NS = 50000000        # after the stop, for taking in who waits
     LINGER_NS = 1000000000          # how long the end of a closed conversation is waited for
     SWEEPS = 16                     # how often idle connections are looked for in `idle_ns`
     SWEEP_NS_MIN = 10000000
@@ -128,6 +129,11 @@ cdef inline bint stop_requested(Context *context) noexcept nogil:
 
 cdef inline bint stop_due(Context *context) noexcept nogil:
     return stop_requested(context) and posix.monotonic_ns() >= stop_time(context)
+
+
+cdef inline bint stop_overdue(Context *context) noexcept nogil:
+    """Whether even what should be done at a stop has taken too long."""
+    return stop_requested(context) and posix.monotonic_ns() - STOP_GRACE_NS >= stop_time(context)
 
 
 cdef inline int timeout_ms(Context *context) noexcept nogil:
