@@ -16,6 +16,7 @@ import fastsock
 from fastsock._native.processes import descendants
 
 COMPUTE_FOR_EVER = "(while :; do :; done) & echo $!; wait"
+COMPUTE_LATE = "echo $$; sleep 0.2; (while :; do :; done) & wait"
 CHILDREN_THAT_COMPUTE = """
 echo $$
 while :; do
@@ -52,7 +53,7 @@ def test_descendants_of_nobody() -> None:
     assert descendants(gone.pid) == []
 
 
-@pytest.mark.parametrize("script", [COMPUTE_FOR_EVER, CHILDREN_THAT_COMPUTE])
+@pytest.mark.parametrize("script", [COMPUTE_FOR_EVER, COMPUTE_LATE, CHILDREN_THAT_COMPUTE])
 def test_server_cpu_is_that_of_all_its_processes(script: str) -> None:
     """A server whose children do the work does not look idle, live on or end as they may."""
     with fastsock.Server("tcp://127.0.0.1:0") as server, shell(script) as (pid, _):

@@ -7,6 +7,7 @@ from libc.string cimport memset
 from fastsock._native cimport atomic, engine, posix
 from fastsock._native.check cimport os_error
 from fastsock._native.processes cimport Processes, cpu_ns, free_processes, list_processes
+from fastsock._native.processes cimport newcomers_ns
 
 cdef enum:
     EVENTS_MAX = 256
@@ -161,6 +162,8 @@ cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
 cdef inline void end_window(Frame *frame, int64_t now) noexcept nogil:
     if frame.cpu_start:
         frame.cpu_end = cpu_ns(&frame.server)
+        # A server that makes a process for each connection may still have been at it.
+        frame.cpu_end += newcomers_ns(&frame.server)
     if frame.window_end > now and not frame.quota:
         frame.window_end = now      # earlier than was asked for
 

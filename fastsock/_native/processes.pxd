@@ -92,6 +92,30 @@ cdef inline int64_t cpu_ns(Processes *tree) noexcept nogil:
     return total
 
 
+cdef inline int64_t newcomers_ns(Processes *known) noexcept nogil:
+    """CPU time of what descends from the server now and was not listed then."""
+    cdef Processes now
+    cdef int64_t total = 0
+    cdef int i
+    now.list = NULL
+    now.count = now.room = 0
+    if known.count:
+        list_processes(&now, known.list[0].pid)
+    for i in range(now.count):
+        if not is_listed(known, now.list[i].pid):
+            total += posix.clock_ns(now.list[i].clock)
+    free_processes(&now)
+    return total
+
+
+cdef inline bint is_listed(Processes *tree, int pid) noexcept nogil:
+    cdef int i
+    for i in range(tree.count):
+        if tree.list[i].pid == pid:
+            return True
+    return False
+
+
 cdef inline int64_t reaped_ns(int pid) noexcept nogil:
     """CPU time of the children that a process has waited for, in whole ticks (proc_pid_stat(5))."""
     cdef char text[STAT_ROOM]
