@@ -46,7 +46,8 @@ class ServerStats:
     than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not
     bound and has no address) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
     ``bytes_out`` hold the bytes of connections and datagrams both. ``engine`` is that of the
-    streams; datagrams have one of their own.
+    streams, and ``engine_reason`` why it is that one: "asked for", or what speaks for the choice of
+    "auto". Datagrams have an engine of their own.
     """
 
     engine: str
@@ -63,6 +64,7 @@ class ServerStats:
     datagrams_in: int = 0
     datagrams_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    engine_reason: str = "asked for"
 
     def as_dict(self) -> dict[str, Any]:
         return {name: _plain(getattr(self, name)) for name in self.__slots__}

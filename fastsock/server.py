@@ -157,6 +157,7 @@ class Server:
         self._asked = tuple(Endpoint.parse(endpoint) for endpoint in endpoints or default)
         served = (*self._asked, *map(inherited.endpoint_of, self._fds))
         self.engine = engines.choose(engine)
+        self._engine_reason = engines.reason(engine)
         self._stream_options: dict[str, Any] = {
             "backlog": check_int("backlog", backlog, 1, _MAX_INT),
             "nodelay": check_bool("nodelay", nodelay),
@@ -311,6 +312,7 @@ class Server:
         accepted = sum(c["accepted"] for c in counters)
         return ServerStats(
             engine=self.engine,
+            engine_reason=self._engine_reason,
             endpoints=tuple(map(str, self._bound)),
             accepted=accepted,
             open=accepted - closed.total(),

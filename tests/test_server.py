@@ -125,10 +125,12 @@ def ask_for_an_engine_that_is_not_there() -> None:
 
 
 def test_auto_says_which_engine() -> None:
-    """With "auto" the server says which engine it took, before it runs and in its counters."""
+    """With "auto" the server says which engine it took, before it runs, and in its counters why."""
     server = Server(ANY_PORT)
     assert server.engine in engines.WORKERS
     assert server.stats().engine == server.engine
+    assert f"picks {server.engine}: {server.stats().engine_reason}" == engines.states()["auto"]
+    assert Server(ANY_PORT, engine=server.engine).stats().engine_reason == "asked for"
 
 
 def test_unknown_option() -> None:
