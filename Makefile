@@ -11,8 +11,13 @@ SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_n
 demo: $(VENV)/.package
 	$(BIN)/fastsock bench
 
+# Most tests wait for most of their time, and so JOBS processes run them side by side, each in an
+# interpreter of its own; pytest alone runs one after the other, as a debugger needs it.
+JOBS ?= 2
+SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
+
 test: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 # The tests that take minutes.
 slow: $(VENV)/.test
@@ -28,7 +33,7 @@ SANITIZE_tsan := thread
 OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/asan/report \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build/asan/report
 OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
-TESTS_asan := tests
+TESTS_asan := $(SIDE_BY_SIDE) tests
 # Of what has threads, all but the fork engine: ThreadSanitizer cannot follow clone().
 TESTS_tsan := -k "not fork and not pure" tests/test_contract.py tests/test_server.py tests/test_epoll.py \
 	tests/test_limits.py tests/test_services.py tests/test_datagram.py tests/test_load.py \

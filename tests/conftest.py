@@ -19,7 +19,8 @@ from implementations import (
 )
 from leftovers import everything
 
-FIGURES = pytest.StashKey[list[str]]()
+# Names among a report's user properties, which also come from pytest-xdist's workers.
+FIGURE, RUN = "figure", "run"
 
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
@@ -39,34 +40,33 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if figures := config.stash.get(FIGURES, []):
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    chosen = item.callspec.params if hasattr(item, "callspec") else {}
+    if "implementation" in chosen and "socket_kind" in chosen:
+        case = item.nodeid.partition("[")[0]
+        run = [chosen["implementation"].name, chosen["socket_kind"], case]
+        item.user_properties.append((RUN, run))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures, and how much of implementations x kinds x cases was run."""
+    properties = [
+        (report.nodeid.rpartition("::")[2], *each)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "teardown"  # each test has one
+        for each in report.user_properties
+    ]
+    if figures := [f"{test}: {text}" for test, name, text in properties if name == FIGURE]:
         terminalreporter.section("figures")
         for line in figures:
             terminalreporter.write_line(line)
-
-
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | list[str]:
-    """Say how much of implementations x kinds x cases is run."""
-    servers: set[str] = set()
-    kinds: set[str] = set()
-    cases: set[str] = set()
-    runs = 0
-    for item in items:
-        chosen = item.callspec.params if hasattr(item, "callspec") else {}
-        if "implementation" in chosen and "socket_kind" in chosen:
-            servers.add(chosen["implementation"].name)
-            kinds.add(chosen["socket_kind"])
-            cases.add(item.nodeid.partition("[")[0])
-            runs += 1
-    if not runs:
-        return []
-    return (
-        f"{len(servers)} implementations x {len(kinds)} kinds x {len(cases)} cases: {runs} runs, "
-        "where the case applies"
-    )
+    if runs := [run for _, name, run in properties if name == RUN]:
+        servers, kinds, cases = (len(set(each)) for each in zip(*runs, strict=True))
+        terminalreporter.write_line(
+            f"{servers} implementations x {kinds} kinds x {cases} cases: {len(runs)} runs, "
+            "where the case applies"
+        )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -93,8 +93,7 @@ def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that takes a line of what a test has measured, to be printed at the end."""
-    figures = request.config.stash.setdefault(FIGURES, [])
-    return lambda text: figures.append(f"{request.node.name}: {text}")
+    return lambda text: request.node.user_properties.append((FIGURE, text))
 
 
 @pytest.fixture(autouse=True)

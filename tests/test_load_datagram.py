@@ -39,9 +39,12 @@ Answers = list[bytes]
 Behaviour = Callable[[int, bytes], Answers]
 
 
-@pytest.fixture(params=["udp://127.0.0.1:0", f"unixgram://@fastsock-test-{os.getpid()}"])
+ENDPOINTS = {"udp": "udp://127.0.0.1:0", "unixgram": f"unixgram://@fastsock-test-{os.getpid()}"}
+
+
+@pytest.fixture(params=list(ENDPOINTS))
 def server(request: pytest.FixtureRequest) -> Iterator[fastsock.Server]:
-    with fastsock.Server(request.param) as server:
+    with fastsock.Server(ENDPOINTS[request.param]) as server:
         yield server
 
 
