@@ -17,6 +17,7 @@ from typing import Any
 
 import misbehaving
 import pytest
+from clients import wait_until
 from load_runs import QUIET, SHORT, answer_of, assert_bad, assert_good, failures, loading
 from misbehaving import MisbehavingServer
 
@@ -279,7 +280,7 @@ def test_an_error_in_progress_ends_the_run(server: fastsock.Server) -> None:
     with pytest.raises(ZeroDivisionError):
         fastsock.load(server.endpoint, duration=10, wait="block", progress=fail)
     assert threading.active_count() == before
-    assert wait_until(lambda: server.stats().open == 0)
+    wait_until(lambda: server.stats().open == 0)
 
 
 def test_server_cpu(server: fastsock.Server) -> None:
@@ -324,11 +325,11 @@ def test_no_descriptor_is_left_behind(server: fastsock.Server) -> None:
             fastsock.load(server.endpoint, size=0)
 
     run_all()
-    assert wait_until(lambda: server.stats().open == 0)
+    wait_until(lambda: server.stats().open == 0)
     gc.collect()
     before = open_descriptors()
     run_all()
-    assert wait_until(lambda: server.stats().open == 0)
+    wait_until(lambda: server.stats().open == 0)
     gc.collect()
     assert open_descriptors() == before
 
@@ -825,7 +826,7 @@ def test_ctrl_c_gives_a_report(
     """Ctrl-C ends the window at once; what was measured until then comes as a whole report."""
     options = {"wait": wait, "threads": threads, "connections": 6, "duration": 50, "warmup": 0}
     with loading(str(server.endpoint), with_progress=with_progress, **options) as process:
-        assert wait_until(lambda: server.stats().bytes_out > 64_000)
+        wait_until(lambda: server.stats().bytes_out > 64_000)
         process.send_signal(signal.SIGINT)
         answer = answer_of(process)
     report = answer["report"]
@@ -843,7 +844,7 @@ def test_ctrl_c_in_the_warm_up(server: fastsock.Server) -> None:
     with loading(
         str(server.endpoint), duration=50, warmup=50, wait="block", server_pid=os.getpid()
     ) as process:
-        assert wait_until(lambda: server.stats().bytes_out > 64_000)
+        wait_until(lambda: server.stats().bytes_out > 64_000)
         process.send_signal(signal.SIGINT)
         report = answer_of(process)["report"]
     assert not report["valid"]
@@ -864,7 +865,7 @@ def test_ctrl_c_while_connecting() -> None:
             f"tcp://{host}:{port}", connections=2, duration=50, timeout=50, wait="block"
         ) as process,
     ):
-        assert wait_until(lambda: connecting_to(port))
+        wait_until(lambda: connecting_to(port))
         process.send_signal(signal.SIGINT)
         report = answer_of(process)["report"]
     assert not report["valid"]
@@ -915,16 +916,6 @@ fastsock.serve("tcp://127.0.0.1:0", ready=lambda server: print(server.endpoint, 
         self.process.communicate(timeout=30)
 
 
-def wait_until(condition: Any, seconds: float = 20.0) -> bool:
-    """Poll for something that another thread or process brings about."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.005)
-    return bool(condition())
-
-
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -954,7 +945,7 @@ def test_connections_are_opened_again(server: fastsock.Server, every: int, depth
     )
     assert_good(report)
     assert report.messages == 400
-    assert wait_until(lambda: server.stats().open == 0)
+    wait_until(lambda: server.stats().open == 0)
     stats = server.stats()
     assert stats.bytes_in == stats.bytes_out == 400 * 64
     # Whoever is done first waits for the others, and may have been opened once more for that.
