@@ -35,9 +35,10 @@ OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/asan/report
 OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
 TESTS_asan := $(SIDE_BY_SIDE) tests
 # Of what has threads, all but the fork engine: ThreadSanitizer cannot follow clone().
-TESTS_tsan := -k "not fork and not pure" tests/test_contract.py tests/test_server.py tests/test_epoll.py \
-	tests/test_limits.py tests/test_services.py tests/test_datagram.py tests/test_load.py \
-	tests/test_load_datagram.py
+TESTS_tsan := -k "not fork and not pure" tests/test_contract*.py tests/test_server.py \
+	tests/test_binding.py tests/test_epoll.py tests/test_limits.py tests/test_services.py \
+	tests/test_datagram.py tests/test_load.py tests/test_load_open_loop.py tests/test_load_faults.py \
+	tests/test_load_options.py tests/test_load_interrupt.py tests/test_load_datagram.py
 
 asan: RUNTIME = libasan.so
 tsan: RUNTIME = libtsan.so

@@ -217,6 +217,14 @@ def finish_exactly(sock: socket.socket, *chunks: bytes) -> None:
     assert_same(received, b"".join(chunks))
 
 
+@contextmanager
+def connect_to(server: Any) -> Iterator[tuple[Any, socket.socket]]:
+    """The server, started, and one client that has had an echo."""
+    with server, connect(server.endpoint) as sock:
+        echo_exactly(sock, b"hello")
+        yield server, sock
+
+
 def assert_serves(endpoint: Any) -> None:
     """A new client gets its echo and its end."""
     with connect(endpoint) as sock:

@@ -19,6 +19,8 @@ from implementations import (
 )
 from leftovers import everything
 
+import fastsock
+
 # Names among a report's user properties, which also come from pytest-xdist's workers.
 FIGURE, RUN = "figure", "run"
 
@@ -107,6 +109,13 @@ def nothing_left_over() -> Iterator[None]:
             pytest.fail(f"left over: {sorted(left)}")
         gc.collect()
         time.sleep(0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[fastsock.Server]:
+    """A native server on TCP."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        yield server
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from clients import running
 import fastsock
 from fastsock.report import LOAD_ERRORS
 
+WAITS = ("spin", "block")
+
 #: Keeps the tests off the CPU that the server needs; what waits differently is tested with both.
 QUIET: dict[str, Any] = {"wait": "block", "timeout": 5.0}
 
@@ -107,3 +109,24 @@ def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.returncode == 130, errors
     answer: dict[str, Any] = json.loads(output)
     return answer
+
+
+class native_server:
+    """A process with a Server of its own: ``with native_server() as (process, endpoint)``."""
+
+    script = """
+import sys
+import fastsock
+fastsock.serve("tcp://127.0.0.1:0", ready=lambda server: print(server.endpoint, flush=True))
+"""
+
+    def __enter__(self) -> tuple[subprocess.Popen[str], str]:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.script], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        return self.process, self.process.stdout.readline().strip()
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=30)

@@ -20,12 +20,6 @@ from fastsock.cli import run
 FASTSOCK = (sys.executable, "-m", "fastsock")
 
 
-@pytest.fixture
-def server() -> Iterator[fastsock.Server]:
-    with fastsock.Server("tcp://127.0.0.1:0") as running:
-        yield running
-
-
 @contextmanager
 def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run ``fastsock serve`` on a free port; give the process and its endpoint."""

@@ -1,12 +1,10 @@
-"""Tests of the native Server and serve(): options, binding, life and death, signals and forks."""
+"""Tests of the native Server and serve(): options, life and death, signals."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import importlib
-import json
 import os
 import random
 import re
@@ -17,8 +15,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from clients import (
     TIMEOUT,
     assert_serves,
     connect,
+    connect_to,
     echo_exactly,
-    finish_exactly,
     has_ended,
     refuses,
     running,
@@ -39,19 +37,6 @@ from implementations import ANY_PORT, GENEROUS, in_fresh_process
 from fastsock import Endpoint, Server, ServerStats, engines, serve
 
 ENGINES = ", ".join(engines.NAMES)
-NOBODY = 65534  # the user id of nobody
-
-
-@contextmanager
-def taken_port() -> Iterator[int]:
-    """A port that somebody else listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        yield other.getsockname()[1]
-
-
-def free_port() -> int:
-    with taken_port() as port:
-        return port
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -158,114 +143,6 @@ def test_stop_with_a_bad_drain(drain: Any) -> None:
         assert_serves(server.endpoint)
 
 
-# --- binding ------------------------------------------------------------------------------------
-
-
-def test_port_in_use() -> None:
-    """start() raises in its caller, names step and endpoint, and may be tried again later."""
-    with taken_port() as port:
-        server = Server(("127.0.0.1", port))
-        with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{port}: .*port 0 picks") as caught:
-            server.start()
-        assert caught.value.errno == errno.EADDRINUSE
-    with server:
-        assert_serves(server.endpoint)
-
-
-def test_address_of_another_machine() -> None:
-    """An address that is not of this machine cannot be bound (192.0.2.0/24 is nobody's)."""
-    with pytest.raises(OSError, match=r"bind tcp://192\.0\.2\.1:0: .*not an address of") as caught:
-        Server("tcp://192.0.2.1:0").start()
-    assert caught.value.errno == errno.EADDRNOTAVAIL
-
-
-def test_host_that_does_not_exist() -> None:
-    """A host name without an address is an OSError that names the endpoint."""
-    with pytest.raises(
-        socket.gaierror, match=r"^\[Errno -\d\] resolve tcp://no-such-host\.invalid:0: "
-    ):
-        Server("tcp://no-such-host.invalid:0").start()
-
-
-def test_privileged_port() -> None:
-    """A port that needs a privilege is a PermissionError that says which."""
-    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    if first < 2:
-        pytest.skip("every port may be bound here (net.ipv4.ip_unprivileged_port_start)")
-    in_fresh_process(bind_without_privileges, first - 1)
-
-
-def bind_without_privileges(port: int) -> None:
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)  # and with it goes every capability (capabilities(7))
-    with pytest.raises(PermissionError, match=rf":{port}: .*\(ports below 1024 need CAP_NET_BIND"):
-        Server(("127.0.0.1", port)).start()
-
-
-def test_second_endpoint_fails() -> None:
-    """When one endpoint cannot be bound, those before it are not left bound."""
-    port = free_port()
-    with taken_port() as taken:
-        server = Server(("127.0.0.1", port), ("127.0.0.1", taken))
-        with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{taken}"):
-            server.start()
-        assert refuses(Endpoint("tcp", "127.0.0.1", port))
-        with pytest.raises(RuntimeError, match="not been started"):
-            _ = server.endpoints
-
-
-def test_several_endpoints() -> None:
-    """A server serves all of its endpoints, and counts over all."""
-    with Server(ANY_PORT, ("127.0.0.1", 0), "tcp://[::1]:0") as server:
-        assert len({endpoint.port for endpoint in server.endpoints}) == 3
-        assert server.endpoint == server.endpoints[0]
-        for endpoint in server.endpoints:
-            assert_serves(endpoint)
-        wait_until(lambda: server.stats().closed["eof"] == 3)
-        assert server.stats().endpoints == tuple(map(str, server.endpoints))
-        server.stop()
-        assert all(map(refuses, server.endpoints))
-
-
-def test_ipv6_loopback() -> None:
-    """[::1] is served, and is not reached over IPv4."""
-    with Server("tcp://[::1]:0") as server:
-        assert_serves(server.endpoint)
-        assert refuses(Endpoint("tcp", "127.0.0.1", server.endpoint.port))
-
-
-@pytest.mark.parametrize(
-    ("url", "option", "both"),
-    [
-        ("tcp://[::]:0", True, True),
-        ("tcp://[::]:0", False, False),
-        ("tcp://[::]:0?dual_stack=1", False, True),
-        ("tcp://[::]:0?dual_stack=0", True, False),
-    ],
-)
-def test_dual_stack(url: str, option: bool, both: bool) -> None:
-    """[::] takes IPv4 clients when that was asked for, and the endpoint's own word wins."""
-    with Server(url, dual_stack=option) as server:
-        port = server.endpoint.port
-        assert_serves(Endpoint("tcp", "::1", port))
-        assert refuses(Endpoint("tcp", "127.0.0.1", port)) != both
-        if both:
-            assert_serves(Endpoint("tcp", "127.0.0.1", port))
-
-
-def test_two_servers_share_a_port_only_if_both_want() -> None:
-    """reuse_port lets two servers bind one port, and is off by default."""
-    with Server(ANY_PORT, reuse_port=True) as first:
-        with Server(first.endpoint, reuse_port=True) as second:
-            assert second.endpoint == first.endpoint
-            for _ in range(20):
-                assert_serves(first.endpoint)
-        with pytest.raises(OSError, match="bind"):
-            Server(first.endpoint).start()
-
-
 # --- life and death -----------------------------------------------------------------------------
 
 
@@ -326,14 +203,6 @@ def test_drain_timeout_is_the_default_of_stop() -> None:
         start = time.monotonic()
         server.stop()
         assert 0.3 <= time.monotonic() - start < 5
-
-
-@contextmanager
-def connect_to(server: Server) -> Iterator[tuple[Server, socket.socket]]:
-    """The server, started, and one client that has had an echo."""
-    with server, connect(server.endpoint) as sock:
-        echo_exactly(sock, b"hello")
-        yield server, sock
 
 
 def test_ctrl_c_during_a_drain() -> None:
@@ -518,85 +387,6 @@ def serve_and_compute() -> None:
         print(server.endpoint, flush=True)
         while server.stats().closed["eof"] == 0:
             sum(range(1000))
-
-
-# --- fork ---------------------------------------------------------------------------------------
-
-
-def test_fork() -> None:
-    """A forked child is refused in every method, and harms neither the parent nor its clients."""
-    if sys.version_info >= (3, 12):
-        # Python warns that threads are not copied; that they are not is what this is about.
-        in_fresh_process(fork_quietly)
-    else:
-        in_fresh_process(fork_beside_a_server)
-
-
-def fork_quietly() -> None:
-    import warnings
-
-    warnings.simplefilter("ignore", DeprecationWarning)
-    fork_beside_a_server()
-
-
-def fork_beside_a_server() -> None:
-    with connect_to(Server(ANY_PORT)) as (server, sock):
-        from_child, to_parent = os.pipe()
-        from_parent, to_child = os.pipe()
-        if os.fork() == 0:
-            os.write(to_parent, json.dumps(call_everything(server)).encode())
-            os.close(to_child)
-            os.read(from_parent, 1)  # live on until the parent is done
-            os._exit(0)
-        said = json.loads(os.read(from_child, 10_000))
-        assert len(said) == 4, said
-        assert all(re.match(r"this server belongs to process \d+.* Server in", s) for s in said)
-        echo_exactly(sock, b"the parent serves on")
-        assert_serves(server.endpoint)
-        server.stop()
-        assert has_ended(sock)  # though the child had a copy of the connection
-        with Server(server.endpoint) as another:  # and of the listener
-            assert_serves(another.endpoint)
-        os.write(to_child, b"x")
-        assert os.wait()[1] == 0
-
-
-def call_everything(server: Server) -> list[str]:
-    """What each method says in a forked child."""
-    said = []
-    methods: list[Callable[[], object]] = [
-        server.start,
-        server.stop,
-        server.stats,
-        server.serve_forever,
-    ]
-    for method in methods:
-        try:
-            method()
-        except RuntimeError as error:
-            said.append(str(error))
-    return said
-
-
-def test_fork_and_new_server() -> None:
-    """A forked child can make a server of its own, and end without touching the parent's."""
-    in_fresh_process(fork_and_serve)
-
-
-def fork_and_serve() -> None:
-    import warnings
-
-    warnings.simplefilter("ignore", DeprecationWarning)
-    with connect_to(Server(ANY_PORT)) as (server, sock):
-        child = os.fork()
-        if child == 0:
-            with Server(ANY_PORT) as own:
-                assert_serves(own.endpoint)
-            del server
-            gc.collect()
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        finish_exactly(sock, b"the parent serves on")
 
 
 # --- signals ------------------------------------------------------------------------------------

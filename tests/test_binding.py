@@ -1,0 +1,135 @@
+"""Which addresses and ports a native Server takes, alone or several."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from clients import assert_serves, refuses, wait_until
+from implementations import ANY_PORT, in_fresh_process
+
+from fastsock import Endpoint, Server
+
+NOBODY = 65534  # the user id of nobody
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """A port that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def free_port() -> int:
+    with taken_port() as port:
+        return port
+
+
+def test_port_in_use() -> None:
+    """start() raises in its caller, names step and endpoint, and may be tried again later."""
+    with taken_port() as port:
+        server = Server(("127.0.0.1", port))
+        with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{port}: .*port 0 picks") as caught:
+            server.start()
+        assert caught.value.errno == errno.EADDRINUSE
+    with server:
+        assert_serves(server.endpoint)
+
+
+def test_address_of_another_machine() -> None:
+    """An address that is not of this machine cannot be bound (192.0.2.0/24 is nobody's)."""
+    with pytest.raises(OSError, match=r"bind tcp://192\.0\.2\.1:0: .*not an address of") as caught:
+        Server("tcp://192.0.2.1:0").start()
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_host_that_does_not_exist() -> None:
+    """A host name without an address is an OSError that names the endpoint."""
+    with pytest.raises(
+        socket.gaierror, match=r"^\[Errno -\d\] resolve tcp://no-such-host\.invalid:0: "
+    ):
+        Server("tcp://no-such-host.invalid:0").start()
+
+
+def test_privileged_port() -> None:
+    """A port that needs a privilege is a PermissionError that says which."""
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first < 2:
+        pytest.skip("every port may be bound here (net.ipv4.ip_unprivileged_port_start)")
+    in_fresh_process(bind_without_privileges, first - 1)
+
+
+def bind_without_privileges(port: int) -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)  # and with it goes every capability (capabilities(7))
+    with pytest.raises(PermissionError, match=rf":{port}: .*\(ports below 1024 need CAP_NET_BIND"):
+        Server(("127.0.0.1", port)).start()
+
+
+def test_second_endpoint_fails() -> None:
+    """When one endpoint cannot be bound, those before it are not left bound."""
+    port = free_port()
+    with taken_port() as taken:
+        server = Server(("127.0.0.1", port), ("127.0.0.1", taken))
+        with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{taken}"):
+            server.start()
+        assert refuses(Endpoint("tcp", "127.0.0.1", port))
+        with pytest.raises(RuntimeError, match="not been started"):
+            _ = server.endpoints
+
+
+def test_several_endpoints() -> None:
+    """A server serves all of its endpoints, and counts over all."""
+    with Server(ANY_PORT, ("127.0.0.1", 0), "tcp://[::1]:0") as server:
+        assert len({endpoint.port for endpoint in server.endpoints}) == 3
+        assert server.endpoint == server.endpoints[0]
+        for endpoint in server.endpoints:
+            assert_serves(endpoint)
+        wait_until(lambda: server.stats().closed["eof"] == 3)
+        assert server.stats().endpoints == tuple(map(str, server.endpoints))
+        server.stop()
+        assert all(map(refuses, server.endpoints))
+
+
+def test_ipv6_loopback() -> None:
+    """[::1] is served, and is not reached over IPv4."""
+    with Server("tcp://[::1]:0") as server:
+        assert_serves(server.endpoint)
+        assert refuses(Endpoint("tcp", "127.0.0.1", server.endpoint.port))
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "both"),
+    [
+        ("tcp://[::]:0", True, True),
+        ("tcp://[::]:0", False, False),
+        ("tcp://[::]:0?dual_stack=1", False, True),
+        ("tcp://[::]:0?dual_stack=0", True, False),
+    ],
+)
+def test_dual_stack(url: str, option: bool, both: bool) -> None:
+    """[::] takes IPv4 clients when that was asked for, and the endpoint's own word wins."""
+    with Server(url, dual_stack=option) as server:
+        port = server.endpoint.port
+        assert_serves(Endpoint("tcp", "::1", port))
+        assert refuses(Endpoint("tcp", "127.0.0.1", port)) != both
+        if both:
+            assert_serves(Endpoint("tcp", "127.0.0.1", port))
+
+
+def test_two_servers_share_a_port_only_if_both_want() -> None:
+    """reuse_port lets two servers bind one port, and is off by default."""
+    with Server(ANY_PORT, reuse_port=True) as first:
+        with Server(first.endpoint, reuse_port=True) as second:
+            assert second.endpoint == first.endpoint
+            for _ in range(20):
+                assert_serves(first.endpoint)
+        with pytest.raises(OSError, match="bind"):
+            Server(first.endpoint).start()
