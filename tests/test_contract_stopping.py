@@ -44,6 +44,8 @@ two_kinds = pytest.mark.kinds("tcp", "unix")  # TCP is the same over IPv6 there
 
 KIB, MIB = 1 << 10, 1 << 20
 
+TAKES_IN = 0.05  # seconds for which a stop without a drain takes clients in
+
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
 
@@ -118,17 +120,26 @@ def test_port_can_be_bound_again_at_once(implementation: Implementation, socket_
 
 
 @pytest.mark.native
-@pytest.mark.many_clients
 def test_stop_answers_what_has_arrived(implementation: Implementation, socket_kind: str) -> None:
-    """Without a drain too, who has connected and sent gets that back, accepted by then or not."""
+    """Without a drain too, who has connected and sent gets that back, accepted by then or not.
+
+    Who is taken in only after TAKES_IN may be reset instead, so rounds that took longer show
+    nothing: a busy machine has them, above all where each client takes a process.
+    """
+    in_time = 0
     for _ in range(50):
         with ExitStack() as stack, implementation.server(any_endpoint(socket_kind)) as server:
             socks = [stack.enter_context(connect(server.endpoint)) for _ in range(10)]
-            for sock in socks:
-                sock.sendall(b"in time")
+            for number, sock in enumerate(socks):
+                sock.sendall(tagged(number, 100))
+            began = time.monotonic()
             server.stop()
-            for sock in socks:
-                assert receive_all(sock) == b"in time"
+            if time.monotonic() - began < TAKES_IN:
+                in_time += 1
+                for number, sock in enumerate(socks):
+                    assert receive_all(sock) == tagged(number, 100)
+    if not in_time:
+        pytest.skip(f"this machine is too busy: no stop() in less than {TAKES_IN} s")
 
 
 def test_drain_lets_everybody_finish(serve: Serve) -> None:

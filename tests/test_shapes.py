@@ -167,16 +167,6 @@ def test_stop_while_stuck(server: fastsock.Server) -> None:
     assert server.stats().closed["stopped"] == 1
 
 
-def test_stop_echoes_what_has_arrived(server: fastsock.Server) -> None:
-    """What was sent before stop() is echoed, though its client was not accepted yet."""
-    with ExitStack() as stack:
-        socks = [stack.enter_context(connect(server)) for _ in range(20)]
-        for number, sock in enumerate(socks):
-            sock.sendall(b"%d" % number)
-        server.stop()
-        assert [receive(sock) for sock in socks] == [b"%d" % n for n in range(20)]
-
-
 def test_drain(server: fastsock.Server) -> None:
     """stop(drain) takes in who waits, refuses newcomers, and lets everybody finish."""
     with ExitStack() as stack:
