@@ -187,8 +187,13 @@ def fill(sock: socket.socket) -> int:
 def idle_cpu_seconds(sock: socket.socket, seconds: float) -> float:
     """CPU time that this process takes while nothing arrives."""
     before = time.process_time()
-    assert select.select([sock], [], [], seconds)[0] == []
+    nothing_comes(sock, seconds)
     return time.process_time() - before
+
+
+def nothing_comes(sock: socket.socket, seconds: float) -> None:
+    """Be idle for so long: no byte arrives, and no end."""
+    assert select.select([sock], [], [], seconds)[0] == []
 
 
 def assert_same(received: bytes, sent: bytes) -> None:

@@ -46,7 +46,7 @@ def failures(report: fastsock.LoadReport) -> dict[str, int]:
 
 
 def assert_good(report: fastsock.LoadReport) -> None:
-    assert report.reasons == ()
+    assert not report.reasons, report.reasons
     assert report.valid
     assert not report.failed
     assert not failures(report)

@@ -180,6 +180,7 @@ def test_drain_takes_in_the_accept_queue(serve_process: ServeProcess) -> None:
         assert server.finish()["stats"]["closed"]["eof"] == 50
 
 
+@two_kinds
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_drain_begins_in_the_middle_of_accepting(serve: Serve) -> None:
@@ -234,8 +235,9 @@ def test_drain_listens_no_more(serve: Serve) -> None:
 
 
 @one_kind
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("clients", [0, 3])
+@pytest.mark.parametrize(
+    ("number", "clients"), [(signal.SIGINT, 0), (signal.SIGTERM, 3)], ids=["SIGINT", "SIGTERM"]
+)
 def test_signal_ends_serve(
     serve_process: ServeProcess, number: signal.Signals, clients: int
 ) -> None:

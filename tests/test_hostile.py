@@ -20,6 +20,7 @@ from clients import (
     echo_exactly,
     half_close,
     has_ended,
+    nothing_comes,
     receive_all,
     running,
     sending,
@@ -59,6 +60,7 @@ def test_slow_writers_are_thinned_out(serve: Any, clients: int, idle_timeout: fl
             keep_busy(busy)
         while server.stats().closed["idle"] < clients:
             keep_busy(busy)
+            nothing_comes(busy[0], 0.02)
         for sock in socks:
             assert receive_all(sock) == b"s"
         keep_busy(busy)

@@ -15,6 +15,7 @@ from clients import (
     finish_exactly,
     half_close,
     has_ended,
+    nothing_comes,
     receive_all,
     wait_until,
 )
@@ -86,6 +87,7 @@ def test_busy_clients_are_not_idle(serve: Any) -> None:
     with connect(server.endpoint) as sock, connect(server.endpoint) as idle:
         while server.stats().closed["idle"] == 0:
             echo_exactly(sock, b"still here")
+            nothing_comes(sock, 0.02)
         assert has_ended(idle)
         echo_exactly(sock, b"still here")
 
