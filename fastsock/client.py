@@ -119,7 +119,8 @@ def load(
             given, 128 KiB to send or receive.
         depth: messages in flight per connection, in a closed loop of echoes.
         duration: seconds of the measured window; 5 unless `messages` is given.
-        messages: stop after so many messages over all connections, instead of `duration`.
+        messages: stop after so many messages over all connections, instead of `duration`; each
+            connection is closed when its share is done.
         warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
         rate: messages per second over all connections; not to receive.
         verify: compare every byte that comes with what must come.

@@ -266,12 +266,10 @@ class LoadLoop(LoadRun):
     def _half_close_if_done(self, client: Client, now: float) -> None:
         if client.half_closed or client.sent < client.target or client not in self._open:
             return
-        if self._plan.rate:
-            all_sent = self._scheduled >= self._schedule_size
-            done = all_sent and (now >= self._end or self._plan.messages is not None)
-        else:
-            done = now >= self._end or client.target >= client.budget * self._size
-        if not done:
+        # Its share alone: a server that serves only so many at a time may wait for its place.
+        done = client.target >= client.budget * self._size
+        over = now >= self._end and self._scheduled >= self._schedule_size
+        if not done and not over:
             return
         client.half_closed = True
         client.progress = now

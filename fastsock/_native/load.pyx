@@ -22,14 +22,15 @@ from fastsock._native.address cimport fill_address
 from fastsock._native.check cimport os_error
 from fastsock._native.connecting cimport SOURCES_APART, open_peer, retry_time, try_again
 from fastsock._native.histogram cimport Histogram, record
-from fastsock._native.loading cimport ABORTED, FINISHING, RUNNING, Frame, close_once, quota_of
+from fastsock._native.loading cimport ABORTED, FINISHING, RUNNING, Frame, close_once
 from fastsock._native.loading cimport quota_of_thread
 from fastsock._native.peer cimport CLOSED, CONNECTING, HALF_CLOSED, OPEN
 from fastsock._native.peer cimport CLOSED_EARLY, MISMATCH, OTHER, REFUSED, RESET, TIMEOUT
 from fastsock._native.peer cimport ECHO, RECEIVE, SEND, Peer, Run, close_peer, fail
-from fastsock._native.peer cimport failure_of_errno, half_close, rewatch, still_held
+from fastsock._native.peer cimport failure_of_errno, half_close, has_done_its_share, rewatch
+from fastsock._native.peer cimport still_held
 from fastsock._native.receiving cimport receive, start_download
-from fastsock._native.sending cimport send_more, start_closed_loop, start_due
+from fastsock._native.sending cimport send_more, start_closed_loop, start_due, start_open_loop
 
 cdef enum:
     SWEEP_NS = 50000000             # how often silent connections are looked for
@@ -191,7 +192,9 @@ cdef void load(Run *run) noexcept nogil:
             # It may have sent since the first connect(), into sockets that nobody read.
             run.frame.window_start = run.peers[0].opened_at
         start_download(run, now)
-    elif not run.frame.interval_ns:
+    elif run.frame.interval_ns:
+        start_open_loop(run, now)
+    else:
         start_closed_loop(run, now)
     while run.alive and run.frame.phase != ABORTED:
         if run.frame.interval_ns and run.frame.phase == RUNNING:
@@ -206,10 +209,10 @@ cdef void load(Run *run) noexcept nogil:
         loading.note_time(&run.frame, now)
         if run.frame.phase == RUNNING and finished(run, now):
             finish(run, now)
+    if run.frame.phase != FINISHING:
+        loading.end_window(&run.frame, now)     # no connection, or no wish, was left
     if run.frame.quota:
         run.frame.window_end = run.last_answer
-    elif run.frame.phase != FINISHING:
-        loading.end_window(&run.frame, now)     # no connection, or no wish, was left
 
 
 cdef bint finished(Run *run, int64_t now) noexcept nogil:
@@ -221,7 +224,7 @@ cdef bint finished(Run *run, int64_t now) noexcept nogil:
     if run.frame.interval_ns:
         return run.next_due >= quota_of_thread(&run.frame)
     for i in range(run.frame.count):
-        if run.peers[i].state != CLOSED and run.peers[i].started < quota_of(&run.frame, i):
+        if run.peers[i].state != CLOSED and not has_done_its_share(run, i):
             return False
     return True
 

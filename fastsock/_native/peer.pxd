@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastsock._native cimport posix
 from fastsock._native.histogram cimport Recorder
-from fastsock._native.loading cimport Frame, close_once, watch
+from fastsock._native.loading cimport Frame, close_once, quota_of, watch
 
 cdef enum:                          # mode: what the load is
     ECHO
@@ -94,6 +94,11 @@ cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
     if run.mode != ECHO:
         return 0
     return (peer.started - peer.answered) * run.size - peer.partial - peer.to_send
+
+
+cdef inline bint has_done_its_share(Run *run, uint32_t i) noexcept nogil:
+    """Whether a connection of a run of so many messages has started the last of its own."""
+    return run.frame.quota and run.peers[i].started == quota_of(&run.frame, i)
 
 
 cdef inline int still_held(Peer *peer) noexcept nogil:

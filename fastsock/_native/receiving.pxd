@@ -13,8 +13,8 @@ from fastsock._native.histogram cimport record
 from fastsock._native.loading cimport RUNNING, intended_at, quota_of
 from fastsock._native.peer cimport CLOSED_EARLY, HALF_CLOSED, LEAVING, MISMATCH, OPEN
 from fastsock._native.peer cimport RECEIVE, SEND, Peer, Run, close_peer, fail, failure_of_errno
-from fastsock._native.peer cimport half_close, owed, rewatch, still_held
-from fastsock._native.sending cimport allow, send_more
+from fastsock._native.peer cimport owed, rewatch, still_held
+from fastsock._native.sending cimport allow, leave_if_done, send_more
 
 
 cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
@@ -61,7 +61,7 @@ cdef inline void start_download(Run *run, int64_t now) noexcept nogil:
         if run.peers[i].state == OPEN:
             run.peers[i].active_at = now
             rewatch(run, i, posix.EPOLLIN)
-            leave_with_quota(run, i, now)
+            leave_if_done(run, i, now)
 
 
 cdef inline void on_lines(Run *run, uint32_t i) noexcept nogil:
@@ -79,13 +79,7 @@ cdef inline void on_lines(Run *run, uint32_t i) noexcept nogil:
     if run.frame.window_start <= now < run.frame.window_end:
         run.messages += complete
     run.last_answer = now
-    leave_with_quota(run, i, now)
-
-
-cdef inline void leave_with_quota(Run *run, uint32_t i, int64_t now) noexcept nogil:
-    cdef Peer *peer = &run.peers[i]
-    if run.frame.quota and peer.state == OPEN and peer.answered == quota_of(&run.frame, i):
-        half_close(peer, HALF_CLOSED, now)
+    leave_if_done(run, i, now)
 
 
 cdef inline void on_eof(Run *run, uint32_t i) noexcept nogil:

@@ -8,7 +8,7 @@ from fastsock._native.histogram cimport record
 from fastsock._native.loading cimport FINISHING, RUNNING
 from fastsock._native.loading cimport due_at, intended_at, quota_of, quota_of_thread
 from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, SEND, Peer, Run
-from fastsock._native.peer cimport fail, failure_of_errno, half_close, rewatch
+from fastsock._native.peer cimport fail, failure_of_errno, half_close, has_done_its_share, rewatch
 
 cdef enum:
     DUE_BURST = 1024                # messages started before answers are looked at again
@@ -55,11 +55,16 @@ cdef inline void start_messages(Run *run, uint32_t i, int64_t now) noexcept nogi
         peer.to_send += run.size
 
 
-cdef inline void leave_if_done(Run *run, Peer *peer, int64_t now) noexcept nogil:
-    """Half-close after the last byte, of the run or of this opening of the connection."""
+cdef inline void leave_if_done(Run *run, uint32_t i, int64_t now) noexcept nogil:
+    """Half-close after the last byte, of the run or of this opening of the connection.
+
+    A connection that has done its share does not wait for the others: a server that serves only so
+    many at a time may be waiting for its place.
+    """
+    cdef Peer *peer = &run.peers[i]
     if peer.state != OPEN or peer.to_send:
         return
-    if run.frame.phase == FINISHING and peer.started == peer.due:
+    if has_done_its_share(run, i) or (run.frame.phase == FINISHING and peer.started == peer.due):
         half_close(peer, HALF_CLOSED, now)
     elif peer.started == peer.leave_after:
         half_close(peer, LEAVING, now)
@@ -101,7 +106,7 @@ cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
         rewatch(run, i, posix.EPOLLIN | posix.EPOLLOUT)
     else:
         rewatch(run, i, posix.EPOLLIN)
-    leave_if_done(run, peer, now)
+    leave_if_done(run, i, now)
 
 
 cdef inline void on_taken(Run *run, Peer *peer, int64_t now) noexcept nogil:
@@ -142,7 +147,7 @@ cdef inline void send_requests(Run *run, uint32_t i, int64_t now) noexcept nogil
             now = posix.monotonic_ns()
     if peer.watched != posix.EPOLLIN:
         rewatch(run, i, posix.EPOLLIN)
-    leave_if_done(run, peer, now)
+    leave_if_done(run, i, now)
 
 
 cdef inline void allow(Run *run, uint32_t i, uint64_t messages) noexcept nogil:
@@ -160,6 +165,12 @@ cdef inline void start_closed_loop(Run *run, int64_t now) noexcept nogil:
             # Of an upload no answer allows the next message: all are due.
             allow(run, i, UINT64_MAX if run.mode == SEND else run.depth)
             send_more(run, i, now)
+
+
+cdef inline void start_open_loop(Run *run, int64_t now) noexcept nogil:
+    cdef uint32_t i
+    for i in range(run.frame.count):
+        leave_if_done(run, i, now)              # with fewer messages than connections
 
 
 cdef inline void start_due(Run *run, int64_t now) noexcept nogil:

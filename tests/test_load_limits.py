@@ -1,0 +1,78 @@
+"""The load client against a server that lets in fewer connections than the client opens.
+
+The rest waits in the server's queue until others have gone. So a run of so many messages ends only
+if each connection goes when it has done its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from clients import wait_until
+from load_runs import assert_good
+
+import fastsock
+from fastsock import pure
+
+CONNECTIONS = 8
+LIMITS: tuple[dict[str, Any], ...] = ({"max_connections": 2}, {"engine": "serial"})
+SERVICES = {"echo": "echo", "send": "discard", "receive": "chargen"}
+WAITS = ("spin", "block")
+
+Load = Callable[..., fastsock.LoadReport]
+
+
+def load_fully(load: Load, limit: dict[str, Any], messages: int, **options: Any) -> int:
+    """A run in which every message must count; return how many connections were served."""
+    service = SERVICES[options.get("mode", "echo")]
+    options = {"connections": CONNECTIONS, "messages": messages, "timeout": 2.0} | options
+    with fastsock.Server("tcp://127.0.0.1:0", service=service, **limit) as server:
+        report = load(server.endpoint, **options)
+        wait_until(lambda: server.stats().open == 0)
+        served = server.stats().accepted
+    assert not report.failed
+    assert report.messages == messages
+    if "rate" not in options:
+        assert_good(report)
+    return served
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=["max_connections", "serial"])
+@pytest.mark.parametrize("load", [fastsock.load, pure.load], ids=["native", "pure"])
+def test_every_connection_has_its_turn(load: Load, limit: dict[str, Any]) -> None:
+    """Also one that has no message to send goes, and makes room."""
+    for messages in (3, CONNECTIONS, 401):
+        assert load_fully(load, limit, messages) == CONNECTIONS
+        assert load_fully(load, limit, messages, rate=5000) == CONNECTIONS
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("mode", SERVICES)
+def test_whatever_the_load_is(mode: str, threads: int, wait: str) -> None:
+    served = load_fully(
+        fastsock.load, LIMITS[0], 101, mode=mode, threads=threads, wait=wait, size=1000
+    )
+    assert served == CONNECTIONS
+
+
+def test_with_messages_in_flight() -> None:
+    for depth in (5, 64):
+        assert load_fully(fastsock.load, LIMITS[0], 401, depth=depth) == CONNECTIONS
+
+
+def test_who_is_done_is_not_opened_again() -> None:
+    """Reconnecting, there are as many openings as the messages take, and none to wait in."""
+    messages = 10 * CONNECTIONS
+    for every in (1, 5, 10):
+        served = load_fully(fastsock.load, LIMITS[0], messages, reconnect_every=every)
+        assert served == messages // every
+
+
+@pytest.mark.parametrize("load", [fastsock.load, pure.load], ids=["native", "pure"])
+def test_an_open_loop_does_not_wait_for_its_end(load: Load) -> None:
+    """The last connections are served long before the last message is due."""
+    options = {"rate": CONNECTIONS / 2, "timeout": 0.5}
+    assert load_fully(load, LIMITS[0], CONNECTIONS, **options) == CONNECTIONS
