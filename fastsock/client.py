@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fastsock import engines
 from fastsock._native.histogram import Histogram
 from fastsock._native.load import Loader
 from fastsock._native.load_datagram import DatagramLoader
@@ -24,6 +25,7 @@ from fastsock.server import EndpointLike
 _MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
 _MAX_SIZE = 1 << 30  # bytes
 _DEFAULT_SIZES = {"echo": 64, "send": 131072, "receive": 131072}  # bytes, by mode
+WAITS = ("spin", "block", "auto")
 DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
 _MAX_DEPTH = 65536
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
@@ -124,7 +126,9 @@ def load(
         warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
         rate: messages per second over all connections; not to receive.
         verify: compare every byte that comes with what must come.
-        wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps.
+        wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps;
+            "auto" polls for 200 us at most before it sleeps, as long as waits are shorter than that
+            and nobody else wants the CPU, which is the rule of a server's `busy_poll`.
         threads: native threads that share the connections, each its own; at most 1024.
         nodelay: TCP_NODELAY; nothing on a Unix socket.
         reconnect_every: close and open each connection again after so many messages; 1 is
@@ -252,7 +256,7 @@ def check_options(
         ),
         rate=rate,
         verify=check_bool("verify", verify),
-        wait=check_choice("wait", wait, ("spin", "block")),
+        wait=check_choice("wait", wait, WAITS),
         threads=threads,
         nodelay=check_bool("nodelay", nodelay),
         reconnect_every=None
@@ -299,6 +303,7 @@ def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:
                 messages=options.messages or 0,
                 verify=options.verify,
                 spin=options.wait == "spin",
+                busy_poll=engines.AUTO_BUSY_POLL if options.wait == "auto" else 0,
                 server_pid=(options.server_pid or 0) if thread == 0 else 0,
             )
         )

@@ -114,6 +114,7 @@ def expected(sent: int, **others: int) -> dict[str, int]:
         {"connections": 5, "threads": 2},
         {"verify": False},
         {"wait": "spin"},
+        {"wait": "auto"},
         {"rate": 2000.0, "connections": 3},
     ],
 )

@@ -15,11 +15,11 @@ from load_runs import assert_good
 
 import fastsock
 from fastsock import pure
+from fastsock.client import WAITS
 
 CONNECTIONS = 8
 LIMITS: tuple[dict[str, Any], ...] = ({"max_connections": 2}, {"engine": "serial"})
 SERVICES = {"echo": "echo", "send": "discard", "receive": "chargen"}
-WAITS = ("spin", "block")
 
 Load = Callable[..., fastsock.LoadReport]
 

@@ -11,11 +11,12 @@ import pytest
 from load_runs import assert_good, unix_server
 
 import fastsock
+from fastsock.client import WAITS
 
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 
 
-@pytest.mark.parametrize("wait", ["spin", "block"])
+@pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize(("connections", "threads"), [(1, 1), (5, 2)])
 @pytest.mark.parametrize("kind", ENDPOINTS)
 def test_the_delay_is_the_difference_of_the_latencies(

@@ -31,6 +31,7 @@ class Loader:
         verify: bool,
         spin: bool,
         nodelay: bool,
+        busy_poll: int = 0,
         reconnect_every: int = 0,
         server_pid: int = 0,
     ) -> None: ...

@@ -44,6 +44,8 @@ cdef class Loader:
     `mode` is "echo", "send" or "receive"; `depth` is for echo only, and `rate` not for receive.
     `rate` is in messages per second over all threads' connections, or 0 for a closed loop;
     `messages` limits those of all connections, or 0; `timeout` is in seconds without progress.
+    With `spin` the thread never sleeps, otherwise `busy_poll` is the longest time in microseconds
+    for which it asks the kernel again before it does; 0 is never.
     For AF_UNIX `host` is the path, and `nodelay` means nothing. With `server_pid` that process's
     CPU time over the window is read too.
     """
@@ -63,11 +65,13 @@ cdef class Loader:
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
                  str mode, uint32_t first, uint32_t count, uint32_t everyone, uint64_t size,
                  uint32_t depth, double rate, uint64_t messages, double timeout, bint verify,
-                 bint spin, bint nodelay, uint64_t reconnect_every=0, int server_pid=0):
+                 bint spin, bint nodelay, int64_t busy_poll=0, uint64_t reconnect_every=0,
+                 int server_pid=0):
         cdef Run *run = &self.run_state
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
-        loading.set_share(&run.frame, first, count, everyone, rate, messages, spin)
+        loading.set_share(&run.frame, first, count, everyone, rate, messages)
+        loading.set_wait(&run.frame, spin, busy_poll)
         run.mode = {"echo": ECHO, "send": SEND, "receive": RECEIVE}[mode]
         run.size = size
         run.depth = 0 if rate else depth

@@ -28,6 +28,7 @@ class DatagramLoader:
         gso: bool,
         verify: bool,
         spin: bool,
+        busy_poll: int = 0,
         server_pid: int = 0,
     ) -> None: ...
     def connect(self) -> None: ...

@@ -84,6 +84,7 @@ cdef class DatagramLoader:
     `size` is in bytes, at least 8; `rate` in datagrams per second over all threads' sockets, or 0
     for a closed loop; `messages` limits those of all sockets, or 0; `loss_timeout` is in seconds.
     With `gso`, datagrams of a socket that are due together leave in one call, and come so too.
+    `spin` and `busy_poll` as in load.pyx.
     With `server_pid` that process's CPU time over the window is read too.
     """
 
@@ -101,11 +102,12 @@ cdef class DatagramLoader:
     def __init__(self, int family, str host, int port, int scope_id, str where, *,
                  uint32_t first, uint32_t count, uint32_t everyone, uint64_t size, uint32_t depth,
                  double rate, uint64_t messages, double loss_timeout, bint gso, bint verify,
-                 bint spin, int server_pid=0):
+                 bint spin, int64_t busy_poll=0, int server_pid=0):
         cdef Run *run = &self.run_state
         self.where = where
         run.address_size = fill_address(&run.address, family, host, port, scope_id)
-        loading.set_share(&run.frame, first, count, everyone, rate, messages, spin)
+        loading.set_share(&run.frame, first, count, everyone, rate, messages)
+        loading.set_wait(&run.frame, spin, busy_poll)
         run.size = size
         run.depth = 0 if rate else depth
         run.loss_ns = <int64_t>(loss_timeout * 1e9)

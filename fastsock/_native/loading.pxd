@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastsock._native cimport atomic, engine, posix
+from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
 from fastsock._native.processes cimport Processes, cpu_ns, free_processes, list_processes
 from fastsock._native.processes cimport newcomers_ns
@@ -24,7 +25,8 @@ cdef struct Frame:
     uint32_t first, everyone        # number of the first of them, and of all threads' together
     double interval_ns              # between two messages of all connections; 0 in a closed loop
     uint64_t quota                  # messages of all connections; 0 without a limit
-    bint spin
+    bint spin                       # never block
+    BusyPoll busy_poll              # when not spinning
     int server_pid                  # whose CPU time is to be read; 0: nobody's
     Processes server
     int phase
@@ -38,12 +40,17 @@ cdef struct Frame:
 
 
 cdef inline void set_share(Frame *frame, uint32_t first, uint32_t count, uint32_t everyone,
-                           double rate, uint64_t messages, bint spin) noexcept nogil:
+                           double rate, uint64_t messages) noexcept nogil:
     """What the thread does of the whole; `rate` and `messages` are those of all threads, or 0."""
     frame.first, frame.count, frame.everyone = first, count, everyone
     frame.interval_ns = 1e9 / rate if rate else 0
     frame.quota = messages
+
+
+cdef inline void set_wait(Frame *frame, bint spin, int64_t busy_poll_us) noexcept nogil:
+    """How to wait; `busy_poll_us` is the longest time spent asking before it blocks, or 0."""
     frame.spin = spin
+    frame.busy_poll.cap_ns = busy_poll_us * 1000
 
 
 cdef inline int open_frame(Frame *frame, int server_pid) except -1:
@@ -175,13 +182,22 @@ cdef inline object server_cpu_ns(Frame *frame):
 
 cdef inline int wait_for_events(Frame *frame, int64_t until) noexcept nogil:
     """Wait until `until` at the latest, or not at all when spinning; return how many events."""
+    cdef int64_t began = posix.monotonic_ns(), now = began
     cdef int count
-    cdef int64_t before = posix.monotonic_ns()
-    if not frame.spin:
+    begin_wait(&frame.busy_poll)
+    while frame.spin or now >= until or asks_on(&frame.busy_poll):
+        count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, 0)
+        if count == 0 or now > began:   # to ask once, and be answered, is no idle time
+            now = posix.monotonic_ns()
+        if count != 0 or frame.spin or now >= until:
+            break
+    else:
         set_timer(frame, until)
-    count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, 0 if frame.spin else -1)
-    if (count <= 0 or not frame.spin) and frame.window_start <= before < frame.window_end:
-        frame.idle_ns += posix.monotonic_ns() - before
+        count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, -1)
+        end_wait(&frame.busy_poll)
+        now = posix.monotonic_ns()
+    if frame.window_start <= began < frame.window_end:
+        frame.idle_ns += now - began
     return count
 
 

@@ -45,7 +45,12 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 @click.option("--warmup", type=DURATION, help="Before the window.  [default: duration / 10]")
 @click.option("--rate", type=RATE, help="Open loop: messages per second over all connections.")
 @click.option("--verify/--no-verify", default=True, help="Compare every byte that comes.")
-@click.option("--wait", type=click.Choice(["spin", "block"]), default="spin")
+@click.option(
+    "--wait",
+    type=click.Choice(client.WAITS),
+    default="spin",
+    help="Poll without pause, sleep, or poll before sleeping while that pays.",
+)
 @click.option("--threads", type=int, default=1)
 @click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
 @click.option("--reconnect-every", type=int, help="Messages per connection; 1: connect-echo-close.")

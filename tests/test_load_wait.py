@@ -1,0 +1,119 @@
+"""How the load client waits: without pause, asleep, or asking for a while before it sleeps."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+from clients import wait_until
+from load_runs import answer_of, assert_good, loading
+
+import fastsock
+from fastsock.cli import cli
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
+ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
+kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
+
+#: Echoes through argv[1], waiting as argv[2] says. Where each call is traced, none is short.
+PATIENT = """
+import sys
+import fastsock
+from fastsock import engines
+engines.AUTO_BUSY_POLL = 10_000
+report = fastsock.load(sys.argv[1], messages=1000, wait=sys.argv[2])
+assert not report.failed
+"""
+
+
+@kinds
+def test_auto_asks_while_waits_are_short(endpoint: str, tmp_path: Path) -> None:
+    with fastsock.Server(endpoint) as server:
+        asleep = questions(server, "block", tmp_path / "block")
+        assert questions(server, "auto", tmp_path / "auto") > 10 * max(asleep, 1)
+
+
+def questions(server: fastsock.Server, wait: str, log: Path) -> int:
+    """How often a client asked without waiting in a run."""
+    tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", "trace=epoll_wait")
+    client = (sys.executable, "-c", PATIENT, str(server.endpoint), wait)
+    subprocess.run((*tracer, *client), check=True, timeout=25)
+    return len(re.findall(r"epoll_wait\(.*, 256, 0\b", log.read_text()))
+
+
+@kinds
+def test_auto_sleeps_when_nothing_is_due(endpoint: str) -> None:
+    """Ten messages a second cost next to nothing, and the report says that there was little to do.
+
+    CPU time, and not the passing of time, so other work on the machine does not matter.
+    """
+    with fastsock.Server(endpoint) as server:
+        before = time.process_time()
+        report = fastsock.load(server.endpoint, rate=10, duration=1.0, warmup=0.0, wait="auto")
+        used = time.process_time() - before
+    assert not report.failed
+    assert used < 0.25 * report.duration
+    assert report.client_busy < 0.25
+
+
+@kinds
+@pytest.mark.parametrize("rate", [None, 20_000])
+def test_auto_loses_nothing(endpoint: str, rate: float | None) -> None:
+    with fastsock.Server(endpoint) as server:
+        report = fastsock.load(
+            server.endpoint,
+            messages=5001,
+            connections=7,
+            threads=2,
+            rate=rate,
+            wait="auto",
+            loss_timeout=10,
+        )
+    assert not report.failed
+    assert report.messages == report.latency.count == 5001
+    assert 0 < report.client_busy <= 1
+    assert report.options["wait"] == "auto"
+    jsonschema.validate(report.as_dict(), json.loads(SCHEMA.read_text()))
+
+
+@kinds
+def test_auto_is_interrupted(endpoint: str) -> None:
+    """Ctrl-C reaches a thread that asks or sleeps."""
+    options: dict[str, Any] = {"connections": 3, "duration": 50, "warmup": 0, "wait": "auto"}
+    with (
+        fastsock.Server(endpoint) as server,
+        loading(str(server.endpoint), **options) as process,
+    ):
+        wait_until(lambda: server.stats().bytes_out > 64 * 1000)
+        process.send_signal(signal.SIGINT)
+        answer = answer_of(process)
+    assert answer["report"]["reasons"] == ["interrupted by Ctrl-C"]
+
+
+def test_on_the_command_line() -> None:
+    with fastsock.Server(ENDPOINTS["tcp"]) as server:
+        arguments = ["load", str(server.endpoint), "-n", "10", "--wait", "auto", "--json", "-"]
+        done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["options"]["wait"] == "auto"
+
+
+def test_spin_is_the_default() -> None:
+    with fastsock.Server(ENDPOINTS["tcp"]) as server:
+        report = fastsock.load(server.endpoint, messages=10)
+    assert_good(report)
+    assert report.options["wait"] == "spin"
+
+
+def test_an_unknown_wait() -> None:
+    with pytest.raises(ValueError, match="wait 'nap' is unknown; expected one of spin, bl"):
+        fastsock.load("tcp://127.0.0.1:9", wait="nap")
