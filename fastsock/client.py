@@ -9,31 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from fastsock import engines
 from fastsock._native.histogram import Histogram
 from fastsock._native.load import Loader
 from fastsock._native.load_datagram import DatagramLoader
 from fastsock.endpoint import Endpoint
-from fastsock.options import check_bool, check_choice, check_int, check_number
+from fastsock.load_options import LoadOptions
 from fastsock.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadReport, host_facts
 from fastsock.server import EndpointLike
 
-_MAX_CONNECTIONS = 65536  # up to here every connection has a place of its own in the pattern
-_MAX_SIZE = 1 << 30  # bytes
-_DEFAULT_SIZES = {"echo": 64, "send": 131072, "receive": 131072}  # bytes, by mode
-WAITS = ("spin", "block", "auto")
-DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
-_MAX_DEPTH = 65536
-_MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
-_MAX_SECONDS = 30 * 86400.0
-_MAX_RATE = 1e9
-_MAX_MESSAGES = 1 << 48
-_MAX_THREADS = 1024
-_MAX_PID = 1 << 22  # proc(5)
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
 
@@ -47,32 +33,6 @@ class LoadInterrupted(KeyboardInterrupt):
     def __init__(self, report: LoadReport) -> None:
         super().__init__("load run interrupted")
         self.report = report
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """The checked options of a run, with every default filled in; see `load()`."""
-
-    mode: str
-    connections: int
-    size: int
-    depth: int
-    duration: float | None
-    messages: int | None
-    warmup: float
-    rate: float | None
-    verify: bool
-    wait: str
-    threads: int
-    nodelay: bool
-    reconnect_every: int | None
-    timeout: float
-    loss_timeout: float
-    gso: bool
-    server_pid: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def load(
@@ -155,7 +115,7 @@ def load(
 
     """
     target = Endpoint.parse(endpoint)
-    options = check_options(
+    options = LoadOptions.fill_in(
         mode=mode,
         connections=connections,
         size=size,
@@ -174,99 +134,13 @@ def load(
         gso=gso,
         server_pid=server_pid,
     )
-    if not target.is_stream:
-        if options.mode != "echo":
-            raise ValueError(f"{target}: mode {mode!r} goes with streams, not with datagrams")
-        check_int("size of a datagram", options.size, *DATAGRAM_SIZES)
-        if reconnect_every is not None:
-            raise ValueError(f"{target}: reconnect_every goes with streams, not with datagrams")
-    if gso and target.scheme != "udp":
-        raise ValueError(f"{target}: gso goes with udp")
-    if not target.is_unix and target.port == 0:
-        raise ValueError(f"{target}: port 0 cannot be connected to")
+    options.check_target(target)
     loaders = _make_loaders(target, options)
     interrupted = _run(loaders, options, progress)
     report = _report(target, options, loaders, interrupted)
     if interrupted:
         raise LoadInterrupted(report)
     return report
-
-
-def check_options(
-    *,
-    mode: str = "echo",
-    connections: int = 1,
-    size: int | None = None,
-    depth: int = 1,
-    duration: float | None = None,
-    messages: int | None = None,
-    warmup: float | None = None,
-    rate: float | None = None,
-    verify: bool = True,
-    wait: str = "spin",
-    threads: int = 1,
-    nodelay: bool = True,
-    reconnect_every: int | None = None,
-    timeout: float = 5.0,
-    loss_timeout: float = 0.2,
-    gso: bool = False,
-    server_pid: int | None = None,
-) -> LoadOptions:
-    """Check every option of `load()` and fill in the defaults."""
-    check_choice("mode", mode, tuple(_DEFAULT_SIZES))
-    size = _DEFAULT_SIZES[mode] if size is None else size
-    if messages is None:
-        asked = 5.0 if duration is None else duration
-        duration = check_number("duration", asked, 0.001, _MAX_SECONDS, "seconds")
-        warmup = duration / 10 if warmup is None else warmup
-    else:
-        check_int("messages", messages, 1, _MAX_MESSAGES)
-        if duration is not None or warmup not in (None, 0):
-            raise ValueError("messages does not go with duration or warmup; give one or the other")
-    check_int("connections", connections, 1, _MAX_CONNECTIONS)
-    check_int("threads", threads, 1, _MAX_THREADS)
-    if threads > connections:
-        raise ValueError(
-            f"threads {threads} is more than connections {connections}; each thread needs one"
-        )
-    check_int("size", size, 1, _MAX_SIZE)
-    check_int("depth", depth, 1, _MAX_DEPTH)
-    if depth > 1 and depth * size > _MAX_IN_FLIGHT:
-        raise ValueError(
-            f"depth {depth} of {size} bytes is more than a connection can hold in flight; "
-            f"expected depth * size of at most {_MAX_IN_FLIGHT} bytes"
-        )
-    if rate is not None:
-        rate = check_number("rate", rate, 0.001, _MAX_RATE, "messages per second")
-        if depth != 1:
-            raise ValueError("depth does not go with rate, which sends whether or not answers came")
-    if mode != "echo" and depth != 1:
-        raise ValueError(f"depth does not go with mode {mode!r}, in which nothing is answered")
-    if mode == "receive" and (rate is not None or reconnect_every is not None):
-        raise ValueError("rate and reconnect_every do not go with mode 'receive': the server sends")
-    return LoadOptions(
-        mode=mode,
-        connections=connections,
-        size=size,
-        depth=depth,
-        duration=duration,
-        messages=messages,
-        warmup=check_number(
-            "warmup", 0.0 if warmup is None else warmup, 0, _MAX_SECONDS, "seconds"
-        ),
-        rate=rate,
-        verify=check_bool("verify", verify),
-        wait=check_choice("wait", wait, WAITS),
-        threads=threads,
-        nodelay=check_bool("nodelay", nodelay),
-        reconnect_every=None
-        if reconnect_every is None
-        else check_int("reconnect_every", reconnect_every, 1, _MAX_MESSAGES),
-        timeout=check_number("timeout", timeout, 0.001, _MAX_SECONDS, "seconds"),
-        loss_timeout=check_number("loss_timeout", loss_timeout, 0.001, _MAX_SECONDS, "seconds"),
-        gso=check_bool("gso", gso),
-        server_pid=None if server_pid is None else check_int("server_pid", server_pid, 1, _MAX_PID),
-    )
 
 
 def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import field, fields
 from typing import Any
+
+
+def option(default: Any, check: Callable[..., Any], *bounds: Any) -> Any:
+    """A field of a dataclass of options, whose value is what `check(name, value, *bounds)` returns.
+
+    None, where it is the default, is a value too.
+    """
+    return field(default=default, metadata={"check": check, "bounds": bounds})
+
+
+def check_each(options: Any) -> None:
+    """Check every field that was made by `option()`; for `__post_init__` of a frozen dataclass."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if value is not None or each.default is not None:
+            check, bounds = each.metadata["check"], each.metadata["bounds"]
+            object.__setattr__(options, each.name, check(each.name, value, *bounds))
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:

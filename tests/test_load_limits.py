@@ -15,7 +15,7 @@ from load_runs import assert_good
 
 import fastsock
 from fastsock import pure
-from fastsock.client import WAITS
+from fastsock.load_options import WAITS
 
 CONNECTIONS = 8
 LIMITS: tuple[dict[str, Any], ...] = ({"max_connections": 2}, {"engine": "serial"})

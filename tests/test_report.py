@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from misbehaving import MisbehavingServer
 
 import fastsock
-from fastsock.client import LoadOptions
+from fastsock.load_options import LoadOptions
 from fastsock.report import LOAD_ERRORS, LOAD_SCHEMA, Latency, LoadReport
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -14,8 +14,8 @@ from fastsock import compare, contenders, engines, picture
 from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import check_writable, json_option, write_json
 from fastsock.cli.units import DURATION, SIZE, format_duration, format_rate, format_size, numbers
-from fastsock.client import DATAGRAM_SIZES, check_options
 from fastsock.contenders import Contender
+from fastsock.load_options import DATAGRAM_SIZES, LoadOptions
 from fastsock.options import check_int
 
 ONE_CASE = (64,)
@@ -176,7 +176,7 @@ def check(
     for case in cases:
         if case.kind in ("udp", "unixgram"):
             check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
-        check_options(
+        LoadOptions.fill_in(
             connections=case.connections,
             size=case.size,
             depth=case.depth,

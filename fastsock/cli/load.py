@@ -21,6 +21,7 @@ from fastsock.cli.units import (
     format_rate,
     format_size,
 )
+from fastsock.load_options import WAITS
 from fastsock.report import Latency, LoadReport
 
 COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
@@ -47,7 +48,7 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 @click.option("--verify/--no-verify", default=True, help="Compare every byte that comes.")
 @click.option(
     "--wait",
-    type=click.Choice(client.WAITS),
+    type=click.Choice(WAITS),
     default="spin",
     help="Poll without pause, sleep, or poll before sleeping while that pays.",
 )
