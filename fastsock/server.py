@@ -48,6 +48,7 @@ _MAX_LINE = 4096  # bytes of `close_on`
 SERVICES = ("echo", "discard", "chargen")
 
 EndpointLike = Endpoint | str | tuple[Any, ...]
+Hook = Callable[["Server"], object]
 
 
 class Server:
@@ -209,8 +210,11 @@ class Server:
         #: The signal that ended serve_forever(), if one did.
         self.stopped_by: signal.Signals | None = None
 
-    def start(self) -> None:
+    def start(self, *, bound: Hook | None = None) -> None:
         """Bind every endpoint and serve in the background.
+
+        `bound` is called between the two, before there is any thread or ring: where a server that
+        began as root gives its rights up. What it raises ends the start.
 
         Raises:
             OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
@@ -224,9 +228,11 @@ class Server:
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
             listeners: list[BoundSocket] = []
             try:
-                bound = [self._listen(endpoint, listeners) for endpoint in self._asked]
-                bound += [self._inherit(fd, listeners) for fd in self._fds]
-                self._bound = tuple(bound)
+                served = [self._listen(endpoint, listeners) for endpoint in self._asked]
+                served += [self._inherit(fd, listeners) for fd in self._fds]
+                self._bound = tuple(served)
+                if bound is not None:
+                    bound(self)
                 self._workers = self._start_workers(listeners)
             except BaseException:
                 self._bound = ()
@@ -262,12 +268,12 @@ class Server:
                 self._finish()
             self._state = "stopped"
 
-    def serve_forever(self, *, ready: Callable[[Server], object] | None = None) -> ServerStats:
+    def serve_forever(self, *, bound: Hook | None = None, ready: Hook | None = None) -> ServerStats:
         """Serve until `stop()` is called or, in the main thread, Ctrl-C or SIGTERM comes.
 
         The first signal drains for `drain_timeout` seconds, the second stops at once. Outside the
-        main thread signals are left alone. `ready` is called once the endpoints can be connected
-        to. Returns the counters at the end.
+        main thread signals are left alone. `bound` is that of `start()`; `ready` is called once the
+        endpoints can be connected to. Returns the counters at the end.
 
         Raises:
             OSError: as `start()`, or the listener was taken away while serving.
@@ -278,7 +284,7 @@ class Server:
         with stop_signals(self._on_signal) as signal_fd:
             try:
                 if self._state != "running":
-                    self.start()
+                    self.start(bound=bound)
                 if ready is not None:
                     ready(self)
                 failed = self._watch(self._workers, signal_fd)
@@ -519,14 +525,15 @@ class Server:
 
 def serve(
     *endpoints: EndpointLike,
-    ready: Callable[[Server], object] | None = None,
+    bound: Hook | None = None,
+    ready: Hook | None = None,
     **options: Any,
 ) -> ServerStats:
     """Serve until Ctrl-C, SIGTERM or the end of the process; return the counters.
 
     Takes the options of Server; see there and `Server.serve_forever()`.
     """
-    return Server(*endpoints, **options).serve_forever(ready=ready)
+    return Server(*endpoints, **options).serve_forever(bound=bound, ready=ready)
 
 
 def check_cpus(cpus: Sequence[int] | None) -> tuple[int, ...]:

@@ -95,6 +95,24 @@ def bind_unix(
             raise
 
 
+def give_away(path: str, uid: int, gid: int) -> None:
+    """Make the file of a bound socket another user's: bind(2) makes it for who calls that.
+
+    Raises:
+        OSError: EADDRINUSE when something else has taken the place of the socket.
+
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Who may write to the directory could have put a link to any file there.
+        found = os.fstat(descriptor)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            raise OSError(errno.EADDRINUSE, f"chown {path}: it is not the socket that was bound")
+        os.chown(f"/proc/self/fd/{descriptor}", uid, gid)  # as in _widen()
+    finally:
+        os.close(descriptor)
+
+
 def _clear(path: str) -> None:
     """Remove a stale socket at `path`; raise EADDRINUSE for anything else that is there."""
     file = Path(path)

@@ -1,7 +1,7 @@
-"""Two networks of this process's own, joined by a cable that a test can pull.
+"""Networks of this process's own: one alone, or two, joined by a cable that a test can pull.
 
 Takes root and ip(8). Nothing that happens there reaches any other network, and the kernel removes
-both when their last socket and descriptor are closed.
+them when their last socket and descriptor are closed.
 """
 
 from __future__ import annotations
@@ -70,6 +70,23 @@ def add_cable(peer: str) -> None:
         ip("link", "add", "to-server", "type", "veth", "peer", "name", "to-client", "netns", peer)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no veth pair: {error.stderr.decode().strip()}")
+
+
+@contextmanager
+def own_network() -> Iterator[None]:
+    """This thread, and what it starts, have a network with loopback alone, and all of its ports."""
+    if shutil.which("ip") is None:
+        pytest.skip("ip (iproute2) is not installed")
+    home = current_network()
+    try:
+        os.close(new_network())
+        try:
+            ip("link", "set", "lo", "up")
+            yield
+        finally:
+            enter(home)
+    finally:
+        os.close(home)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from clients import (
     wait_until,
 )
 from implementations import ANY_PORT, GENEROUS, in_fresh_process
+from leftovers import threads
 
 from fastsock import Endpoint, Server, ServerStats, engines, serve
 
@@ -318,6 +319,22 @@ def test_error_in_ready_stops_the_server() -> None:
         seen[0].stop()
 
 
+def test_bound_comes_before_any_thread() -> None:
+    """serve() calls `bound` with the ports bound and nobody served; what it raises ends it all."""
+
+    def bound(server: Server) -> None:
+        assert not refuses(server.endpoint)
+        assert threads() == before
+        raise LookupError("no such user")
+
+    def ready(server: Server) -> None:
+        raise AssertionError("nothing is ready")
+
+    before = threads()
+    with pytest.raises(LookupError, match="no such user"):
+        serve(ANY_PORT, bound=bound, ready=ready)
+
+
 # --- the listener is taken away -----------------------------------------------------------------
 
 
@@ -414,9 +431,9 @@ def serve_with_a_signal_at_start() -> None:
     server = Server(ANY_PORT)
     start = server.start
 
-    def start_late() -> None:
+    def start_late(**options: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
-        start()
+        start(**options)
 
     server.start = start_late  # type: ignore[method-assign]
     server.serve_forever()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import click
 
 from fastsock import engines, inherited
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
-from fastsock.cli.output import json_option, write_json
+from fastsock.cli.output import check_writable, json_option, write_json
 from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, numbers, parse_duration
+from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
 from fastsock.report import ServerStats
 from fastsock.server import SERVICES, Server
+from fastsock.unix_path import give_away
 
 
 def busy_poll(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
@@ -67,9 +71,19 @@ def busy_poll(context: click.Context, parameter: click.Parameter, value: str) ->
     default="0s",
     help="Time that the first signal leaves to clients; the second stops at once.",
 )
+@click.option(
+    "--user",
+    type=USER,
+    metavar="NAME[:GROUP]",
+    help="What root becomes, for good, once all is bound.",
+)
 @json_option
 def serve(
-    endpoints: tuple[str, ...], fd: tuple[int, ...], json_path: str | None, **options: object
+    endpoints: tuple[str, ...],
+    fd: tuple[int, ...],
+    user: User | None,
+    json_path: str | None,
+    **options: object,
 ) -> int:
     """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
 
@@ -77,13 +91,42 @@ def serve(
     or unixgram:///run/echo.dgram; port 0 picks a free one. Sockets that systemd passes (LISTEN_FDS)
     are served on too, and without an ENDPOINT they alone.
     """
+    if user:
+        check_root(user)
     with usage_errors():
         passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
         server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
-    stats = server.serve_forever(ready=partial(announce, passed=passed))
+    stats = server.serve_forever(
+        bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
+        ready=partial(announce, passed=passed),
+    )
     click.echo(summary(stats), err=True)
     code = write_json(stats.as_dict(), json_path) if json_path else OK
     return INTERRUPTED if server.stopped_by is signal.SIGINT else code
+
+
+def step_down(server: Server, user: User | None, borrowed: int, json_path: str | None) -> None:
+    """Give up the rights of root, now that all is bound, and say what that leaves undone."""
+    if user is None:
+        return
+    made = server.endpoints[: len(server.endpoints) - borrowed]
+    paths = [each.path for each in made if each.is_unix and not each.path.startswith("@")]
+    for path in paths:
+        give_away(path, user.uid, user.gid)
+    become(user)
+    try:
+        check_writable(json_path)
+    except click.BadParameter as error:
+        # Not click's own, which imports more to be shown: the user may not read that.
+        raise OSError(errno.EACCES, f"{error.message}, as {user.name}") from None
+    for path in paths:
+        directory = Path(path).parent
+        if not os.access(directory, os.W_OK | os.X_OK):
+            click.echo(
+                f"{path} stays behind at the end, for the next server to replace: "
+                f"{user.name} may not write to {directory}",
+                err=True,
+            )
 
 
 def announce(server: Server, passed: Mapping[int, str]) -> None:

@@ -1,0 +1,136 @@
+"""``--user``: the user that a server becomes when what takes root is done.
+
+An option of the command alone. The ids of a process belong to all its threads, so a library that
+changed them would change them for the application too; one that wants that does it in the `bound`
+of `Server.start()`, which is also when it happens here. Later would be too late: a child of the
+fork engine and a ring of io_uring keep the rights of their maker (CVE-2024-22017).
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_ID = 2**32 - 2  # one more is -1, which setresuid(2) takes for "as it is"
+_HELD = ("CapPrm", "CapEff", "CapAmb")  # proc(5); what may be used now or in a program started
+
+
+@dataclass(frozen=True)
+class User:
+    """A user and a group, by their numbers, and the name that they were asked for by."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+if TYPE_CHECKING:
+    # Generic in newer releases of click only, so it is not subscripted at run time.
+    _UserType = click.ParamType[User]
+else:
+    _UserType = click.ParamType
+
+
+class _User(_UserType):
+    """A click parameter ``NAME[:GROUP]``, each a name or a number, as chown(1) takes them."""
+
+    name = "user"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> User:
+        if isinstance(value, User):
+            return value
+        name, colon, group = value.partition(":")
+        uid, gid = _look_up(name, lambda: pwd.getpwnam(name)[2:4]) or (_number(name), None)
+        if uid is None:
+            self.fail(f"user {name!r} is unknown", param, ctx)
+        if uid == 0:
+            self.fail(f"user {name!r} is root; expected one with fewer rights", param, ctx)
+        if colon:
+            gid = _look_up(group, lambda: grp.getgrnam(group).gr_gid)
+            gid = _number(group) if gid is None else gid
+            if gid is None:
+                self.fail(f"group {group!r} is unknown", param, ctx)
+        if gid is None:
+            self.fail(f"user {name} is a number without a name; expected {name}:GROUP", param, ctx)
+        return User(value, uid, gid)
+
+
+USER = _User()
+
+
+def _look_up(name: str, entry: Callable[[], Any]) -> Any:
+    try:
+        return entry()
+    except (KeyError, ValueError):  # the latter for a name that no file could hold
+        return None
+
+
+def _number(text: str) -> int | None:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    return number if 0 <= number <= _MAX_ID else None
+
+
+def check_root(user: User) -> None:
+    """Refuse before anything is bound what would fail after it."""
+    if os.geteuid() != 0:
+        raise _refused(user, "only root can become another user")
+
+
+def become(user: User) -> None:
+    """Have this process, with all its threads, no rights but the user's, for ever.
+
+    Raises:
+        OSError: a step failed, or rights are left; the text says which. The process may be between
+            the two users then, and must end.
+
+    """
+    # In this order: each step takes rights that the next one ends.
+    with _step("setgroups", user):
+        os.setgroups([])
+    with _step("setresgid", user):
+        os.setresgid(user.gid, user.gid, user.gid)
+    with _step("setresuid", user):
+        os.setresuid(user.uid, user.uid, user.uid)
+    _verify(user)
+
+
+def _verify(user: User) -> None:
+    """Look whether root is gone: a process may be set to keep capabilities (SECBIT_KEEP_CAPS)."""
+    for task in Path("/proc/self/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        ids = [status[name].split() for name in ("Uid", "Gid", "Groups")]
+        if ids != [[str(user.uid)] * 4, [str(user.gid)] * 4, []]:
+            raise _refused(user, f"thread {task.name} is still another user")
+        if any(int(status[name], 16) for name in _HELD):
+            raise _refused(user, f"thread {task.name} keeps capabilities")
+    try:
+        os.setresuid(-1, 0, -1)
+    except PermissionError:
+        return
+    raise _refused(user, "root could be regained")
+
+
+@contextmanager
+def _step(name: str, user: User) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EPERM
+        raise OSError(number, f"{name} {user.name}: {os.strerror(number)}") from None
+
+
+def _refused(user: User, why: str) -> OSError:
+    return OSError(errno.EPERM, f"become {user.name}: {os.strerror(errno.EPERM)} ({why})")

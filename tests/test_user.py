@@ -1,0 +1,264 @@
+"""``fastsock serve --user``: bound as root, served as somebody else, and no way back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import TIMEOUT, assert_serves, connect, echo_exactly
+from implementations import ANY_PORT, Implementation, in_fresh_process
+from leftovers import children, threads
+from networks import own_network
+
+import fastsock
+from fastsock.cli import run
+from fastsock.cli.user import USER, become
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+
+NOBODY = pwd.getpwnam("nobody")
+GROUPS = (1, 2)  # of the root that starts the server; it may have none by itself
+HELD = ("CapPrm", "CapEff", "CapAmb")
+PR_SET_KEEPCAPS = 8  # <sys/prctl.h>
+
+
+@pytest.fixture
+def low_ports() -> Iterator[None]:
+    """Every port below 1024 is free, and nobody outside sees who takes one."""
+    with own_network():
+        yield
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that every user can reach, and root alone can write to; tmp_path cannot be reached."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@contextmanager
+def serving(*arguments: str, lines: int = 1, **options: Any) -> Iterator[tuple[int, list[str]]]:
+    """Run ``fastsock serve``; give its pid, and what it says first. In the end it exits with 0."""
+    command = [sys.executable, "-m", "fastsock", "serve", *arguments]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, extra_groups=GROUPS, **options
+    ) as process:
+        assert process.stderr is not None
+        try:
+            yield process.pid, [process.stderr.readline().rstrip() for _ in range(lines)]
+            process.terminate()
+            assert process.wait(TIMEOUT) == 0, process.stderr.read()
+        finally:
+            process.kill()
+
+
+def status(pid: int, thread: str) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+    return dict(line.split(":", 1) for line in text.splitlines())
+
+
+def assert_is(uid: int, gid: int, pid: int) -> None:
+    """Every thread of the process and of its children is that user, and has no other right."""
+    for process in (pid, *children(pid)):
+        for _, thread in threads(process):
+            found = status(process, thread)
+            assert found["Uid"].split() == [str(uid)] * 4
+            assert found["Gid"].split() == [str(gid)] * 4
+            assert found["Groups"].split() == []
+            assert {name: int(found[name], 16) for name in HELD} == dict.fromkeys(HELD, 0)
+
+
+@pytest.mark.native
+def test_a_low_port_served_by_nobody(implementation: Implementation, low_ports: None) -> None:
+    """Port 7 is bound by root, and its clients are served by processes that have no rights."""
+    arguments = ("--engine", implementation.shape, "--user", "nobody")
+    with serving("tcp://127.0.0.1:7", *arguments) as (pid, lines):
+        assert lines == [f"listening on tcp://127.0.0.1:7 ({implementation.shape}, 1 worker)"]
+        with connect(fastsock.Endpoint.parse("tcp://127.0.0.1:7")) as sock:
+            echo_exactly(sock, b"who are you?")
+            assert len(threads(pid)) > 1
+            assert len(children(pid)) == (implementation.shape == "fork")
+            assert_is(NOBODY.pw_uid, NOBODY.pw_gid, pid)
+
+
+def test_datagrams_on_a_low_port(low_ports: None) -> None:
+    """So are those of UDP, beside a second worker, and a group can be asked for by its number."""
+    asked = ("tcp://127.0.0.1:7", "udp://127.0.0.1:7")
+    with serving(*asked, "--workers", "2", "--user", "65000:65001", lines=2) as (pid, _):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.connect(("127.0.0.1", 7))
+            sock.send(b"who are you?")
+            assert sock.recv(100) == b"who are you?"
+        assert len(threads(pid)) == 4
+        assert_is(65000, 65001, pid)
+
+
+def test_an_inherited_listener(low_ports: None) -> None:
+    """A socket that root passes is served on by the user."""
+    with (
+        socket.create_server(("127.0.0.1", 7)) as listener,
+        serving(
+            "--fd", str(listener.fileno()), "--user", "nobody", pass_fds=(listener.fileno(),)
+        ) as (pid, _),
+    ):
+        assert_serves(fastsock.Endpoint.parse("tcp://127.0.0.1:7"))
+        assert_is(NOBODY.pw_uid, NOBODY.pw_gid, pid)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unixgram"])
+def test_the_file_is_the_users(scheme: str, directory: Path) -> None:
+    """A Unix socket's file belongs to the user, who removes it where it may."""
+    path = directory / "echo.sock"
+    os.chown(directory, NOBODY.pw_uid, NOBODY.pw_gid)
+    with serving(f"{scheme}://{path}", "--user", "nobody") as (_, lines):
+        assert lines[0].startswith("listening on ")
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid)
+        assert stat.S_IMODE(found.st_mode) == 0o600
+    assert not any(directory.iterdir())
+
+
+def test_a_file_that_the_user_cannot_remove(directory: Path) -> None:
+    """It is said at the start that the file stays, and the next server replaces it."""
+    path = directory / "echo.sock"
+    endpoint = f"unix://{path}"
+    for _ in range(2):
+        with serving(endpoint, "--user", "nobody", lines=2) as (_, lines):
+            assert lines == [
+                f"{path} stays behind at the end, for the next server to replace: "
+                f"nobody may not write to {directory}",
+                f"listening on {endpoint} (epoll, 1 worker)",
+            ]
+            assert_serves(fastsock.Endpoint.parse(endpoint))
+        assert [file.name for file in directory.iterdir()] == ["echo.sock"]
+
+
+def test_an_abstract_name() -> None:
+    """A name without a file needs nothing more."""
+    name = f"unix://@fastsock-user-{os.getpid()}"
+    with serving(name, "--user", "nobody:daemon") as (_, lines):
+        assert lines == [f"listening on {name} (epoll, 1 worker)"]
+        assert_serves(fastsock.Endpoint.parse(name))
+
+
+def test_only_a_socket_is_given_away(directory: Path) -> None:
+    """What somebody has put in the place of the socket keeps its owner."""
+    path, other = directory / "echo.sock", directory / "shadow"
+    other.touch()
+
+    def exchange(server: fastsock.Server) -> None:
+        path.unlink()
+        path.symlink_to(other)
+        with pytest.raises(OSError, match="it is not the socket that was bound"):
+            fastsock.unix_path.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
+        path.unlink()
+        other.rename(path)
+        with pytest.raises(OSError, match="it is not the socket that was bound"):
+            fastsock.unix_path.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
+
+    server = fastsock.Server(f"unix://{path}")
+    server.start(bound=exchange)
+    server.stop()
+    assert path.stat().st_uid == 0
+
+
+def test_a_result_that_the_user_could_not_write(directory: Path) -> None:
+    """--json FILE that the user may not write is an error before anybody is served."""
+    command = [sys.executable, "-m", "fastsock", "serve", ANY_PORT, "--user", "nobody"]
+    done = subprocess.run(
+        [*command, "--json", str(directory / "stats.json")],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: cannot write {directory}/stats.json: expected a file in a writable directory, "
+        "as nobody\n"
+    )
+
+
+# --- no way back --------------------------------------------------------------------------------
+
+
+def test_no_way_back() -> None:
+    """Whatever takes a right is refused after become(), and what root alone may read stays shut."""
+    in_fresh_process(try_to_come_back)
+
+
+def try_to_come_back() -> None:
+    become(USER.convert("nobody", None, None))
+    for take in (
+        lambda: os.setuid(0),
+        lambda: os.seteuid(0),
+        lambda: os.setresuid(0, 0, 0),
+        lambda: os.setgid(0),
+        lambda: os.setgroups([0]),
+        lambda: Path("/etc/shadow").read_text(),
+        lambda: os.kill(1, signal.SIGCONT),
+    ):
+        with pytest.raises(PermissionError):
+            take()
+
+
+def test_capabilities_that_would_be_kept() -> None:
+    """A process that was set to keep its capabilities is refused, and says so."""
+    in_fresh_process(keep_capabilities)
+
+
+def keep_capabilities() -> None:
+    assert ctypes.CDLL(None).prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+    with pytest.raises(PermissionError, match=r"become nobody: .* keeps capabilities"):
+        become(USER.convert("nobody", None, None))
+
+
+def test_who_is_not_root() -> None:
+    """Others cannot become anybody, and are told so before anything is bound; exit code 1."""
+    assert in_fresh_process(ask_as_nobody).splitlines() == [
+        "Error: become daemon: Operation not permitted (only root can become another user)",
+        "1",
+    ]
+
+
+def ask_as_nobody() -> None:
+    os.setresuid(NOBODY.pw_uid, NOBODY.pw_uid, NOBODY.pw_uid)
+    with redirect_stderr(sys.stdout):
+        print(run(["serve", "tcp://127.0.0.1:7", "--user", "daemon"]))
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("no-such-user", "user 'no-such-user' is unknown"),
+        ("", "user '' is unknown"),
+        ("nobody:no-such-group", "group 'no-such-group' is unknown"),
+        ("nobody:", "group '' is unknown"),
+        ("root", "user 'root' is root"),
+        ("0:65534", "user '0' is root"),
+        ("64999", "user 64999 is a number without a name; expected 64999:GROUP"),
+        ("4294967295:1", "user '4294967295' is unknown"),  # -1, which would change nothing
+        ("1:4294967295", "group '4294967295' is unknown"),
+    ],
+)
+def test_not_a_user(user: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user that is none is a usage error, exit code 2."""
+    assert run(["serve", ANY_PORT, "--user", user]) == 2
+    assert expected in capsys.readouterr().err
