@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from benchmarks.contenders import beside_busy_main_thread, plain_c, rivals
 from fastsock.compare import Case
-from fastsock.contenders import Contender, datagrams, every_shape, native, pure
+from fastsock.contenders import (
+    NATIVE_ENGINES,
+    Contender,
+    datagrams,
+    every_shape,
+    native,
+    pure,
+)
 
 
 def everyone(case: Case) -> list[Contender]:
@@ -23,6 +30,14 @@ def unix_and_tcp(case: Case) -> list[Contender]:
     """The same server on a Unix socket and on TCP, so that the ratio is that of the sockets."""
     twins = [pure("selectors", kind) for kind in ("unix", "tcp")]
     return [native("epoll", "unix"), native("epoll", "tcp"), *twins]
+
+
+def asking_before_blocking(case: Case) -> list[Contender]:
+    """Our loops that ask for a while before they sleep, and gevent, which does; two that do not."""
+    loops = [engine for engine in ("epoll", "poll", "io_uring") if engine in NATIVE_ENGINES]
+    asking = [native(engine, busy_poll="auto") for engine in loops]
+    others = [each for each in rivals() if each.name in ("C epoll", "gevent")]
+    return [*asking, native("epoll"), *others]
 
 
 def busy(case: Case) -> list[Contender]:
@@ -41,8 +56,16 @@ CASES = (
     NamedCase("64 connections, 64 B", Case(connections=64)),
     NamedCase("1000 connections, 64 B", Case(connections=1000)),
     NamedCase("8 connections, 64 B, depth 16", Case(connections=8, depth=16)),
+    NamedCase("16 connections, 16 KiB", Case(connections=16, size=16 << 10)),
     NamedCase("16 connections, 64 KiB", Case(connections=16, size=64 << 10)),
-    NamedCase("4 connections, 1 MiB", Case(connections=4, size=1 << 20)),
+    NamedCase("8 connections, 1 MiB", Case(connections=8, size=1 << 20)),
+    NamedCase("64 connections, connect, echo, close, 64 B", Case(reconnect_every=1)),
+    NamedCase("1 connection, 64 B, busy_poll", Case(connections=1), asking_before_blocking),
+    NamedCase(
+        "1 connection, 64 B, busy_poll, client that sleeps",
+        Case(connections=1, wait="block"),
+        asking_before_blocking,
+    ),
     NamedCase("UDP, 1 in flight, 64 B", Case(connections=1, kind="udp"), with_datagrams),
     NamedCase(
         "UDP, 128 in flight, 64 B", Case(connections=8, depth=16, kind="udp"), with_datagrams
@@ -64,6 +87,8 @@ CASES = (
         unix_and_tcp,
     ),
     NamedCase(
-        "64 connections, 64 B, beside a busy main thread", Case(connections=64, pinned=False), busy
+        "64 connections, 64 B, beside a busy main thread",
+        Case(connections=64, pinned=False, wait="block"),
+        busy,
     ),
 )

@@ -38,14 +38,16 @@ def run_case(case: NamedCase, method: Method) -> Comparison:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--windows", type=int, default=11, help="turns of each server")
-    parser.add_argument("--window", type=float, default=0.5, help="seconds of a turn")
-    parser.add_argument("--warmup", type=float, default=0.2, help="seconds dropped before it")
+    parser.add_argument("--windows", type=int, default=7, help="turns of each server")
+    parser.add_argument("--window", type=float, default=0.4, help="seconds of a turn")
+    parser.add_argument("--warmup", type=float, default=0.15, help="seconds dropped before it")
     parser.add_argument("--case", help="only the cases whose name contains this")
     parser.add_argument("--output", type=Path, default=COMPARISON)
     options = parser.parse_args()
     cases = [case for case in CASES if options.case is None or options.case in case.name]
     method = Method(options.windows, options.window, options.warmup)
+    seconds = sum(method.seconds(case.contenders(case.load), case.load) for case in cases)
+    print(f"{len(cases)} cases, about {seconds / 60:.0f} minutes", file=sys.stderr)
     comparisons = {case.name: run_case(case, method) for case in cases}
     write(document(comparisons, method, commit=commit()), options.output)
 

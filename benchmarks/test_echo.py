@@ -95,7 +95,7 @@ def test_64_kib_messages(benchmark: BenchmarkFixture, server: RunningServer) -> 
 @each(SERVERS)
 @pytest.mark.benchmark(group="1 MB streams")
 def test_1_mb_streams(benchmark: BenchmarkFixture, server: RunningServer) -> None:
-    measure(benchmark, server, messages=400, connections=4, size=1 << 20)
+    measure(benchmark, server, messages=400, connections=8, size=1 << 20)
 
 
 @each(SERVERS)

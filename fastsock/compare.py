@@ -43,8 +43,8 @@ class Case:
 
     `kind` is that of the contenders' endpoints, or of the first one's, and of the floor.
 
-    Not `pinned`, server and client share all CPUs and the client sleeps while it waits: for
-    servers that keep more than one CPU busy.
+    Not `pinned`, server and client share all CPUs: for servers that keep more than one CPU busy,
+    and then the client had better not `wait` by spinning.
     """
 
     connections: int = 64
@@ -52,6 +52,8 @@ class Case:
     depth: int = 1
     pinned: bool = True
     kind: str = "tcp"
+    wait: str = "spin"
+    reconnect_every: int | None = None
 
     @property
     def title(self) -> str:
@@ -261,7 +263,8 @@ def run_window(server: RunningServer, case: Case, method: Method) -> LoadReport:
         depth=case.depth,
         duration=method.window,
         warmup=method.warmup_of(case),
-        wait="spin" if case.pinned else "block",
+        wait=case.wait,
+        reconnect_every=case.reconnect_every,
         server_pid=server.pid,
     )
 

@@ -45,9 +45,13 @@ class Contender:
     one_at_a_time: bool = False
 
 
-def native(engine: str, kind: str = "tcp") -> Contender:
-    serve = ("-m", "fastsock", "serve", free_endpoint(kind), "--engine", engine)
+def native(engine: str, kind: str = "tcp", *, busy_poll: str = "") -> Contender:
+    """`busy_poll` is as on the command line: ``auto``, or so long as ``50us``."""
+    serve = ["-m", "fastsock", "serve", free_endpoint(kind), "--engine", engine]
     name = named("fastsock", engine, kind)
+    if busy_poll:
+        serve += ["--busy-poll", busy_poll]
+        name += ", busy_poll"
     return Contender(name, (sys.executable, *serve), engine == "serial")
 
 

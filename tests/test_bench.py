@@ -15,7 +15,7 @@ from clients import wait_until
 from fastsock import compare, contenders, picture
 from fastsock._native.processes import descendants
 from fastsock.cli import run
-from fastsock.contenders import Contender, RunningServer, every_shape
+from fastsock.contenders import Contender, RunningServer, every_shape, native
 
 SHORT = ("--windows", "1", "--window", "100ms", "--warmup", "10ms")
 DONE = (0, 4)  # on a busy machine a server may have nothing of a CPU in so short a window
@@ -128,6 +128,22 @@ def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str])
 def test_the_floor_of_every_kind(kind: str) -> None:
     """It is measured over a pair of such sockets, with the largest piece that they take."""
     assert compare.measure_floor(1 << 20, kind) > 0
+
+
+def test_a_case_is_loaded_as_it_says() -> None:
+    """The client sleeps and opens a connection for each echo; the server asks before it blocks."""
+    server = RunningServer(native("epoll", busy_poll="50us"), None)
+    try:
+        with server.turn():
+            case = compare.Case(connections=2, wait="block", reconnect_every=1)
+            report = compare.run_window(server, case, compare.Method(1, 0.1, 0.01))
+        command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+    finally:
+        server.stop()
+    assert server.name == "fastsock epoll, busy_poll"
+    assert command[command.index("--busy-poll") + 1] == "50us"
+    assert report.options["wait"] == "block"
+    assert report.connect_latency.count > 2
 
 
 def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
