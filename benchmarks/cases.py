@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.contenders import beside_busy_main_thread, plain_c, rivals
+from benchmarks.contenders import beside_busy_main_thread, compiled, coroutines, rivals
 from fastsock.compare import Case
 from fastsock.contenders import (
     NATIVE_ENGINES,
@@ -23,7 +23,7 @@ def everyone(case: Case) -> list[Contender]:
 
 def with_datagrams(case: Case) -> list[Contender]:
     """The plain C loop is for UDP only."""
-    return [*datagrams(case.kind), *([plain_c("udp")] if case.kind == "udp" else [])]
+    return [*datagrams(case.kind), *([compiled("C recvfrom")] if case.kind == "udp" else [])]
 
 
 def unix_and_tcp(case: Case) -> list[Contender]:
@@ -36,8 +36,7 @@ def asking_before_blocking(case: Case) -> list[Contender]:
     """Our loops that ask for a while before they sleep, and gevent, which does; two that do not."""
     loops = [engine for engine in ("epoll", "poll", "io_uring") if engine in NATIVE_ENGINES]
     asking = [native(engine, busy_poll="auto") for engine in loops]
-    others = [each for each in rivals() if each.name in ("C epoll", "gevent")]
-    return [*asking, native("epoll"), *others]
+    return [*asking, native("epoll"), compiled("C epoll"), coroutines("gevent")]
 
 
 def busy(case: Case) -> list[Contender]:

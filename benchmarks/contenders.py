@@ -4,44 +4,53 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
-from benchmarks.rivals.build import compile_rival
+from benchmarks.rivals.build import compile_rival, missing
 from fastsock.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
 
 ADDRESS = ("127.0.0.1", "0")
-C_SERVERS = {
-    "tcp": ("C epoll", "epoll_echo"),
-    "udp": ("C recvfrom", "udp_echo"),
-    "completions": ("C io_uring", "uring_echo"),
+#: The compiled ones, of which the C epoll loop is what others are set against.
+PROGRAMS = {
+    "C epoll": "epoll_echo",
+    "C io_uring": "uring_echo",
+    "libuv": "uv_echo",
+    "Go": "go_echo",
+    "C recvfrom": "udp_echo",
 }
-COROUTINES = ("gevent", "trio")
 
 
 def rivals() -> list[Contender]:
-    """The rivals that can run here: the C loop always, the others where they are installed."""
-    found = [plain_c("tcp")]
-    if Path("/usr/include/liburing.h").exists():
-        found.append(plain_c("completions"))
-    found.append(protocol("asyncio"))
-    if importlib.util.find_spec("uvloop"):
-        found.append(protocol("uvloop"))
-    return found + [coroutines(name) for name in COROUTINES if importlib.util.find_spec(name)]
+    """All rivals on TCP; those that are not installed say how they can be."""
+    return [
+        *(compiled(name) for name in PROGRAMS if name != "C recvfrom"),
+        protocol("asyncio"),
+        protocol("uvloop"),
+        coroutines("gevent"),
+        coroutines("trio"),
+    ]
+
+
+def compiled(name: str) -> Contender:
+    program = PROGRAMS[name]
+    if lacking := missing(program):
+        return Contender(name, (program,), missing=lacking)
+    return Contender(name, (str(compile_rival(program)), *ADDRESS))
 
 
 def coroutines(library: str) -> Contender:
     script = "benchmarks.rivals.coroutine_echo"
-    return Contender(library, (sys.executable, "-m", script, *ADDRESS, "--library", library))
-
-
-def plain_c(kind: str) -> Contender:
-    name, program = C_SERVERS[kind]
-    return Contender(name, (str(compile_rival(program)), *ADDRESS))
+    command = (sys.executable, "-m", script, *ADDRESS, "--library", library)
+    return Contender(library, command, missing=from_pypi(library))
 
 
 def protocol(loop: str) -> Contender:
     command = (sys.executable, "-m", "benchmarks.rivals.protocol_echo", *ADDRESS, "--loop", loop)
-    return Contender(f"{loop} Protocol", command)
+    return Contender(f"{loop} Protocol", command, missing=from_pypi(loop))
+
+
+def from_pypi(module: str) -> str:
+    """How to install it; empty if it is here."""
+    return "" if importlib.util.find_spec(module) else f"pip install {module}"
 
 
 def beside_busy_main_thread() -> list[Contender]:

@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def commit() -> str:
     describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude", "*"]
     done = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
     return done.stdout.strip() or "unknown"
+
+
+def missing(cases: Iterable[NamedCase]) -> dict[str, str]:
+    """Servers that are not installed, and how they can be."""
+    contenders = [each for case in cases for each in case.contenders(case.load)]
+    return {each.name: each.missing for each in contenders if each.missing}
 
 
 def run_case(case: NamedCase, method: Method) -> Comparison:
@@ -46,6 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     cases = [case for case in CASES if options.case is None or options.case in case.name]
     method = Method(options.windows, options.window, options.warmup)
+    for name, how in missing(cases).items():
+        print(f"without {name}: {how}", file=sys.stderr)
     seconds = sum(method.seconds(case.contenders(case.load), case.load) for case in cases)
     print(f"{len(cases)} cases, about {seconds / 60:.0f} minutes", file=sys.stderr)
     comparisons = {case.name: run_case(case, method) for case in cases}

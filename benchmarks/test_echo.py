@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsock
-from benchmarks.contenders import beside_busy_main_thread, plain_c
+from benchmarks.contenders import beside_busy_main_thread, compiled
 from fastsock.contenders import (
     Contender,
     RunningServer,
@@ -111,7 +111,7 @@ def test_connect_echo_close(benchmark: BenchmarkFixture, server: RunningServer) 
     benchmark.pedantic(connect_echo_close, rounds=500, warmup_rounds=20)
 
 
-@each([*datagrams("udp"), plain_c("udp"), *datagrams("unixgram")])
+@each([*datagrams("udp"), compiled("C recvfrom"), *datagrams("unixgram")])
 @pytest.mark.benchmark(group="datagrams, 128 in flight")
 def test_datagrams(benchmark: BenchmarkFixture, server: RunningServer) -> None:
     measure(benchmark, server, messages=20_000, connections=8, depth=16)

@@ -208,8 +208,8 @@ def document(
 
 
 def taking_part(contenders: Sequence[Contender], case: Case) -> list[Contender]:
-    """Those that can serve so many clients at a time."""
-    return [each for each in contenders if case.connections == 1 or not each.one_at_a_time]
+    """Those that are here and can serve so many clients at a time."""
+    return [each for each in contenders if not each.hindrance(case.connections)]
 
 
 def compare(
@@ -250,7 +250,7 @@ def compare(
                     report = run_window(servers[i], case, method)
                 results[i].add(report)
     left_out = {
-        each.name: "serves one client at a time" for each in contenders if each not in present
+        each.name: each.hindrance(case.connections) for each in contenders if each not in present
     }
     return Comparison(case, results, Spread.of(floors), left_out)
 

@@ -38,11 +38,21 @@ _names = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server to compare: a command that prints ``listening on ENDPOINT`` to stderr."""
+    """A server to compare: a command that prints ``listening on ENDPOINT`` to stderr.
+
+    `missing` is how to install what it needs and is not here.
+    """
 
     name: str
     command: tuple[str, ...]
     one_at_a_time: bool = False
+    missing: str = ""
+
+    def hindrance(self, connections: int) -> str:
+        """Why it cannot serve so many clients at a time; empty if it can."""
+        if self.missing:
+            return f"is not installed ({self.missing})"
+        return "serves one client at a time" if self.one_at_a_time and connections > 1 else ""
 
 
 def native(engine: str, kind: str = "tcp", *, busy_poll: str = "") -> Contender:

@@ -146,6 +146,18 @@ def test_a_case_is_loaded_as_it_says() -> None:
     assert report.connect_latency.count > 2
 
 
+def test_who_is_not_installed_is_left_out() -> None:
+    """And the reason says how to install it."""
+    absent = Contender("Go", ("go_echo",), missing="apt-get install golang-go")
+    contenders = [native("epoll"), absent, native("serial")]
+    comparison = compare.compare(contenders, compare.Case(2), compare.Method(1, 0.05, 0.01))
+    assert [result.name for result in comparison.results] == ["fastsock epoll"]
+    assert comparison.as_dict()["left_out"] == {
+        "Go": "is not installed (apt-get install golang-go)",
+        "fastsock serial": "serves one client at a time",
+    }
+
+
 def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
     """A contender that ends without listening is an error that repeats what it said."""
     rival = "broken=sh -c 'echo no luck >&2'"

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks import contenders
-from benchmarks.rivals.build import COMPILERS, compile_rival
+from benchmarks.rivals.build import compile_rival, compiler, missing
 from fastsock import engines, pure
 from fastsock.contenders import native
 from fastsock.contenders import pure as twin
@@ -97,10 +98,9 @@ def own() -> str:
 
 
 def in_c(name: str, source: str, *arguments: str) -> Subject:
-    compiler = next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        return Subject(name, RIVAL, (source,), "", missing="apt-get install gcc libc6-dev")
-    version = f"{compiler} {first_line(compiler, '-dumpfullversion')}"
+    if lacking := missing(source):
+        return Subject(name, RIVAL, (source,), "", missing=lacking)
+    version = f"{Path(compiler()).name} {first_line(compiler(), '-dumpfullversion')}"
     return Subject(name, RIVAL, (str(compile_rival(source)), *arguments), version)
 
 
