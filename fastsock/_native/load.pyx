@@ -23,7 +23,6 @@ from fastsock._native.check cimport os_error
 from fastsock._native.connecting cimport SOURCES_APART, open_peer, retry_time, try_again
 from fastsock._native.histogram cimport Histogram, record
 from fastsock._native.loading cimport ABORTED, FINISHING, RUNNING, Frame, close_once
-from fastsock._native.loading cimport quota_of_thread
 from fastsock._native.peer cimport CLOSED, CONNECTING, HALF_CLOSED, OPEN
 from fastsock._native.peer cimport CLOSED_EARLY, MISMATCH, OTHER, REFUSED, RESET, TIMEOUT
 from fastsock._native.peer cimport ECHO, RECEIVE, SEND, Peer, Run, close_peer, fail
@@ -79,16 +78,9 @@ cdef class Loader:
         run.reconnect_every = reconnect_every
         run.next_source = first * SOURCES_APART
         run.verify, run.nodelay = verify, nodelay
-        self.from_send = Histogram()
-        run.from_send = self.from_send.recorder
+        self.from_intended, self.from_send, self.send_delay = loading.open_histograms(&run.frame)
         self.connects = Histogram()
         run.connects = self.connects.recorder
-        self.from_intended = self.from_send
-        self.send_delay = Histogram()
-        if rate:
-            run.send_delay = self.send_delay.recorder
-            self.from_intended = Histogram()
-            run.from_intended = self.from_intended.recorder
         self._allocate()
         loading.open_frame(&run.frame, server_pid)
 
@@ -134,17 +126,9 @@ cdef class Loader:
     def result(self) -> dict:
         """What was seen; call it after `run()` has returned."""
         cdef Run *run = &self.run_state
-        return {
-            "messages": run.messages,
-            "window_start_ns": run.frame.window_start,
-            "window_end_ns": run.frame.window_end,
-            "last_answer_ns": run.last_answer,
-            "idle_ns": run.frame.idle_ns,
-            "server_cpu_ns": loading.server_cpu_ns(&run.frame),
+        return loading.seen(&run.frame) | {
             "received_bytes": run.received,
             "lost_bytes": run.lost,
-            "corrupt_bytes": run.corrupt,
-            "other_errno": run.other_errno,
             "errors": {
                 "refused": run.failures[REFUSED],
                 "reset": run.failures[RESET],
@@ -190,7 +174,7 @@ cdef void load(Run *run) noexcept nogil:
         wait_for_events(run, run.frame.begin_ns)
         now = posix.monotonic_ns()
     run.next_sweep = now + SWEEP_NS
-    run.last_answer = now
+    run.frame.last_answer = now
     if run.mode == RECEIVE:
         if run.frame.quota:
             # It may have sent since the first connect(), into sockets that nobody read.
@@ -204,7 +188,7 @@ cdef void load(Run *run) noexcept nogil:
         if run.frame.interval_ns and run.frame.phase == RUNNING:
             start_due(run, now)
         wait_for_events(run, loading.next_wake(
-            &run.frame, min(run.next_sweep, retry_time(run)), run.next_due))
+            &run.frame, min(run.next_sweep, retry_time(run))))
         now = posix.monotonic_ns()
         if now >= retry_time(run):
             try_again(run)
@@ -213,20 +197,15 @@ cdef void load(Run *run) noexcept nogil:
         loading.note_time(&run.frame, now)
         if run.frame.phase == RUNNING and finished(run, now):
             finish(run, now)
-    if run.frame.phase != FINISHING:
-        loading.end_window(&run.frame, now)     # no connection, or no wish, was left
-    if run.frame.quota:
-        run.frame.window_end = run.last_answer
+    loading.end_run(&run.frame, now)
 
 
 cdef bint finished(Run *run, int64_t now) noexcept nogil:
     cdef uint32_t i
-    if now >= run.frame.window_end or loading.cancelled(&run.frame):
+    if loading.is_over(&run.frame, now):
         return True
-    if not run.frame.quota:
+    if not run.frame.quota or run.frame.interval_ns:
         return False
-    if run.frame.interval_ns:
-        return run.next_due >= quota_of_thread(&run.frame)
     for i in range(run.frame.count):
         if run.peers[i].state != CLOSED and not has_done_its_share(run, i):
             return False

@@ -1,4 +1,5 @@
-# What every load loop has: its share of the connections, the schedule, the window, and the wait.
+# What every load loop has: its share of the connections, the schedule, the window, the wait, and
+# what it saw in the window.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -7,6 +8,7 @@ from libc.string cimport memset
 from fastsock._native cimport atomic, engine, posix
 from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
+from fastsock._native.histogram cimport Histogram, Recorder, record
 from fastsock._native.processes cimport Processes, cpu_ns, free_processes, list_processes
 from fastsock._native.processes cimport newcomers_ns
 
@@ -25,6 +27,7 @@ cdef struct Frame:
     uint32_t first, everyone        # number of the first of them, and of all threads' together
     double interval_ns              # between two messages of all connections; 0 in a closed loop
     uint64_t quota                  # messages of all connections; 0 without a limit
+    uint64_t next_due               # open loop: number of the next message of this thread
     bint spin                       # never block
     BusyPoll busy_poll              # when not spinning
     int server_pid                  # whose CPU time is to be read; 0: nobody's
@@ -37,6 +40,14 @@ cdef struct Frame:
     int64_t idle_ns                 # time in the window with nothing to do
     int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
     posix.epoll_event *events
+    # What was seen
+    uint64_t messages               # answers inside the window; one way: messages completed in it
+    int64_t last_answer             # or when the last one-way message was complete
+    uint64_t corrupt                # bytes, over the whole run
+    int other_errno                 # the last errno that has no kind of its own
+    Recorder *from_intended         # NULL in a closed loop
+    Recorder *from_send
+    Recorder *send_delay            # how late messages were sent; NULL in a closed loop
 
 
 cdef inline void set_share(Frame *frame, uint32_t first, uint32_t count, uint32_t everyone,
@@ -123,15 +134,15 @@ cdef inline int64_t due_at(Frame *frame, uint64_t number) noexcept nogil:
     return intended_at(frame, <uint32_t>(number % frame.count), number // frame.count)
 
 
-cdef inline int64_t next_wake(Frame *frame, int64_t latest, uint64_t next_due) noexcept nogil:
+cdef inline int64_t next_wake(Frame *frame, int64_t latest) noexcept nogil:
     """When there is something to do even if no event comes, ns.
 
-    That is `latest`, or before: the end of the window, or the thread's message `next_due`.
+    That is `latest`, or before: the end of the window, or the thread's next message.
     """
     if frame.phase != RUNNING:
         return latest
     latest = min(latest, frame.window_end)
-    return min(latest, due_at(frame, next_due)) if frame.interval_ns else latest
+    return min(latest, due_at(frame, frame.next_due)) if frame.interval_ns else latest
 
 
 # --- the window and the wait --------------------------------------------------------------------
@@ -156,6 +167,13 @@ cdef inline bint cancelled(Frame *frame) noexcept nogil:
     return atomic.load_int(&frame.cancelled, atomic.ACQUIRE) != 0
 
 
+cdef inline bint is_over(Frame *frame, int64_t now) noexcept nogil:
+    """Whether nothing more becomes due; of a quota in a closed loop the connections know more."""
+    if now >= frame.window_end or cancelled(frame):
+        return True
+    return frame.quota and frame.interval_ns and frame.next_due >= quota_of_thread(frame)
+
+
 cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
     """List the server's processes in time, and read their CPU time when the window has begun."""
     if frame.server_pid == 0 or now < frame.list_at or frame.cpu_start:
@@ -167,12 +185,20 @@ cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
 
 
 cdef inline void end_window(Frame *frame, int64_t now) noexcept nogil:
-    if frame.cpu_start:
+    if frame.cpu_start and not frame.cpu_end:
         frame.cpu_end = cpu_ns(&frame.server)
         # A server that makes a process for each connection may still have been at it.
         frame.cpu_end += newcomers_ns(&frame.server)
     if frame.window_end > now and not frame.quota:
         frame.window_end = now      # earlier than was asked for
+
+
+cdef inline void end_run(Frame *frame, int64_t now) noexcept nogil:
+    """After the last answer, or when no connection, or no wish, was left."""
+    if frame.phase != FINISHING:
+        end_window(frame, now)
+    if frame.quota:
+        frame.window_end = frame.last_answer
 
 
 cdef inline object server_cpu_ns(Frame *frame):
@@ -221,3 +247,56 @@ cdef inline void set_timer(Frame *frame, int64_t until) noexcept nogil:
     timer.it_value.tv_sec = until // 1000000000
     timer.it_value.tv_nsec = until % 1000000000
     posix.timerfd_settime(frame.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)
+
+
+# --- what was seen ------------------------------------------------------------------------------
+
+cdef inline tuple open_histograms(Frame *frame):
+    """Latency from the intended and from the actual send time, and the delay between the two.
+
+    In a closed loop the first two are one, and the delay stays empty.
+    """
+    from_send, send_delay = Histogram(), Histogram()
+    from_intended = Histogram() if frame.interval_ns else from_send
+    frame.from_send = (<Histogram>from_send).recorder
+    if frame.interval_ns:
+        frame.from_intended = (<Histogram>from_intended).recorder
+        frame.send_delay = (<Histogram>send_delay).recorder
+    return from_intended, from_send, send_delay
+
+
+cdef inline void note_delay(Frame *frame, uint32_t i, uint64_t message,
+                            int64_t now) noexcept nogil:
+    """A connection's message is sent now; note how long after its intended time."""
+    if frame.send_delay != NULL and now >= frame.window_start:
+        record(frame.send_delay, now - intended_at(frame, i, message))
+
+
+cdef inline void note_answer(Frame *frame, uint32_t i, uint64_t message, int64_t sent_at,
+                             int64_t now) noexcept nogil:
+    """A connection's message has come back; an answer after the window has a latency too."""
+    frame.last_answer = now
+    if now < frame.window_start:
+        return
+    record(frame.from_send, now - sent_at)
+    if frame.from_intended != NULL:
+        record(frame.from_intended, now - intended_at(frame, i, message))
+    frame.messages += now < frame.window_end
+
+
+cdef inline bint nobody_listens(int error) noexcept nogil:
+    # ENOENT: of a Unix path where there is no socket.
+    return error == posix.ECONNREFUSED or error == posix.ENOENT
+
+
+cdef inline dict seen(Frame *frame):
+    return {
+        "messages": frame.messages,
+        "window_start_ns": frame.window_start,
+        "window_end_ns": frame.window_end,
+        "last_answer_ns": frame.last_answer,
+        "idle_ns": frame.idle_ns,
+        "server_cpu_ns": server_cpu_ns(frame),
+        "corrupt_bytes": frame.corrupt,
+        "other_errno": frame.other_errno,
+    }

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastsock._native cimport posix
 from fastsock._native.histogram cimport Recorder
-from fastsock._native.loading cimport Frame, close_once, quota_of, watch
+from fastsock._native.loading cimport Frame, close_once, nobody_listens, quota_of, watch
 
 cdef enum:                          # mode: what the load is
     ECHO
@@ -70,23 +70,15 @@ cdef struct Run:
     uint32_t connecting, alive      # connections in these states; alive counts until closed
     uint32_t turned_away            # of those connecting
     int64_t retry_at                # when those are tried again
-    uint64_t next_due               # open loop: number of the next message of this thread
     int64_t next_sweep
     int64_t give_up_at              # when what is owed at the end is given up, ns
     char *pattern                   # the table that pattern.fill() made, or the lines of chargen
     char *buffer                    # what was received last
     Peer *peers
-    Recorder *from_intended         # NULL in a closed loop
-    Recorder *from_send
-    Recorder *send_delay            # how late messages were sent; NULL in a closed loop
     Recorder *connects              # from connect() to connected
     # What was seen
-    uint64_t messages               # answers inside the window; one way: messages completed in it
-    int64_t last_answer             # or when the last one-way message was complete
-    uint64_t received               # bytes, over the whole run
-    uint64_t lost, corrupt          # bytes
+    uint64_t received, lost         # bytes, over the whole run
     uint64_t failures[FAILURES]
-    int other_errno                 # the last errno behind OTHER
 
 
 cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
@@ -119,8 +111,7 @@ cdef inline void half_close(Peer *peer, int state, int64_t now) noexcept nogil:
 
 
 cdef inline int failure_of(int error) noexcept nogil:
-    # ENOENT: of a Unix path where there is no socket.
-    if error == posix.ECONNREFUSED or error == posix.ENOENT:
+    if nobody_listens(error):
         return REFUSED
     if error == posix.ECONNRESET or error == posix.EPIPE:
         return RESET
@@ -131,7 +122,7 @@ cdef inline int failure_of(int error) noexcept nogil:
 
 cdef inline int failure_of_errno(Run *run, int error) noexcept nogil:
     if failure_of(error) == OTHER:
-        run.other_errno = error
+        run.frame.other_errno = error
     return failure_of(error)
 
 

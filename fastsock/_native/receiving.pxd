@@ -9,8 +9,7 @@ from libc.string cimport memcmp
 
 from fastsock._native cimport pattern, posix, service
 from fastsock._native.connecting cimport open_again
-from fastsock._native.histogram cimport record
-from fastsock._native.loading cimport RUNNING, intended_at, quota_of
+from fastsock._native.loading cimport RUNNING, note_answer, quota_of
 from fastsock._native.peer cimport CLOSED_EARLY, HALF_CLOSED, LEAVING, MISMATCH, OPEN
 from fastsock._native.peer cimport RECEIVE, SEND, Peer, Run, close_peer, fail, failure_of_errno
 from fastsock._native.peer cimport owed, rewatch, still_held
@@ -28,7 +27,7 @@ cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
     else:
         for i in range(size):
             wrong += run.buffer[i] != expected[i]
-    run.corrupt += wrong
+    run.frame.corrupt += wrong
     fail(run, peer, MISMATCH)
     return False
 
@@ -36,17 +35,10 @@ cdef inline bint verified(Run *run, Peer *peer, size_t size) noexcept nogil:
 cdef inline void on_answers(Run *run, uint32_t i, int64_t now) noexcept nogil:
     cdef Peer *peer = &run.peers[i]
     cdef uint64_t before = peer.answered
-    cdef bint counted = now >= run.frame.window_start
     while peer.partial >= run.size:
         peer.partial -= run.size
-        if counted:
-            record(run.from_send, now - peer.sent_at[peer.answered & peer.ring_mask])
-            if run.from_intended != NULL:
-                record(run.from_intended, now - intended_at(&run.frame, i, peer.answered))
+        note_answer(&run.frame, i, peer.answered, peer.sent_at[peer.answered & peer.ring_mask], now)
         peer.answered += 1
-    if counted and now < run.frame.window_end:
-        run.messages += peer.answered - before
-    run.last_answer = now
     if run.depth and run.frame.phase == RUNNING:
         allow(run, i, peer.answered - before)
         if peer.state == OPEN:
@@ -77,8 +69,8 @@ cdef inline void on_lines(Run *run, uint32_t i) noexcept nogil:
     peer.answered += complete
     peer.started = peer.answered
     if run.frame.window_start <= now < run.frame.window_end:
-        run.messages += complete
-    run.last_answer = now
+        run.frame.messages += complete
+    run.frame.last_answer = now
     leave_if_done(run, i, now)
 
 
@@ -91,7 +83,7 @@ cdef inline void on_eof(Run *run, uint32_t i) noexcept nogil:
         if still_held(peer) > 1:                # besides the FIN, which the server's own answers
             fail(run, peer, CLOSED_EARLY)
             return
-        run.last_answer = posix.monotonic_ns()  # all of it was taken by the server
+        run.frame.last_answer = posix.monotonic_ns()  # all of it was taken by the server
     if peer.state == LEAVING and (run.frame.phase == RUNNING or peer.started < peer.due):
         open_again(run, i)
     else:

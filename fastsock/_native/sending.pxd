@@ -4,9 +4,8 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastsock._native cimport pattern, posix
-from fastsock._native.histogram cimport record
-from fastsock._native.loading cimport FINISHING, RUNNING
-from fastsock._native.loading cimport due_at, intended_at, quota_of, quota_of_thread
+from fastsock._native.loading cimport FINISHING, RUNNING, Frame
+from fastsock._native.loading cimport due_at, note_delay, quota_of, quota_of_thread
 from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, SEND, Peer, Run
 from fastsock._native.peer cimport fail, failure_of_errno, half_close, has_done_its_share, rewatch
 
@@ -35,12 +34,6 @@ cdef inline bint grow_ring(Peer *peer) noexcept nogil:
     return True
 
 
-cdef inline void note_delay(Run *run, uint32_t i, int64_t now) noexcept nogil:
-    """The next message of a connection is sent now; note how long after its intended time."""
-    if run.send_delay != NULL and now >= run.frame.window_start:
-        record(run.send_delay, now - intended_at(&run.frame, i, run.peers[i].started))
-
-
 cdef inline void start_messages(Run *run, uint32_t i, int64_t now) noexcept nogil:
     """Note the send time of what is sent next, a piece at most: the rest may have to wait."""
     cdef Peer *peer = &run.peers[i]
@@ -50,7 +43,7 @@ cdef inline void start_messages(Run *run, uint32_t i, int64_t now) noexcept nogi
         if peer.started - peer.answered > peer.ring_mask and not grow_ring(peer):
             return
         peer.sent_at[peer.started & peer.ring_mask] = now
-        note_delay(run, i, now)
+        note_delay(&run.frame, i, peer.started, now)
         peer.started += 1
         peer.to_send += run.size
 
@@ -82,7 +75,7 @@ cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
         if peer.to_send == 0:
             if peer.started == min(peer.due, peer.leave_after):
                 break
-            note_delay(run, i, now)
+            note_delay(&run.frame, i, peer.started, now)
             peer.started += 1
             peer.to_send = run.size
         sent = posix.send(peer.fd, run.pattern + peer.send_offset,
@@ -111,8 +104,8 @@ cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
 
 cdef inline void on_taken(Run *run, Peer *peer, int64_t now) noexcept nogil:
     peer.answered += 1
-    run.messages += run.frame.window_start <= now < run.frame.window_end
-    run.last_answer = now
+    run.frame.messages += run.frame.window_start <= now < run.frame.window_end
+    run.frame.last_answer = now
 
 
 cdef inline void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
@@ -174,16 +167,17 @@ cdef inline void start_open_loop(Run *run, int64_t now) noexcept nogil:
 
 
 cdef inline void start_due(Run *run, int64_t now) noexcept nogil:
-    cdef uint64_t limit = quota_of_thread(&run.frame) if run.frame.quota else <uint64_t>-1
-    cdef uint64_t burst_end = run.next_due + DUE_BURST
+    cdef Frame *frame = &run.frame
+    cdef uint64_t limit = quota_of_thread(frame) if frame.quota else <uint64_t>-1
+    cdef uint64_t burst_end = frame.next_due + DUE_BURST
     cdef uint32_t i
-    while run.next_due < limit and due_at(&run.frame, run.next_due) <= now:
-        i = <uint32_t>(run.next_due % run.frame.count)
-        run.next_due += 1
+    while frame.next_due < limit and due_at(frame, frame.next_due) <= now:
+        i = <uint32_t>(frame.next_due % frame.count)
+        frame.next_due += 1
         # Also for one that is being opened again: it is sent then, late.
         if run.peers[i].state != CLOSED:
             run.peers[i].due += 1
         if run.peers[i].state == OPEN:
             send_more(run, i, posix.monotonic_ns())
-        if run.next_due == burst_end and run.frame.phase == RUNNING and now < run.frame.window_end:
+        if frame.next_due == burst_end and frame.phase == RUNNING and now < frame.window_end:
             return
