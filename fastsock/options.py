@@ -20,7 +20,7 @@ def check_each(options: Any) -> None:
     """Check every field that was made by `option()`; for `__post_init__` of a frozen dataclass."""
     for each in fields(options):
         value = getattr(options, each.name)
-        if value is not None or each.default is not None:
+        if "check" in each.metadata and (value is not None or each.default is not None):
             check, bounds = each.metadata["check"], each.metadata["bounds"]
             object.__setattr__(options, each.name, check(each.name, value, *bounds))
 

@@ -24,8 +24,9 @@ from fastsock._native.datagram_socket import (
 )
 from fastsock._native.listener import InheritedListener, Listener, UnixListener
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint
-from fastsock.options import check_bool, check_choice, check_int, check_number, check_ranges
+from fastsock.options import check_number, check_ranges
 from fastsock.report import CLOSE_REASONS, DROPPED, ServerStats
+from fastsock.server_options import DRAIN_TIMES, ServerOptions, check_cpus, check_fds
 from fastsock.signals import stop_signals
 from fastsock.unix_path import SocketFile, bind_unix
 
@@ -38,14 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastsock")
 
 _NEVER = 2**63 - 1  # ns on CLOCK_MONOTONIC
-_MAX_DRAIN = 86400.0  # seconds
-_BUFFER_SIZES = (1, 16 * 1024 * 1024)  # bytes; a connection's unsent rest is counted in 32 bits
-_MAX_INT = 2**31 - 1
-_MAX_WORKERS = 1024
-_MAX_IDLE = 365 * 86400.0  # seconds
-_MAX_LINE = 4096  # bytes of `close_on`
-
-SERVICES = ("echo", "discard", "chargen")
 
 EndpointLike = Endpoint | str | tuple[Any, ...]
 Hook = Callable[["Server"], object]
@@ -153,52 +146,35 @@ class Server:
         service: str = "echo",
         close_on: bytes = b"",
     ) -> None:
-        self._fds = tuple(check_int("descriptor", fd, 0, _MAX_INT) for fd in fds)
+        self._fds = check_fds(fds)
         default = () if self._fds else (DEFAULT_ENDPOINT,)
         self._asked = tuple(Endpoint.parse(endpoint) for endpoint in endpoints or default)
-        served = (*self._asked, *map(inherited.endpoint_of, self._fds))
         self.engine = engines.choose(engine)
         self._engine_reason = engines.reason(engine)
-        self._stream_options: dict[str, Any] = {
-            "backlog": check_int("backlog", backlog, 1, _MAX_INT),
-            "nodelay": check_bool("nodelay", nodelay),
-        }
-        self._reuse_port = check_bool("reuse_port", reuse_port)
-        self._socket_options: dict[str, Any] = {
-            "rcvbuf": check_int("rcvbuf", rcvbuf, 0, _MAX_INT),
-            "sndbuf": check_int("sndbuf", sndbuf, 0, _MAX_INT),
-        }
-        self._unix_mode = check_int("unix_mode", unix_mode, 0, 0o777)
-        self._dual_stack = check_bool("dual_stack", dual_stack)
+        self._options = ServerOptions(
+            backlog=backlog,
+            unix_mode=unix_mode,
+            reuse_port=reuse_port,
+            dual_stack=dual_stack,
+            nodelay=nodelay,
+            rcvbuf=rcvbuf,
+            sndbuf=sndbuf,
+            workers=workers,
+            cpus=check_cpus(cpus),
+            buffer_size=buffer_size,
+            busy_poll=engines.busy_poll_us(busy_poll, self.engine),
+            max_connections=max_connections,
+            idle_timeout=idle_timeout,
+            allow=check_ranges("allow", allow),
+            loop_guard=loop_guard,
+            drain_timeout=drain_timeout,
+            service=service,
+            close_on=close_on,
+        )
+        borrowed = [inherited.endpoint_of(fd) for fd in self._fds]
+        self._options.check_endpoints(self._asked, borrowed)
         #: Native threads per tcp endpoint.
-        self.workers = check_int("workers", workers, 1, _MAX_WORKERS)
-        self._cpus = check_cpus(cpus)
-        shares = workers * len(self._asked) + len(self._fds)
-        if check_int("max_connections", max_connections, 0, _MAX_INT) and max_connections < shares:
-            raise ValueError(
-                f"max_connections {max_connections} is shared by {shares} workers; "
-                f"expected 0 for no limit, or at least {shares}"
-            )
-        self._max_connections = max_connections
-        self._worker_options: dict[str, Any] = {
-            "busy_poll": engines.busy_poll_us(busy_poll, self.engine),
-            "buffer_size": check_int("buffer_size", buffer_size, *_BUFFER_SIZES),
-            "idle_timeout": check_number("idle_timeout", idle_timeout, 0, _MAX_IDLE, "seconds"),
-            "allow": check_ranges("allow", allow),
-            "service": check_choice("service", service, SERVICES),
-            "close_on": check_close_on(close_on, service),
-        }
-        stream_only = {
-            "max_connections": max_connections,
-            "idle_timeout": idle_timeout,
-            "allow": self._worker_options["allow"],
-            "service": service != "echo",
-            "close_on": close_on,
-        }
-        for endpoint in served:
-            check_stream_only(endpoint, [name for name, given in stream_only.items() if given])
-        self._loop_guard = check_bool("loop_guard", loop_guard)
-        self._drain_timeout = check_number("drain_timeout", drain_timeout, 0, _MAX_DRAIN, "seconds")
+        self.workers = workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
         self._state = "new"  # "running", then "stopped"
         self._stop_at = _NEVER
@@ -370,13 +346,11 @@ class Server:
         return self._listen_inet(endpoint, listeners)
 
     def _listen_unix(self, endpoint: Endpoint) -> BoundSocket:
-        make: Callable[..., BoundSocket] = partial(
-            UnixDatagramSocket, sndbuf=self._socket_options["sndbuf"]
-        )
+        make: Callable[..., BoundSocket] = partial(UnixDatagramSocket, sndbuf=self._options.sndbuf)
         if endpoint.is_stream:
-            make = partial(UnixListener, backlog=self._stream_options["backlog"])
-        make = partial(make, endpoint.path, str(endpoint), mode=self._unix_mode)
-        bound, file = bind_unix(endpoint, self._unix_mode, make)
+            make = partial(UnixListener, backlog=self._options.backlog)
+        make = partial(make, endpoint.path, str(endpoint), mode=self._options.unix_mode)
+        bound, file = bind_unix(endpoint, self._options.unix_mode, make)
         if file:
             self._files.append(file)
         return bound
@@ -387,11 +361,12 @@ class Server:
 
     def _listen_inet(self, endpoint: Endpoint, listeners: list[BoundSocket]) -> Endpoint:
         address = endpoint.resolve()
-        dual_stack = self._dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
+        options = self._options
+        dual_stack = options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
         make: Callable[..., BoundSocket] = DatagramSocket
         workers = 1
         if endpoint.is_stream:
-            make = partial(Listener, **self._stream_options)
+            make = partial(Listener, backlog=options.backlog, nodelay=options.nodelay)
             workers = self.workers
         port = address.port
         for _ in range(workers):
@@ -403,8 +378,9 @@ class Server:
                 str(endpoint),
                 dual_stack=dual_stack,
                 # The kernel spreads new connections over the sockets that share a port this way.
-                reuse_port=self._reuse_port or workers > 1,
-                **self._socket_options,
+                reuse_port=options.reuse_port or workers > 1,
+                rcvbuf=options.rcvbuf,
+                sndbuf=options.sndbuf,
             )
             port = bound.port
             listeners.append(bound)
@@ -417,7 +393,7 @@ class Server:
         if endpoint.is_stream:
             # A connection can vanish between poll() and accept(), which then would block.
             sock.setblocking(False)
-            nodelay = self._stream_options["nodelay"]
+            nodelay = self._options.nodelay
             listeners.append(InheritedListener(sock.detach(), family, where, nodelay=nodelay))
         else:
             dual_stack = bool(endpoint.dual_stack)
@@ -430,21 +406,22 @@ class Server:
         if isinstance(bound, DatagramSocket):
             return DatagramWorker(
                 bound,
-                loop_guard=self._loop_guard,
-                busy_poll=self._worker_options["busy_poll"],
+                loop_guard=self._options.loop_guard,
+                busy_poll=self._options.busy_poll,
                 cpu=cpu,
             )
         return engines.WORKERS[self.engine](
-            bound, max_connections=max_connections, cpu=cpu, **self._worker_options
+            bound, max_connections=max_connections, cpu=cpu, **self._options.of_stream_workers()
         )
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
+        most, cpus = self._options.max_connections, self._options.cpus
         workers: list[Worker] = []
         try:
             for number, listener in enumerate(listeners):
                 # The first workers take what does not divide evenly.
-                share = (self._max_connections + len(listeners) - 1 - number) // len(listeners)
-                cpu = self._cpus[number % len(self._cpus)] if self._cpus else -1
+                share = (most + len(listeners) - 1 - number) // len(listeners)
+                cpu = cpus[number % len(cpus)] if cpus else -1
                 workers.append(self._worker(listener, share, cpu))
                 workers[-1].start()
         except BaseException:
@@ -455,10 +432,8 @@ class Server:
         return tuple(workers)
 
     def _deadline(self, drain: float | None) -> int:
-        seconds = self._drain_timeout if drain is None else drain
-        return time.monotonic_ns() + int(
-            check_number("drain", seconds, 0, _MAX_DRAIN, "seconds") * 1e9
-        )
+        seconds = self._options.drain_timeout if drain is None else drain
+        return time.monotonic_ns() + int(check_number("drain", seconds, *DRAIN_TIMES) * 1e9)
 
     def _request_stop(self, at_ns: int) -> None:
         """Ask the loops to end by then. Takes no lock: a signal handler calls it."""
@@ -534,32 +509,6 @@ def serve(
     Takes the options of Server; see there and `Server.serve_forever()`.
     """
     return Server(*endpoints, **options).serve_forever(bound=bound, ready=ready)
-
-
-def check_cpus(cpus: Sequence[int] | None) -> tuple[int, ...]:
-    if cpus is None:
-        return ()
-    usable = os.sched_getaffinity(0)
-    for cpu in cpus:
-        if check_int("cpu", cpu, 0, _MAX_INT) not in usable:
-            raise ValueError(f"cpu {cpu} cannot be used; expected some of {sorted(usable)}")
-    return tuple(cpus)
-
-
-def check_close_on(line: bytes, service: str) -> bytes:
-    if not isinstance(line, bytes):
-        raise TypeError(f"close_on {line!r} is {type(line).__name__}; expected bytes")
-    if line and service != "echo":
-        raise ValueError(f"close_on goes with the service echo, not with {service}")
-    if b"\n" in line or b"\r" in line or len(line) > _MAX_LINE:
-        raise ValueError(f"close_on {line[:40]!r} is not one line of at most {_MAX_LINE} bytes")
-    return line
-
-
-def check_stream_only(endpoint: Endpoint, given: Sequence[str]) -> None:
-    """Raise ValueError if options were `given` that mean nothing for a datagram."""
-    if given and not endpoint.is_stream:
-        raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
 
 
 _running: weakref.WeakSet[Server] = weakref.WeakSet()

@@ -18,7 +18,8 @@ from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, numbers, 
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
 from fastsock.report import ServerStats
-from fastsock.server import SERVICES, Server
+from fastsock.server import Server
+from fastsock.server_options import SERVICES
 from fastsock.unix_path import give_away
 
 
