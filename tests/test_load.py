@@ -14,7 +14,16 @@ from typing import Any
 import misbehaving
 import pytest
 from clients import wait_until
-from load_runs import QUIET, SHORT, WAITS, assert_bad, assert_good, failures, native_server
+from load_runs import (
+    QUIET,
+    SHORT,
+    WAITS,
+    assert_bad,
+    assert_good,
+    failures,
+    native_server,
+    until_counted,
+)
 from misbehaving import MisbehavingServer
 
 import fastsock
@@ -103,8 +112,9 @@ def test_depth_is_the_number_of_messages_in_flight() -> None:
 def test_a_window_of_time(server: fastsock.Server, threads: int, wait: str) -> None:
     """Without `messages` the run lasts `duration`; what came in the warm-up is not counted."""
     started = time.monotonic()
-    report = fastsock.load(
-        server.endpoint, duration=0.3, warmup=0.2, connections=4, threads=threads, wait=wait
+    options = {"connections": 4, "threads": threads, "wait": wait}
+    report = until_counted(
+        lambda: fastsock.load(server.endpoint, duration=0.3, warmup=0.2, **options)
     )
     assert_good(report)
     assert time.monotonic() - started >= 0.5
@@ -231,7 +241,7 @@ def test_python_runs_on_while_loading(server: fastsock.Server) -> None:
     counter = threading.Thread(target=count)
     counter.start()
     try:
-        report = fastsock.load(server.endpoint, duration=0.3, wait="block")
+        report = until_counted(lambda: fastsock.load(server.endpoint, duration=0.3, wait="block"))
     finally:
         done.set()
         counter.join(10)
@@ -272,7 +282,8 @@ def test_an_error_in_progress_ends_the_run(server: fastsock.Server) -> None:
 
 def test_server_cpu(server: fastsock.Server) -> None:
     """With `server_pid` the report has the CPU seconds of that process, and None without."""
-    report = fastsock.load(server.endpoint, duration=0.2, wait="block", server_pid=os.getpid())
+    options = {"wait": "block", "server_pid": os.getpid()}
+    report = until_counted(lambda: fastsock.load(server.endpoint, duration=0.2, **options))
     assert_good(report)
     assert report.server_cpu is not None
     assert 0 < report.server_cpu < 60

@@ -15,7 +15,16 @@ from typing import Any
 import misbehaving
 import pytest
 from clients import CHARGEN, wait_until
-from load_runs import QUIET, answer_of, assert_bad, assert_good, failures, loading, unix_server
+from load_runs import (
+    QUIET,
+    answer_of,
+    assert_bad,
+    assert_good,
+    failures,
+    loading,
+    unix_server,
+    until_counted,
+)
 from misbehaving import Behaviour, MisbehavingServer
 
 import fastsock
@@ -150,8 +159,9 @@ def test_a_download_is_counted_exactly(
 def test_a_window_of_time(mode: str, wait: str) -> None:
     """A window has the length that was asked for, and throughput by it; there is no latency."""
     with serving(mode) as server:
-        report = fastsock.load(
-            server.endpoint, mode=mode, duration=0.2, warmup=0.05, connections=3, wait=wait
+        options: dict[str, Any] = {"mode": mode, "connections": 3, "wait": wait}
+        report = until_counted(
+            lambda: fastsock.load(server.endpoint, duration=0.2, warmup=0.05, **options)
         )
     assert_good(report)
     assert report.duration == pytest.approx(0.2)

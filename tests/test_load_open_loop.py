@@ -29,7 +29,7 @@ def test_the_asked_rate_is_delivered(
     assert report.offered_per_s == 1000
     # What is sent does not depend on how busy this machine is; what was answered in time does.
     assert server.stats().bytes_in == pytest.approx(600 * 64, abs=3 * 64)
-    assert 0 < report.messages <= 600
+    assert report.messages <= 600
     assert report.latency.count >= report.messages
     assert report.latency.count == report.latency_from_send.count
 
