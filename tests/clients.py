@@ -311,11 +311,15 @@ def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
 
 
 def wait_until(condition: Callable[[], object], what: str = "condition") -> None:
-    """Look until it holds: for what comes soon but gives no event to wait for."""
-    deadline = time.monotonic() + TIMEOUT
+    """Look until it holds: for what comes soon but gives no event to wait for.
+
+    Less and less often, as to look may be what a slow server is busy with: to connect, for example.
+    """
+    pause, deadline = 0.001, time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT:g} s"
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
 
 
 def wait_until_still(read: Callable[[], int], quiet: float = 0.2) -> int:

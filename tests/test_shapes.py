@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import wait_until
 from implementations import Implementation, usable_engines
 from leftovers import children
 
@@ -83,14 +84,6 @@ def beside(work: Callable[..., object], *arguments: Any) -> Iterator[threading.T
 def send_and_finish(sock: socket.socket, data: bytes) -> None:
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Look until it holds: for what comes soon but gives no event to wait for."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def fill(sock: socket.socket) -> int:
