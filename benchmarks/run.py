@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.cases import CASES, NamedCase
 from fastsock.compare import Comparison, Method, compare, document
+from fastsock.syscalls import usable_tool
 
 RESULTS = Path(__file__).parent / "results"
 COMPARISON = RESULTS / "comparison.json"
@@ -52,7 +53,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=COMPARISON)
     options = parser.parse_args()
     cases = [case for case in CASES if options.case is None or options.case in case.name]
-    method = Method(options.windows, options.window, options.warmup)
+    tool = usable_tool()
+    if tool is None:
+        print("without system calls: apt-get install strace", file=sys.stderr)
+    method = Method(options.windows, options.window, options.warmup, tool)
     for name, how in missing(cases).items():
         print(f"without {name}: {how}", file=sys.stderr)
     seconds = sum(method.seconds(case.contenders(case.load), case.load) for case in cases)

@@ -5,7 +5,8 @@ each other. So all servers run at once, each in a process of its own, and take t
 window while the others are stopped (SIGSTOP). A ratio is taken within one round, between windows a
 moment apart, and the median over the rounds is reported with its spread. Server and client are
 pinned to different CPUs where there are two. Beside the rate stands the server's CPU time per
-echo, which noise moves less, and the floor: what the same echo costs the kernel alone.
+echo, which noise moves less, and the floor: what the same echo costs the kernel alone. System calls
+are counted afterwards, for a count takes time.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from fastsock import client
+from fastsock import client, syscalls
 from fastsock._native import floor
 from fastsock.contenders import Contender, RunningServer, cpus_for_both, pinned
 from fastsock.endpoint import Endpoint
@@ -33,6 +35,9 @@ _GREETING_TIMEOUT = 5.0  # seconds; of a server that has to do with one client a
 _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _WARMUP_PER_CONNECTION = 0.001  # seconds
+_COUNTED = 0.25  # seconds of a run in which system calls are counted
+_SETTLE = 0.02  # seconds; a server may close connections after its clients have seen the end
+_COUNTING = 0.5  # seconds, about, that all this takes
 
 Progress = Callable[[str], object]
 
@@ -70,11 +75,14 @@ class Method:
 
     The warm-up of many connections is longer than `warmup`, a millisecond for each: a server that
     makes a process for every client needs some time until all have theirs.
+
+    With `syscalls_by`, "perf" or "strace", that tool counts the servers' system calls afterwards.
     """
 
     windows: int = 5
     window: float = 0.5
     warmup: float = 0.2
+    syscalls_by: str | None = None
 
     def warmup_of(self, case: Case) -> float:
         return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
@@ -82,11 +90,18 @@ class Method:
     def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
         """About how long it takes."""
         turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
+        if self.syscalls_by:
+            turns += _COUNTING + 4 * _CONNECT * case.connections
         servers = len(taking_part(contenders, case))
         return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
 
     def as_dict(self) -> dict[str, Any]:
-        return {"windows": self.windows, "window_s": self.window, "warmup_s": self.warmup}
+        return {
+            "windows": self.windows,
+            "window_s": self.window,
+            "warmup_s": self.warmup,
+            "syscalls_by": self.syscalls_by,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +130,7 @@ class Result:
 
     name: str
     memory: Memory | None = None
+    syscalls_per_echo: float | None = None
     rates: list[float] = field(default_factory=list)
     p50s: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
@@ -186,6 +202,7 @@ class Comparison:
             "p99_us": Spread.of(result.p99s).as_dict(),
             "server_cpu_us_per_echo": Spread.of(result.cpu_per_echo).as_dict(),
             "memory_bytes": result.memory and result.memory.as_dict(),
+            "syscalls_per_echo": result.syscalls_per_echo,
             "first_over_this_rate": self.rate_ratio(result).as_dict(),
             "first_over_this_cpu": self.cpu_ratio(result).as_dict(),
             "windows": len(result.rates),
@@ -249,6 +266,10 @@ def compare(
                 with servers[i].turn():
                     report = run_window(servers[i], case, method)
                 results[i].add(report)
+        if method.syscalls_by:
+            for server, result in zip(servers, results, strict=True):
+                progress(f"system calls: {server.name}")
+                result.syscalls_per_echo = measure_syscalls(server, case, method.syscalls_by)
     left_out = {
         each.name: each.hindrance(case.connections) for each in contenders if each not in present
     }
@@ -256,17 +277,45 @@ def compare(
 
 
 def run_window(server: RunningServer, case: Case, method: Method) -> LoadReport:
+    return load_as(case, server, duration=method.window, warmup=method.warmup_of(case))
+
+
+def load_as(case: Case, server: RunningServer, **extent: Any) -> LoadReport:
     return client.load(
         server.endpoint,
         connections=case.connections,
         size=case.size,
         depth=case.depth,
-        duration=method.window,
-        warmup=method.warmup_of(case),
         wait=case.wait,
         reconnect_every=case.reconnect_every,
         server_pid=server.pid,
+        **extent,
     )
+
+
+def measure_syscalls(server: RunningServer, case: Case, tool: str) -> float | None:
+    """The server's system calls per echo, in a turn apart from the windows.
+
+    What a run has more than one of the first messages alone, so that connections are left out
+    where they are not part of an echo. None if the tool may not count, or if the server was too
+    slow to answer more than these.
+    """
+    calls, echoes = [], []
+
+    def load(**extent: Any) -> None:
+        # Without a warm-up the latencies are those of all the echoes there were.
+        echoes.append(load_as(case, server, warmup=0, **extent).latency.count)
+        time.sleep(_SETTLE + _CONNECT * case.connections)
+
+    first = partial(load, messages=case.connections * case.depth)
+    with server.turn():
+        for work in (first, partial(load, duration=_COUNTED)):
+            try:
+                calls.append(syscalls.count(tool, server.processes(), work, cpu=server.cpu))
+            except syscalls.CountError:
+                return None
+    of_these, more = calls[1] - calls[0], echoes[1] - echoes[0]
+    return of_these / more if min(of_these, more) > 0 else None
 
 
 def measure_memory(server: RunningServer, connections: int) -> Memory | None:

@@ -108,6 +108,7 @@ class RunningServer:
 
     def __init__(self, contender: Contender, cpu: int | None) -> None:
         self.name = contender.name
+        self.cpu = cpu
         with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
             # A process group, so that children are stopped with it. Not a session of its own: if
             # this process is killed, the kernel ends the group for being stopped and orphaned.
@@ -130,12 +131,16 @@ class RunningServer:
             self.stop()
             said = " | ".join(self._last_lines) or "nothing"
             raise RuntimeError(f"{self.name} did not start; it said: {said}")
-        self._processes = len(descendants(self.pid))
+        self._processes = len(self.processes())
         self._signal_all(signal.SIGSTOP)
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def processes(self) -> list[int]:
+        """Their ids: its own, and those of all that it has started."""
+        return descendants(self.pid)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -154,7 +159,7 @@ class RunningServer:
         for each of them. Both leave out what the kernel keeps for a process, a thread or a
         connection. None where neither is known.
         """
-        pids = descendants(self.pid)
+        pids = self.processes()
         for size_of in (_proportional, _resident):
             with suppress(OSError):
                 return sum(map(size_of, pids))
@@ -182,7 +187,7 @@ class RunningServer:
     def _wait_for_children(self) -> None:
         """Those of connections now closed are about to end, and must not in another's turn."""
         deadline = time.monotonic() + _CHILDREN_TIMEOUT
-        while len(descendants(self.pid)) > self._processes and time.monotonic() < deadline:
+        while len(self.processes()) > self._processes and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def _read(self, stderr: IO[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from clients import wait_until
 
-from fastsock import compare, contenders, picture
+from fastsock import compare, contenders, picture, syscalls
 from fastsock._native.processes import descendants
 from fastsock.cli import run
 from fastsock.contenders import Contender, RunningServer, every_shape, native
@@ -42,7 +43,12 @@ def test_every_shape_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     """Each has its figures for each number of connections."""
     document, _ = measured
     assert document["schema"] == "fastsock.bench/2"
-    assert document["method"] == {"windows": 1, "window_s": 0.1, "warmup_s": 0.01}
+    assert document["method"] == {
+        "windows": 1,
+        "window_s": 0.1,
+        "warmup_s": 0.01,
+        "syscalls_by": None,
+    }
     alone, both = document["cases"]
     assert [case["case"]["connections"] for case in (alone, both)] == [1, 2]
     assert [result["name"] for result in alone["results"]] == [each.name for each in every_shape()]
@@ -51,6 +57,7 @@ def test_every_shape_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
         assert case["floor_us"]["median"] > 0
         for result in case["results"]:
             assert result["windows"] == 1
+            assert result["syscalls_per_echo"] is None
             assert result["memory_bytes"]["connected"] > 1 << 20
 
 
@@ -144,6 +151,32 @@ def test_a_case_is_loaded_as_it_says() -> None:
     assert command[command.index("--busy-poll") + 1] == "50us"
     assert report.options["wait"] == "block"
     assert report.connect_latency.count > 2
+
+
+@pytest.fixture(params=["perf", "strace"])
+def counting_tool(request: pytest.FixtureRequest) -> str:
+    tool: str = request.param
+    if not syscalls.can_count(tool):
+        pytest.skip(f"{tool} is not installed or may not count here")
+    return tool
+
+
+@pytest.mark.parametrize("engine", ["threads", "fork"])
+def test_system_calls_per_echo(counting_tool: str, engine: str) -> None:
+    """One to receive and one to send; those of processes that the server makes are counted too."""
+    method = compare.Method(1, 0.05, 0.01, counting_tool)
+    comparison = compare.compare([native(engine)], compare.Case(1), method)
+    (result,) = comparison.as_dict()["results"]
+    assert result["syscalls_per_echo"] == pytest.approx(2, abs=0.2)
+    assert method.as_dict()["syscalls_by"] == counting_tool
+
+
+def test_system_calls_that_cannot_be_counted(counting_tool: str) -> None:
+    """The error says what the tool said."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        with pytest.raises(syscalls.CountError, match=f"(?s){counting_tool}: .*process"):
+            syscalls.count(counting_tool, [process.pid], lambda: None)
 
 
 def test_who_is_not_installed_is_left_out() -> None:
