@@ -60,7 +60,8 @@ valgrind: $(VENV)/.test
 		tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
 	@tail -1 build/valgrind.log
 
-# Comparison with every rival, for docs/benchmarks.md, and the pytest-benchmark suite. Some minutes.
+# Comparison with every rival, for docs/benchmarks.md and its picture, and the pytest-benchmark suite.
+# Half an hour.
 bench: $(VENV)/.bench
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run

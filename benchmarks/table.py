@@ -1,4 +1,4 @@
-"""Write the measured tables into docs/benchmarks.md: ``python -m benchmarks.table``.
+"""Write the tables of docs/benchmarks.md, and docs/benchmarks.svg: ``python -m benchmarks.table``.
 
 The text between the two markers is generated from ``benchmarks/results/comparison.json``; the
 method around it is written by hand.
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.page import ROOT, write_generated
+from benchmarks.picture import draw
 from benchmarks.run import COMPARISON
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+DRAWN = PAGE.with_suffix(".svg")
 TITLES = (
     "messages/s",
     "p50 us",
@@ -76,7 +78,10 @@ def spread(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    write_generated(PAGE, COMPARISON, lines_of(json.loads(COMPARISON.read_text())))
+    results = json.loads(COMPARISON.read_text())
+    write_generated(PAGE, COMPARISON, lines_of(results))
+    draw(results, DRAWN)
+    print(DRAWN)
 
 
 if __name__ == "__main__":

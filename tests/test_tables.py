@@ -1,0 +1,116 @@
+"""What is made of a comparison's results: the tables of the page, the picture of the README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CASE = "64 connections, 64 B"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks_can_be_imported() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """Every test may change its own."""
+    return published()
+
+
+def published() -> dict[str, Any]:
+    path = ROOT / "benchmarks" / "results" / "comparison.json"
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def case_of(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(case for case in results["cases"] if case["name"] == name)
+
+
+def test_the_page_has_a_row_per_server(results: dict[str, Any]) -> None:
+    """System calls have a column where they were counted; who was left out is named with why."""
+    from benchmarks.table import lines_of
+
+    case = case_of(results, CASE)
+    case["left_out"] = {"Go": "is not installed (apt-get install golang-go)"}
+    case["results"] = case["results"][:2]
+    case["results"][0]["syscalls_per_echo"] = 2.0468
+    case["results"][1]["syscalls_per_echo"] = None
+    results |= {"cases": [case], "method": results["method"] | {"syscalls_by": "perf"}}
+    lines = list(lines_of(results))
+    assert "System calls were counted by perf." in lines
+    rows = [line for line in lines if line.startswith("| fastsock")]
+    assert [row.rpartition("| ")[2] for row in rows] == ["2.05 |", "- |"]
+    assert lines[-1] == "Left out: Go is not installed (apt-get install golang-go)."
+    titles, dashes = (line for line in lines if line.startswith("|") and line not in rows)
+    assert {line.count("|") for line in (titles, dashes, *rows)} == {9}
+
+
+def test_the_page_without_system_calls(results: dict[str, Any]) -> None:
+    """Then there is no column for them."""
+    from benchmarks.table import lines_of
+
+    results["method"]["syscalls_by"] = None
+    assert not [line for line in lines_of(results) if "calls/echo" in line]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The picture of one case and two servers. matplotlib keeps its fonts open from then on."""
+    from benchmarks.picture import draw
+
+    results = published()
+    case = case_of(results, CASE)
+    case["results"] = [each for each in case["results"] if each["name"] in ("C epoll", "trio")]
+    case["results"][0]["first_over_this_rate"]["median"] = 0.5
+    case["results"][1]["first_over_this_rate"]["median"] = 2.0
+    results |= {"cases": [case], "commit": "0123abc"}
+    path = tmp_path_factory.mktemp("picture") / "drawn.svg"
+    draw(results, path)
+    return results, path
+
+
+def test_the_picture_of_the_readme(drawn: tuple[dict[str, Any], Path]) -> None:
+    """A bar for each server and case that there is, by its rate over the C loop's."""
+    results, path = drawn
+    root = ElementTree.fromstring(path.read_text())
+    bars = {name for element in root.iter() if ": " in (name := element.get("id") or "")}
+    panels = ("64 connections", "CPU us per echo")
+    assert bars == {f"{panel}: {name}" for panel in panels for name in ("C epoll", "trio")}
+    text = " ".join(root.itertext())
+    assert "0.25" in text
+    assert results["host"]["cpu"] in text
+    assert results["date"][:10] in text
+    assert "0123abc" in text
+
+
+def test_busy_polling_stands_beside_the_plain_loops(results: dict[str, Any]) -> None:
+    """A server in both cases of a panel is taken from the first, with that one's C loop."""
+    from benchmarks.picture import rates
+
+    plain = [("fastsock epoll", 1.0), ("C epoll", 1.25)]
+    polled = [("fastsock epoll, busy_poll", 1.0), ("fastsock epoll", 2.0), ("C epoll", 3.0)]
+    cases = {
+        name: {
+            "results": [
+                {"name": server, "first_over_this_rate": {"median": ratio}}
+                for server, ratio in servers
+            ]
+        }
+        for name, servers in (("plain", plain), ("polled", polled))
+    }
+    assert dict(rates(cases, ["plain", "polled", "not measured"])) == {
+        "fastsock epoll": 1.25,
+        "C epoll": 1.0,
+        "fastsock epoll, busy_poll": 3.0,
+    }
