@@ -150,6 +150,30 @@ def test_memory_of_clients_that_read_at_last_is_freed(serve_process: ServeProces
     assert server.resident_bytes() - before < 2 * MIB
 
 
+@pytest.mark.kinds("unix")  # whose rests are the largest
+@pytest.mark.memory
+@pytest.mark.native("epoll", "poll", "io_uring")
+def test_memory_of_clients_that_do_not_read_is_given_back(serve_process: ServeProcess) -> None:
+    """Once 10 have gone, half of them having read everything, the server holds what it did."""
+    server = serve_process()
+    stuck_and_gone(server, 1)  # what is allocated the first time may stay
+    before = server.own_bytes()
+    stuck_and_gone(server, 10)
+    assert server.own_bytes() - before < 64 * KIB
+
+
+def stuck_and_gone(server: ServerProcess, clients: int) -> None:
+    before = server.own_bytes()
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(clients)]
+        sent = stall(lambda: server.stats()["bytes_in"], *socks)
+        assert server.own_bytes() - before > clients * 16 * KIB, "nothing had to be kept"
+        for sock, size in list(zip(socks, sent, strict=True))[::2]:
+            sock.settimeout(TIMEOUT)
+            receive_exactly(sock, size)
+    wait_until(lambda: server.stats()["open"] == 0, "all gone")
+
+
 def stall_and_finish(server: ServerProcess, clients: int) -> None:
     with ExitStack() as stack:
         socks = [

@@ -17,11 +17,11 @@ from fastsock import engines
 HERE = Path(__file__).parent
 SERVERS = [*engines.WORKERS, "datagram"]
 EXPECTED = {  # calls of which each server has at least one that can go wrong
-    "epoll": {"accept4", "recv", "send", "epoll_wait", "epoll_ctl", "malloc", "calloc"},
-    "poll": {"accept4", "recv", "send", "poll", "malloc", "calloc", "realloc"},
+    "epoll": {"accept4", "recv", "send", "epoll_wait", "epoll_ctl", "malloc", "calloc", "mmap64"},
+    "poll": {"accept4", "recv", "send", "poll", "malloc", "calloc", "realloc", "mmap64"},
     "threads": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
     "fork": {"accept4", "recv", "send", "poll", "epoll_wait", "epoll_ctl", "calloc", "mmap64"},
-    "serial": {"accept4", "recv", "send", "poll", "malloc", "calloc"},
+    "serial": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64"},
     "io_uring": {"accept4", "recv", "send", "malloc", "calloc", "mmap64"},
     "datagram": {"recvmmsg", "sendmmsg", "poll", "malloc", "calloc"},
 }

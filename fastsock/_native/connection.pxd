@@ -6,11 +6,11 @@
 # can only be seen when nothing is owed: a half-close needs no state of its own.
 
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsock._native cimport atomic, engine, posix, service
 from fastsock._native.engine cimport Context
+from fastsock._native.rests cimport give_back, take_room
 
 cdef enum:                          # what a connection waits for after advance()
     AWAITS_INPUT
@@ -97,7 +97,7 @@ cdef inline uint32_t echo(Connection *connection, Context *context, char *buffer
     connection.streaming = sent == size and size >= <ssize_t>context.buffer_size
     if sent == size:
         return sent_all(connection)
-    if sent >= 0 and keep_rest(connection, buffer + sent, size - sent):
+    if sent >= 0 and keep_rest(connection, context, buffer + sent, size - sent):
         return AWAITS_ROOM
     return failed(context, posix.errno)
 
@@ -179,7 +179,7 @@ cdef inline uint32_t flush(Connection *connection, Context *context) noexcept no
     connection.rest_start += <uint32_t>sent
     if connection.rest_start < connection.rest_end:
         return AWAITS_ROOM
-    forget_rest(connection)
+    forget_rest(connection, context)
     return sent_all(connection)
 
 
@@ -194,9 +194,10 @@ cdef inline ssize_t send_some(Connection *connection, Context *context,
     return 0 if posix.errno == posix.EAGAIN or posix.errno == posix.EINTR else -1
 
 
-cdef inline bint keep_rest(Connection *connection, const char *data, size_t size) noexcept nogil:
+cdef inline bint keep_rest(Connection *connection, Context *context,
+                           const char *data, size_t size) noexcept nogil:
     """Keep what was not sent; False, with errno ENOMEM, without memory for it."""
-    connection.rest = <char *>malloc(size)
+    connection.rest = take_room(&context.rests, size)
     if connection.rest == NULL:
         return False
     memcpy(connection.rest, data, size)
@@ -205,9 +206,10 @@ cdef inline bint keep_rest(Connection *connection, const char *data, size_t size
     return True
 
 
-cdef inline void forget_rest(Connection *connection) noexcept nogil:
-    free(connection.rest)
-    connection.rest = NULL
+cdef inline void forget_rest(Connection *connection, Context *context) noexcept nogil:
+    if connection.rest != NULL:
+        give_back(&context.rests, connection.rest, connection.rest_end)
+        connection.rest = NULL
 
 
 cdef inline uint32_t failed(Context *context, int error) noexcept nogil:

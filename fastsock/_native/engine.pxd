@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastsock._native cimport atomic, posix
 from fastsock._native.allow cimport Range
 from fastsock._native.busy_poll cimport BusyPoll
+from fastsock._native.rests cimport Rests
 
 cdef extern from "<stdint.h>" nogil:
     const int64_t NEVER "INT64_MAX"
@@ -64,6 +65,7 @@ cdef struct Context:                # one worker: what it serves, and how others
     int64_t idle_ns                 # how long a connection may be idle; 0: for ever
     int64_t sweep_at                # when idle connections are looked for next, else NEVER
     int64_t now                     # of this turn of the loop, ns; only kept if somebody sweeps
+    Rests rests                     # of clients that do not keep up, where one loop has them all
     BusyPoll busy_poll              # only where waiting has one place; see there
     int64_t stop_at                 # CLOCK_MONOTONIC ns; NEVER while serving; only ever lowered
     int64_t resume_at               # when a resting listener is tried again, else NEVER

@@ -171,7 +171,7 @@ cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil
     # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
     # (epoll(7), question 6); a copy would keep reporting an event that nobody can take away.
     watch(loop, posix.EPOLL_CTL_DEL, connection_at(&loop.table, slot).fd, 0, 0)
-    remove_connection(&loop.table, slot)
+    remove_connection(&loop.table, loop.context, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)
     end_rest(&loop.door)                # a descriptor is free again
 
@@ -204,7 +204,7 @@ cdef int adopt(Loop *loop, int fd) noexcept nogil:
              token_of(connection_at(&loop.table, slot), slot)) == 0:
         return 0
     error = posix.errno
-    vacate(&loop.table, slot)
+    vacate(&loop.table, loop.context, slot)
     return error
 
 

@@ -14,6 +14,7 @@ from fastsock._native cimport accepting, atomic, engine, liburing, posix, servic
 from fastsock._native.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
 from fastsock._native.connection cimport advance, idle_reason, overdue, poll_events
 from fastsock._native.engine cimport Context
+from fastsock._native.rests cimport take_room
 from fastsock._native.ring cimport NO_BUFFER, Ring, buffer_at, buffer_of, new_entry, recycle
 from fastsock._native.ring cimport ring_close
 from fastsock._native.table cimport CHUNK_BITS, CHUNK_SLOTS, CHUNKS_MAX, NO_SLOT, Table
@@ -308,7 +309,7 @@ cdef inline bint keep_rest(Flights *flights, uint32_t slot) noexcept nogil:
     while number != NO_BUFFER:
         size += flights.ring.buffers[number].size
         number = flights.ring.buffers[number].next
-    connection.rest = <char *>malloc(size)
+    connection.rest = take_room(&flights.context.rests, size)
     if connection.rest == NULL:
         return False
     connection.rest_start = flight.sent
@@ -374,7 +375,7 @@ cdef inline void settle_end(Flights *flights, uint32_t slot) noexcept nogil:
         return
     while flight.first != NO_BUFFER:
         drop_first(flights, flight)
-    remove_connection(&flights.table, slot)
+    remove_connection(&flights.table, flights.context, slot)
     atomic.count(&flights.context.counters.closed[flight.ending - 1], 1)
     if accepting.resting(flights.context):
         flights.context.resume_at = 0   # a descriptor is free again
@@ -420,7 +421,7 @@ cdef inline bint adopt(Flights *flights, int fd) noexcept nogil:
     if flights.chunks[slot >> CHUNK_BITS] == NULL:
         flights.chunks[slot >> CHUNK_BITS] = <Flight *>calloc(CHUNK_SLOTS, sizeof(Flight))
     if flights.chunks[slot >> CHUNK_BITS] == NULL:
-        vacate(&flights.table, slot)
+        vacate(&flights.table, flights.context, slot)
         return False
     flight = flight_at(flights, slot)
     flight.by_readiness = flights.by_readiness

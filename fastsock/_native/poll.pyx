@@ -116,7 +116,7 @@ cdef void close_overdue(Loop *loop) noexcept nogil:
 
 
 cdef void close_connection(Loop *loop, uint32_t place, int reason) noexcept nogil:
-    remove_connection(&loop.table, loop.slots[place])
+    remove_connection(&loop.table, loop.context, loop.slots[place])
     loop.count -= 1
     loop.list[place] = loop.list[loop.count]
     loop.slots[place] = loop.slots[loop.count]

@@ -203,10 +203,12 @@ cdef extern from "<sys/resource.h>" nogil:
 
 cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE
+    int MADV_DONTNEED
     void *MAP_FAILED
 
     void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t size)
+    int madvise(void *address, size_t size, int advice)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

@@ -117,5 +117,5 @@ cdef void serve(Loop *loop, uint32_t slot) noexcept nogil:
         awaits = advance(connection, loop.context, loop.buffer)
     if awaits >= ENDED:
         reason = awaits - ENDED
-    remove_connection(&loop.table, slot)
+    remove_connection(&loop.table, loop.context, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)

@@ -74,18 +74,18 @@ cdef inline uint32_t add_connection(Table *table, Context *context, int fd) noex
     return slot
 
 
-cdef inline void remove_connection(Table *table, uint32_t slot) noexcept nogil:
+cdef inline void remove_connection(Table *table, Context *context, uint32_t slot) noexcept nogil:
     """Step 8: close it and free its slot."""
     cdef int fd = connection_at(table, slot).fd
-    vacate(table, slot)             # before close(): a forked child must not close a reused number
+    vacate(table, context, slot)    # before close(): a forked child must not close a reused number
     posix.close(fd)
 
 
-cdef inline void vacate(Table *table, uint32_t slot) noexcept nogil:
+cdef inline void vacate(Table *table, Context *context, uint32_t slot) noexcept nogil:
     """Free a slot; its descriptor is the caller's again."""
     cdef Connection *connection = connection_at(table, slot)
     connection.fd = -1
-    forget_rest(connection)
+    forget_rest(connection, context)
     connection.next_free = table.first_free
     table.first_free = slot
     table.open -= 1

@@ -16,6 +16,7 @@ from fastsock._native.allow cimport Range
 from fastsock._native.check cimport os_error
 from fastsock._native.engine cimport Counters
 from fastsock._native.listener cimport BoundSocket
+from fastsock._native.rests cimport rests_free, rests_init
 from fastsock._native.thread cimport spawn
 
 import errno as errno_names
@@ -57,6 +58,7 @@ cdef class Worker:
         self.cpu = cpu
         self.context.buffer_size = buffer_size
         self.context.stream_size = buffer_size * engine.STREAM_BUFFERS
+        rests_init(&self.context.rests, buffer_size)
         self.context.max_connections = max_connections
         self.context.idle_ns = <int64_t>(idle_timeout * 1e9)
         self.context.busy_poll.cap_ns = busy_poll * 1000
@@ -135,6 +137,7 @@ cdef class Worker:
         """
         self.running = False
         self.abandon()
+        self.context.rests.spares = 0   # the thread may have been at them: better lost than wrong
         self._free()
 
     def counters(self) -> dict:
@@ -221,6 +224,7 @@ cdef class Worker:
 
     cdef void _free(self) noexcept:
         self.release()
+        rests_free(&self.context.rests)
         close_once(&self.context.listen_fd)
 
 
