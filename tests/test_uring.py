@@ -207,12 +207,13 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 PLENTY = (1024, 8192, 1024)
+FEW_ENTRIES = (8, 8192, 1024)
 FEW_BUFFERS = (1024, 8192, 4)
 FEW_RESULTS = (2, 4, 1024)
 FEW = (1, 2, 2)
 
 
-@pytest.mark.parametrize("sizes", [FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
+@pytest.mark.parametrize("sizes", [FEW_ENTRIES, FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
 def test_busy_connections_with_small_rings(start: Start, sizes: tuple[int, int, int]) -> None:
     """64 connections that send all the while get every byte, whatever the rings run out of."""
     server = start(sizes)
@@ -225,7 +226,7 @@ def test_busy_connections_with_small_rings(start: Start, sizes: tuple[int, int, 
     assert stats.errors == {}
 
 
-@pytest.mark.parametrize("sizes", [FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
+@pytest.mark.parametrize("sizes", [FEW_ENTRIES, FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
 def test_streams_with_small_rings(start: Start, sizes: tuple[int, int, int]) -> None:
     """Large pieces, a slow reader and half-closes come out whole, whatever the rings run out of."""
     server = start(sizes)
@@ -253,7 +254,7 @@ def test_burst_of_connections_with_few_results(start: Start, sizes: tuple[int, i
     assert server.stats().errors == {}
 
 
-@pytest.mark.parametrize("sizes", [PLENTY, FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
+@pytest.mark.parametrize("sizes", [PLENTY, FEW_ENTRIES, FEW_BUFFERS, FEW_RESULTS, FEW], ids=str)
 def test_stop_with_everything_under_way(start: Start, sizes: tuple[int, int, int]) -> None:
     """stop() in the middle of busy, stuck, idle and resetting clients ends them all at once."""
     server = start(sizes)

@@ -136,6 +136,10 @@ cdef inline int submit_and_wait(Ring *ring, int timeout_ms) noexcept nogil:
     """The one call of a turn: hand over what was prepared, and wait for a completion."""
     cdef liburing.kernel_timespec timeout
     cdef liburing.io_uring_cqe *first
+    if ready(ring):
+        # The others too: liburing would ask for no more than the one that is there already, and
+        # what the kernel puts off (IORING_SETUP_DEFER_TASKRUN) comes to who asks alone.
+        return note_result(ring, liburing.io_uring_submit_and_get_events(&ring.ring))
     if timeout_ms < 0:
         return note_result(ring, liburing.io_uring_submit_and_wait(&ring.ring, 1))
     timeout.tv_sec = timeout_ms // 1000
@@ -147,13 +151,18 @@ cdef inline int submit_and_wait(Ring *ring, int timeout_ms) noexcept nogil:
 cdef inline int submit_and_look(Ring *ring, bint *found) noexcept nogil:
     """The same without waiting: whether a completion has come in."""
     cdef int result = note_result(ring, liburing.io_uring_submit_and_get_events(&ring.ring))
-    found[0] = liburing.io_uring_cq_ready(&ring.ring) > 0
+    found[0] = ready(ring) > 0
     return result
 
 
-cdef inline uint32_t completions(Ring *ring) noexcept nogil:
-    """Fill `batch` with what has come in; to be given back with `seen()`."""
-    return liburing.io_uring_peek_batch_cqe(&ring.ring, ring.batch, BATCH)
+cdef inline uint32_t ready(Ring *ring) noexcept nogil:
+    """How many completions have come in."""
+    return liburing.io_uring_cq_ready(&ring.ring)
+
+
+cdef inline uint32_t completions(Ring *ring, uint32_t most) noexcept nogil:
+    """Fill `batch` with some of those that are ready; to be given back with `seen()`."""
+    return liburing.io_uring_peek_batch_cqe(&ring.ring, ring.batch, min(most, <uint32_t>BATCH))
 
 
 cdef inline void seen(Ring *ring, uint32_t count) noexcept nogil:

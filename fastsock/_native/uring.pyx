@@ -29,7 +29,7 @@ from fastsock._native.flight cimport OPERATION_SHIFT, SLOT_MASK, Flights, adopt,
 from fastsock._native.flight cimport end_all, feed_starved, flights_free, flights_init, on_result
 from fastsock._native.flight cimport send_all, settle_all
 from fastsock._native.ring cimport BUFFER_BYTES, Ring, completions, new_entry, ring_add_buffers
-from fastsock._native.ring cimport ring_open, seen, submit_and_look, submit_and_wait
+from fastsock._native.ring cimport ready, ring_open, seen, submit_and_look, submit_and_wait
 from fastsock._native.table cimport close_copies
 from fastsock._native.worker cimport Worker
 
@@ -170,13 +170,19 @@ cdef inline void on_completion(Loop *loop, liburing.io_uring_cqe *entry) noexcep
 
 
 cdef void collect(Loop *loop) noexcept nogil:
-    """Go on with everything that has a result."""
-    cdef uint32_t i, count = completions(loop.ring)
-    while count:
+    """Go on with everything that has a result now.
+
+    What comes meanwhile is for the next turn. To go on may hand calls over that end at once, and
+    were their results collected here, and their successors', this might never end; while others
+    never come, as the kernel puts them off until the next wait.
+    """
+    cdef uint32_t i, count, left = ready(loop.ring)
+    while left:
+        count = completions(loop.ring, left)
         for i in range(count):
             on_completion(loop, loop.ring.batch[i])
         seen(loop.ring, count)
-        count = completions(loop.ring)
+        left -= count
 
 
 # --- accepting ----------------------------------------------------------------------------------
