@@ -96,7 +96,7 @@ def test_nobody_ever_gets_anothers_bytes(
     serve_process: ServeProcess,
     figure: Callable[[str], None],
 ) -> None:
-    """100,000 connections, a million with every engine and kind."""
+    """100,000 connections, more than a million with every engine and kind."""
     connections = 100_000
     server = serve_process()
     churn(server.endpoint, connections)

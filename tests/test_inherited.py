@@ -253,7 +253,9 @@ def test_a_drain_beside_the_next(implementation: Implementation, listener: socke
                 assert old.stats().accepted + new.stats().accepted == 51
 
 
-def restart_under_load(listener: socket.socket, seconds: float, pause: float) -> tuple[Any, int]:
+def restart_under_load(
+    engine: str, listener: socket.socket, seconds: float, pause: float
+) -> tuple[Any, int]:
     """Replace ``fastsock serve`` again and again under 2,000 connects a second.
 
     Each server has ended before the next one starts: the listener alone spans the gap. Returns the
@@ -261,11 +263,12 @@ def restart_under_load(listener: socket.socket, seconds: float, pause: float) ->
     """
     over = threading.Event()
     restarts = 0
+    arguments = ("--engine", engine, "--fd", str(listener.fileno()))
 
     def restart() -> None:
         nonlocal restarts
         while True:
-            with serving(("--fd", str(listener.fileno())), pass_fds=(listener.fileno(),)):
+            with serving(arguments, pass_fds=(listener.fileno(),)):
                 if over.wait(pause):
                     return
             restarts += 1
@@ -306,6 +309,7 @@ def serving(
             process.kill()
 
 
+@pytest.mark.native("epoll", "io_uring")
 @pytest.mark.parametrize(
     ("seconds", "pause", "at_least"),
     [
@@ -314,10 +318,14 @@ def serving(
     ],
 )
 def test_a_restart_under_load_fails_nobody(
-    seconds: float, pause: float, at_least: int, listener: socket.socket
+    implementation: Implementation,
+    seconds: float,
+    pause: float,
+    at_least: int,
+    listener: socket.socket,
 ) -> None:
     """Servers come and go on one listener, and every connection is made, echoed and ended."""
-    report, restarts = restart_under_load(listener, seconds, pause)
+    report, restarts = restart_under_load(implementation.shape, listener, seconds, pause)
     print(f"{restarts} restarts, {report.messages} connections, errors {report.errors}")
     assert restarts >= at_least
     assert not any(report.errors.values()), report.errors

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from implementations import usable_engines
 
 ROOT = Path(__file__).parent.parent
+CHOSEN = ("epoll", "io_uring")  # the default, and the one with buffers of its own
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", [name for name in usable_engines() if name in CHOSEN])
 @pytest.mark.parametrize(
     ("run", "arguments"),
     [
@@ -22,9 +25,9 @@ ROOT = Path(__file__).parent.parent
         ("hold", ["50", "--most", "100", "--seconds", "0.2", "--stuck"]),
     ],
 )
-def test_short_form(run: str, arguments: list[str], tmp_path: Path) -> None:
+def test_short_form(run: str, arguments: list[str], engine: str, tmp_path: Path) -> None:
     """It ends by itself, keeps what it found, and its exit code says whether all goals were met."""
-    command = [sys.executable, "-m", f"benchmarks.long.{run}", *arguments]
+    command = [sys.executable, "-m", f"benchmarks.long.{run}", *arguments, "--engine", engine]
     done = subprocess.run(
         [*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
