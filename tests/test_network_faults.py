@@ -1,4 +1,4 @@
-"""Faults around a server: a dead link, clocks that jump, urgent bytes, a child that inherits."""
+"""Faults around a server: a dead link, clocks that jump, odd packets, a child that inherits."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ from clients import (
     finish_exactly,
     half_close,
     has_ended,
+    not_zero,
     receive_all,
+    receive_exactly,
+    reset,
     wait_until,
 )
-from conftest import Serve
+from conftest import Serve, ServeProcess
 from implementations import GENEROUS, Implementation, ServerProcess
-from networks import SERVER, inside, two_networks
+from networks import SERVER, inside, own_network, two_networks
 
+FAST_OPEN = 0x1 | 0x2 | 0x4 | 0x200 | 0x400  # clients and every listener, without a cookie
+TCPI_OPT_SYN_DATA = 32  # <linux/tcp.h>
+SECRET = b"correct horse battery staple"
 LARGEST_BACKLOG = 2**31 - 1  # of an int, as listen(2) takes it
 
 # --- clients that vanish ------------------------------------------------------------------------
@@ -147,6 +153,70 @@ def test_urgent_bytes_between_and_at_the_end(serve: Serve) -> None:
         sock.send(b"!", socket.MSG_OOB)
         half_close(sock)
         assert receive_all(sock) == b""
+
+
+# --- bytes that come with the first packet, and packets without any -----------------------------
+
+
+def test_fast_open(implementation: Implementation) -> None:
+    """A client whose first bytes came with its SYN (RFC 7413) gets them back, and all others."""
+    with own_network():
+        Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(FAST_OPEN))
+        with implementation.server() as server, socket.socket() as sock:
+            sock.settimeout(GENEROUS)
+            address = (server.endpoint.host, server.endpoint.port)
+            assert sock.sendto(b"with the SYN", socket.MSG_FASTOPEN, address) == 12
+            assert receive_exactly(sock, 12) == b"with the SYN"
+            options = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
+            assert options & TCPI_OPT_SYN_DATA, "it came later"
+            finish_exactly(sock, b"and more")
+
+
+@pytest.mark.native("epoll", "threads", "io_uring")
+def test_keepalive_probes_are_no_traffic(implementation: Implementation) -> None:
+    """A client that only its kernel keeps alive (SO_KEEPALIVE) is idle, and closed for that."""
+    with own_network(), implementation.server(idle_timeout=1.5) as server, ExitStack() as stack:
+        silent, talking = (stack.enter_context(connect(server.endpoint)) for _ in range(2))
+        for sock in (silent, talking):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        while not server.stats().closed["idle"]:
+            echo_exactly(talking, b"still here")
+        assert has_ended(silent)
+        assert kernel_count("TCPKeepAlive") > 0, "there was no probe"
+        assert not_zero(server.stats().closed) == {"idle": 1}
+
+
+def kernel_count(name: str) -> int:
+    """A counter of this network, of those that the RFCs do not have."""
+    titles, values = (
+        line.split()
+        for line in Path("/proc/thread-self/net/netstat").read_text().splitlines()
+        if line.startswith("TcpExt:")
+    )
+    return int(values[titles.index(name)])
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+@pytest.mark.native
+@pytest.mark.many_clients
+def test_nothing_that_clients_sent_is_logged(
+    implementation: Implementation, serve_process: ServeProcess
+) -> None:
+    """What a server says when descriptors run out and clients reset has no byte of theirs."""
+    server = serve_process()
+    with connect(server.endpoint) as sock, ExitStack() as stack:
+        echo_exactly(sock, SECRET)
+        server.leave_descriptors(0)
+        waiting = stack.enter_context(connect(server.endpoint))
+        waiting.sendall(SECRET)
+        wait_until(lambda: "accept paused" in server.errors(), "it has said something")
+        sock.sendall(SECRET)
+        reset(sock)
+        said = json.dumps(server.stats())
+    assert SECRET.decode() not in server.errors() + said
 
 
 # --- descriptors and limits ---------------------------------------------------------------------
