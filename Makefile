@@ -103,10 +103,19 @@ lint: $(VENV)/.lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
 
-# One wheel for CPython 3.11 and later, and the source distribution.
+# One wheel for CPython 3.11 and later, and the source distribution. auditwheel reads from the
+# symbols how old a C library may be, names the wheel after it (manylinux_2_NN), and takes in what no
+# machine need have: liburing, where there is no archive of it to link. Then the wheel is tried, away
+# from this directory and all that was installed for it.
 dist: $(VENV)/.dist
-	$(BIN)/python -m build
+	rm -rf dist build/dist build/tried
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
 	$(BIN)/abi3audit --strict dist/*.whl
+	$(PYTHON) -m venv build/tried
+	build/tried/bin/pip install --quiet dist/*.whl
+	cd / && $(CURDIR)/build/tried/bin/fastsock info
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
