@@ -31,11 +31,13 @@ MISSING: dict[str, str] = {}
 
 try:
     from fastsock._native.uring import UringWorker
-except ImportError:
+except ModuleNotFoundError:
     MISSING["io_uring"] = (
         "not in this build, which found no liburing "
         "(apt-get install liburing-dev pkg-config, then install fastsock again)"
     )
+except ImportError as error:  # built with a shared liburing that is not, or no longer, there
+    MISSING["io_uring"] = f"not to be loaded: {error}"
 else:
     WORKERS["io_uring"] = UringWorker
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import importlib.abc
 import os
 import random
 import re
@@ -108,6 +109,24 @@ def ask_for_an_engine_that_is_not_there() -> None:
     assert "apt-get install liburing-dev" in str(caught.value)
     assert str(caught.value).endswith("usable here: auto, epoll, poll, threads, fork, serial")
     assert "found no liburing" in engines.states()["io_uring"]
+
+
+def test_engine_that_cannot_be_loaded() -> None:
+    """An engine of which a library is missing is refused with what the loader says."""
+    in_fresh_process(ask_for_an_engine_that_cannot_be_loaded)
+
+
+def ask_for_an_engine_that_cannot_be_loaded() -> None:
+    class Loader(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *rest: Any) -> None:
+            if name == "fastsock._native.uring":
+                raise ImportError("liburing.so.2: cannot open shared object file")
+
+    sys.modules.pop("fastsock._native.uring", None)
+    sys.meta_path.insert(0, Loader())
+    importlib.reload(engines)
+    with pytest.raises(ValueError, match=r"not to be loaded: liburing\.so\.2: cannot open"):
+        Server(ANY_PORT, engine="io_uring")
 
 
 def test_auto_says_which_engine() -> None:

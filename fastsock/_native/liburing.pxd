@@ -6,6 +6,7 @@ cdef extern from "<liburing.h>" nogil:
     unsigned int IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED
     unsigned int IORING_SETUP_SUBMIT_ALL, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
     unsigned int IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, IORING_CQE_BUFFER_SHIFT
+    unsigned int IORING_REGISTER_ENABLE_RINGS
     uint8_t IOSQE_BUFFER_SELECT
 
     struct io_uring_params:
@@ -43,7 +44,6 @@ cdef extern from "<liburing.h>" nogil:
 
     # These return a negative errno.
     int io_uring_queue_init_params(unsigned int entries, io_uring *ring, io_uring_params *params)
-    int io_uring_enable_rings(io_uring *ring)
     int io_uring_register_buf_ring(io_uring *ring, io_uring_buf_reg *reg, unsigned int flags)
     int io_uring_submit(io_uring *ring)
     int io_uring_submit_and_get_events(io_uring *ring)

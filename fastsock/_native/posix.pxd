@@ -243,7 +243,7 @@ cdef extern from * nogil:
     #define SYS_close_range 436
     #endif
     """
-    long SYS_clone, SYS_pidfd_send_signal, SYS_close_range
+    long SYS_clone, SYS_pidfd_send_signal, SYS_close_range, SYS_io_uring_register
 
 cdef extern from "<sched.h>" nogil:
     unsigned long CLONE_PIDFD

@@ -52,6 +52,14 @@ cdef inline int ring_open(Ring *ring, uint32_t entries, uint32_t results) noexce
     return result
 
 
+cdef inline int ring_enable(Ring *ring) noexcept nogil:
+    """From the thread that will use it; 0, or a negative errno."""
+    # Not io_uring_enable_rings(): the shared library of liburing 2.3 forgot to export it.
+    cdef long result = posix.syscall(posix.SYS_io_uring_register, ring.ring.ring_fd,
+                                     liburing.IORING_REGISTER_ENABLE_RINGS, NULL, 0)
+    return -posix.errno if result < 0 else 0
+
+
 cdef inline int ring_add_buffers(Ring *ring, uint32_t count, uint32_t size) noexcept nogil:
     """Give the ring `count` buffers, a power of two; 0, or a negative errno."""
     cdef liburing.io_uring_buf_reg registration

@@ -29,7 +29,8 @@ from fastsock._native.flight cimport OPERATION_SHIFT, SLOT_MASK, Flights, adopt,
 from fastsock._native.flight cimport end_all, feed_starved, flights_free, flights_init, on_result
 from fastsock._native.flight cimport send_all, settle_all
 from fastsock._native.ring cimport BUFFER_BYTES, Ring, completions, new_entry, ring_add_buffers
-from fastsock._native.ring cimport ready, ring_open, seen, submit_and_look, submit_and_wait
+from fastsock._native.ring cimport ready, ring_enable, ring_open, seen, submit_and_look
+from fastsock._native.ring cimport submit_and_wait
 from fastsock._native.table cimport close_copies
 from fastsock._native.worker cimport Worker
 
@@ -117,7 +118,7 @@ cdef str likely_cause(int error):
 
 cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
-    cdef int result = liburing.io_uring_enable_rings(&loop.ring.ring)
+    cdef int result = ring_enable(loop.ring)
     if result < 0:
         fail_ring(loop, -result)
     watch_wake(loop)
