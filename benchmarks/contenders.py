@@ -6,6 +6,7 @@ import importlib.util
 import sys
 
 from benchmarks.rivals.build import compile_rival, missing
+from fastsock import engines
 from fastsock.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
 
 ADDRESS = ("127.0.0.1", "0")
@@ -20,7 +21,7 @@ PROGRAMS = {
 
 
 def rivals() -> list[Contender]:
-    """All rivals on TCP; those that are not installed say how they can be."""
+    """All rivals on TCP; those that cannot run here say why."""
     return [
         *(compiled(name) for name in PROGRAMS if name != "C recvfrom"),
         protocol("asyncio"),
@@ -32,25 +33,30 @@ def rivals() -> list[Contender]:
 
 def compiled(name: str) -> Contender:
     program = PROGRAMS[name]
+    doubt = engines.doubt("io_uring") if name == "C io_uring" else ""
     if lacking := missing(program):
-        return Contender(name, (program,), missing=lacking)
-    return Contender(name, (str(compile_rival(program)), *ADDRESS))
+        return Contender(name, (program,), unusable=not_installed(lacking))
+    unusable = f"may not run here ({doubt})" if doubt else ""
+    return Contender(name, (str(compile_rival(program)), *ADDRESS), unusable=unusable)
 
 
 def coroutines(library: str) -> Contender:
     script = "benchmarks.rivals.coroutine_echo"
     command = (sys.executable, "-m", script, *ADDRESS, "--library", library)
-    return Contender(library, command, missing=from_pypi(library))
+    return Contender(library, command, unusable=without_module(library))
 
 
 def protocol(loop: str) -> Contender:
     command = (sys.executable, "-m", "benchmarks.rivals.protocol_echo", *ADDRESS, "--loop", loop)
-    return Contender(f"{loop} Protocol", command, missing=from_pypi(loop))
+    return Contender(f"{loop} Protocol", command, unusable=without_module(loop))
 
 
-def from_pypi(module: str) -> str:
-    """How to install it; empty if it is here."""
-    return "" if importlib.util.find_spec(module) else f"pip install {module}"
+def without_module(name: str) -> str:
+    return "" if importlib.util.find_spec(name) else not_installed(f"pip install {name}")
+
+
+def not_installed(how: str) -> str:
+    return f"is not installed ({how})"
 
 
 def beside_busy_main_thread() -> list[Contender]:

@@ -22,16 +22,19 @@ COMPARISON = RESULTS / "comparison.json"
 
 
 def commit() -> str:
-    """The commit that was measured, with ``+`` if the tree had changes."""
+    """The commit that was measured, with ``+`` if the tree had changes; perhaps "unknown"."""
     describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude", "*"]
-    done = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except FileNotFoundError:  # of git
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
-def missing(cases: Iterable[NamedCase]) -> dict[str, str]:
-    """Servers that are not installed, and how they can be."""
+def unusable(cases: Iterable[NamedCase]) -> dict[str, str]:
+    """Servers that cannot be run here, and why: not installed, for one."""
     contenders = [each for case in cases for each in case.contenders(case.load)]
-    return {each.name: each.missing for each in contenders if each.missing}
+    return {each.name: each.unusable for each in contenders if each.unusable}
 
 
 def run_case(case: NamedCase, method: Method) -> Comparison:
@@ -57,8 +60,8 @@ def main() -> None:
     if tool is None:
         print("without system calls: apt-get install strace", file=sys.stderr)
     method = Method(options.windows, options.window, options.warmup, tool)
-    for name, how in missing(cases).items():
-        print(f"without {name}: {how}", file=sys.stderr)
+    for name, reason in unusable(cases).items():
+        print(f"without {name}: it {reason}", file=sys.stderr)
     seconds = sum(method.seconds(case.contenders(case.load), case.load) for case in cases)
     print(f"{len(cases)} cases, about {seconds / 60:.0f} minutes", file=sys.stderr)
     comparisons = {case.name: run_case(case, method) for case in cases}

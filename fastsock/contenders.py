@@ -40,18 +40,18 @@ _names = itertools.count()
 class Contender:
     """A server to compare: a command that prints ``listening on ENDPOINT`` to stderr.
 
-    `missing` is how to install what it needs and is not here.
+    `unusable` is why it cannot be run here: ``is not installed (...)``.
     """
 
     name: str
     command: tuple[str, ...]
     one_at_a_time: bool = False
-    missing: str = ""
+    unusable: str = ""
 
     def hindrance(self, connections: int) -> str:
         """Why it cannot serve so many clients at a time; empty if it can."""
-        if self.missing:
-            return f"is not installed ({self.missing})"
+        if self.unusable:
+            return self.unusable
         return "serves one client at a time" if self.one_at_a_time and connections > 1 else ""
 
 

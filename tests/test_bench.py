@@ -179,14 +179,15 @@ def test_system_calls_that_cannot_be_counted(counting_tool: str) -> None:
             syscalls.count(counting_tool, [process.pid], lambda: None)
 
 
-def test_who_is_not_installed_is_left_out() -> None:
-    """And the reason says how to install it."""
-    absent = Contender("Go", ("go_echo",), missing="apt-get install golang-go")
+def test_who_cannot_be_run_is_left_out() -> None:
+    """And the results say why."""
+    reason = "is not installed (apt-get install golang-go)"
+    absent = Contender("Go", ("go_echo",), unusable=reason)
     contenders = [native("epoll"), absent, native("serial")]
     comparison = compare.compare(contenders, compare.Case(2), compare.Method(1, 0.05, 0.01))
     assert [result.name for result in comparison.results] == ["fastsock epoll"]
     assert comparison.as_dict()["left_out"] == {
-        "Go": "is not installed (apt-get install golang-go)",
+        "Go": reason,
         "fastsock serial": "serves one client at a time",
     }
 
