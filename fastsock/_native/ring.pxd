@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastsock._native cimport liburing, posix
+from fastsock._native.pages cimport map_pages, unmap_pages
 
 cdef enum:
     BUFFER_BYTES = 4096             # what is longer is a stream, and epoll's way is faster for it
@@ -67,8 +68,9 @@ cdef inline int ring_add_buffers(Ring *ring, uint32_t count, uint32_t size) noex
     ring.count = count
     ring.buffer_size = size
     ring.shelf_bytes = count * sizeof(liburing.io_uring_buf)
-    ring.shelf = <liburing.io_uring_buf_ring *>anonymous(ring.shelf_bytes)
-    ring.memory = <char *>anonymous(<size_t>count * (size + STAGGER))
+    # At once, so that no receive has to wait for a page.
+    ring.shelf = <liburing.io_uring_buf_ring *>map_pages(ring.shelf_bytes, at_once=True)
+    ring.memory = <char *>map_pages(<size_t>count * (size + STAGGER), at_once=True)
     ring.buffers = <Buffer *>calloc(count, sizeof(Buffer))
     if ring.shelf == NULL or ring.memory == NULL or ring.buffers == NULL:
         return -posix.ENOMEM
@@ -87,18 +89,10 @@ cdef inline void ring_close(Ring *ring) noexcept nogil:
         liburing.io_uring_queue_exit(&ring.ring)
         ring.open = False
     if ring.shelf != NULL:
-        posix.munmap(ring.shelf, ring.shelf_bytes)
+        unmap_pages(ring.shelf, ring.shelf_bytes)
     if ring.memory != NULL:
-        posix.munmap(ring.memory, <size_t>ring.count * (ring.buffer_size + STAGGER))
+        unmap_pages(ring.memory, <size_t>ring.count * (ring.buffer_size + STAGGER))
     free(ring.buffers)
-
-
-cdef inline void *anonymous(size_t size) noexcept nogil:
-    # Populated, so that no receive has to wait for a page.
-    cdef void *memory = posix.mmap(NULL, size, posix.PROT_READ | posix.PROT_WRITE,
-                                   posix.MAP_PRIVATE | posix.MAP_ANONYMOUS
-                                   | posix.MAP_POPULATE, -1, 0)
-    return NULL if memory == posix.MAP_FAILED else memory
 
 
 cdef inline char *buffer_at(Ring *ring, uint16_t number) noexcept nogil:
