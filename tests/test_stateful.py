@@ -80,6 +80,7 @@ class Room(Child):
         with connect(fastsock.Endpoint.parse(answer["endpoint"]), timeout=TIMEOUT) as sock:
             echo_exactly(sock, *random_chunks(1, 200_000, 1000))
             with_a_client = wait_until_still(self.holds)
+        wait_until(lambda: self.holds() < with_a_client, "holds less without the client")
         alone = wait_until_still(self.holds)
         self.for_a_server = alone - idle
         self.for_a_client = with_a_client - alone
