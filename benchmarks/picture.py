@@ -67,9 +67,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
             drawing,
             "Echo servers: rate over that of a plain C epoll loop, and CPU time",
             document,
-            "64-byte messages unless said otherwise; reconnecting: one connection a message; CPU time "
-            f"at 64 connections; medians of {method['windows']} windows of {method['window_s']:g} s, "
-            "taken in turns",
+            "64-byte messages unless said otherwise; reconnecting: one connection a message; CPU "
+            f"time at 64 connections; medians of {method['windows']} windows of "
+            f"{method['window_s']:g} s, taken in turns",
         )
 
 
