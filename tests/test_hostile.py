@@ -83,9 +83,17 @@ def need_descriptors(count: int) -> None:
 @pytest.mark.native
 @pytest.mark.many_clients
 @pytest.mark.parametrize(
-    ("limit", "seconds"), [(50, 1.0), pytest.param(1000, 20.0, marks=[pytest.mark.slow])]
+    ("limit", "seconds", "timeout"),
+    [
+        pytest.param(50, 1.0, TIMEOUT, id="50"),
+        pytest.param(
+            1000, 20.0, 180.0, id="1000", marks=[pytest.mark.slow, pytest.mark.timeout(300)]
+        ),
+    ],
 )
-def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, seconds: float) -> None:
+def test_flood_of_twice_as_many_as_allowed(
+    serve: Any, limit: int, seconds: float, timeout: float
+) -> None:
     """Twice max_connections come again and again: never more are open, and all are served."""
     server = serve(max_connections=limit)
     most = 0
@@ -105,7 +113,7 @@ def test_flood_of_twice_as_many_as_allowed(serve: Any, limit: int, seconds: floa
                 warmup=0,
                 reconnect_every=10,
                 wait="block",
-                timeout=TIMEOUT,
+                timeout=timeout,  # the last of them waits for a process for each of the others
             )
         finally:
             over.set()
