@@ -306,6 +306,26 @@ def test_stall_of_small_messages(start: Start) -> None:
     wait_until(lambda: server.stats().closed["eof"] == 1)
 
 
+@pytest.mark.parametrize("sizes", [PLENTY, FEW_ENTRIES, FEW_RESULTS, FEW], ids=str)
+def test_stall_of_many_at_once(start: Start, sizes: tuple[int, int, int]) -> None:
+    """More sends that cannot be done than there is room for results, and none of them is missed."""
+    server = start(sizes, sndbuf=1)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.endpoint, rcvbuf=4096)) for _ in range(60)]
+        sent = b""
+        for _ in range(16):
+            sent += (piece := tagged(len(sent), 3500))
+            for sock in clients:
+                sock.sendall(piece)
+        for sock in clients:
+            half_close(sock)
+        for sock in clients:
+            assert_same(receive_all(sock), sent)
+    wait_until(lambda: server.stats().closed["eof"] == 60)
+    stats = server.stats()
+    assert stats.bytes_in == stats.bytes_out == 60 * len(sent)
+
+
 def test_a_burst_is_received_one_buffer_at_a_time() -> None:
     """What has come while the server looked away costs one buffer, if nothing can be sent."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
