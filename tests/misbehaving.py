@@ -119,6 +119,16 @@ def never_closes(server: MisbehavingServer, connection: socket.socket) -> None:
     server.stopping.wait()
 
 
+def closes_late(seconds: float) -> Behaviour:
+    """Echo every byte, and answer the end-of-file so much later."""
+
+    def behave(server: MisbehavingServer, connection: socket.socket) -> None:
+        echoes(server, connection)
+        server.stopping.wait(seconds)
+
+    return behave
+
+
 def answers_garbage(server: MisbehavingServer, connection: socket.socket) -> None:
     """Answer as many bytes as came, but others."""
     while data := server.recv(connection):

@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 from clients import wait_until
 from load_runs import answer_of, assert_good, loading
+from misbehaving import MisbehavingServer, closes_late
 
 import fastsock
 from fastsock.cli import cli
+from fastsock.load_options import WAITS
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
@@ -85,6 +87,15 @@ def test_auto_loses_nothing(endpoint: str, messages: int, rate: float | None) ->
     assert 0 < report.client_busy <= 1
     assert report.options["wait"] == "auto"
     jsonschema.validate(report.as_dict(), json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_what_comes_after_the_window_is_not_idle_time_of_it(wait: str) -> None:
+    """A run of so many messages ends with the last answer, however late the server closes."""
+    with MisbehavingServer(closes_late(0.5)) as server:
+        report = fastsock.load(server.address, messages=20, wait=wait, timeout=10.0)
+    assert_good(report)
+    assert 0 < report.client_busy <= 1
 
 
 @kinds

@@ -43,6 +43,7 @@ cdef struct Frame:
     # What was seen
     uint64_t messages               # answers inside the window; one way: messages completed in it
     int64_t last_answer             # or when the last one-way message was complete
+    int64_t idle_till_last          # of `idle_ns`
     uint64_t corrupt                # bytes, over the whole run
     int other_errno                 # the last errno that has no kind of its own
     Recorder *from_intended         # NULL in a closed loop
@@ -198,7 +199,9 @@ cdef inline void end_run(Frame *frame, int64_t now) noexcept nogil:
     if frame.phase != FINISHING:
         end_window(frame, now)
     if frame.quota:
+        # What came after it, a server that is slow to close for one, is not of the window.
         frame.window_end = frame.last_answer
+        frame.idle_ns = frame.idle_till_last
 
 
 cdef inline object server_cpu_ns(Frame *frame):
@@ -272,10 +275,16 @@ cdef inline void note_delay(Frame *frame, uint32_t i, uint64_t message,
         record(frame.send_delay, now - intended_at(frame, i, message))
 
 
+cdef inline void note_last(Frame *frame, int64_t now) noexcept nogil:
+    """A message is complete, the last one so far."""
+    frame.last_answer = now
+    frame.idle_till_last = frame.idle_ns
+
+
 cdef inline void note_answer(Frame *frame, uint32_t i, uint64_t message, int64_t sent_at,
                              int64_t now) noexcept nogil:
     """A connection's message has come back; an answer after the window has a latency too."""
-    frame.last_answer = now
+    note_last(frame, now)
     if now < frame.window_start:
         return
     record(frame.from_send, now - sent_at)

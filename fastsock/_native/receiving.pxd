@@ -9,7 +9,7 @@ from libc.string cimport memcmp
 
 from fastsock._native cimport pattern, posix, service
 from fastsock._native.connecting cimport open_again
-from fastsock._native.loading cimport RUNNING, note_answer, quota_of
+from fastsock._native.loading cimport RUNNING, note_answer, note_last, quota_of
 from fastsock._native.peer cimport CLOSED_EARLY, HALF_CLOSED, LEAVING, MISMATCH, OPEN
 from fastsock._native.peer cimport RECEIVE, SEND, Peer, Run, close_peer, fail, failure_of_errno
 from fastsock._native.peer cimport owed, rewatch, still_held
@@ -70,7 +70,7 @@ cdef inline void on_lines(Run *run, uint32_t i) noexcept nogil:
     peer.started = peer.answered
     if run.frame.window_start <= now < run.frame.window_end:
         run.frame.messages += complete
-    run.frame.last_answer = now
+    note_last(&run.frame, now)
     leave_if_done(run, i, now)
 
 
@@ -83,7 +83,7 @@ cdef inline void on_eof(Run *run, uint32_t i) noexcept nogil:
         if still_held(peer) > 1:                # besides the FIN, which the server's own answers
             fail(run, peer, CLOSED_EARLY)
             return
-        run.frame.last_answer = posix.monotonic_ns()  # all of it was taken by the server
+        note_last(&run.frame, posix.monotonic_ns())    # all of it was taken by the server
     if peer.state == LEAVING and (run.frame.phase == RUNNING or peer.started < peer.due):
         open_again(run, i)
     else:

@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 
 from fastsock._native cimport pattern, posix
 from fastsock._native.loading cimport FINISHING, RUNNING, Frame
-from fastsock._native.loading cimport due_at, note_delay, quota_of, quota_of_thread
+from fastsock._native.loading cimport due_at, note_delay, note_last, quota_of, quota_of_thread
 from fastsock._native.peer cimport CLOSED, HALF_CLOSED, LEAVING, OPEN, SEND, Peer, Run
 from fastsock._native.peer cimport fail, failure_of_errno, half_close, has_done_its_share, rewatch
 
@@ -105,7 +105,7 @@ cdef inline void upload(Run *run, uint32_t i, int64_t now) noexcept nogil:
 cdef inline void on_taken(Run *run, Peer *peer, int64_t now) noexcept nogil:
     peer.answered += 1
     run.frame.messages += run.frame.window_start <= now < run.frame.window_end
-    run.frame.last_answer = now
+    note_last(&run.frame, now)
 
 
 cdef inline void send_more(Run *run, uint32_t i, int64_t now) noexcept nogil:
