@@ -24,8 +24,9 @@ slow: $(VENV)/.test
 	$(BIN)/pytest -m slow --timeout 1800 -o faulthandler_timeout=1700
 
 # The tests again, with extension modules built for gcc's sanitizers, in build/asan and build/tsan
-# beside the usual ones. The interpreter is not built so, and so the runtime is preloaded. Leaks are
-# not looked for here, as Python frees little at its end: tests/nth_failure.py counts every block.
+# beside the usual ones. The interpreter is not built so, and so the runtime is preloaded, with the
+# one of C++: else what matplotlib throws would have nobody to hand it on. Leaks are not looked for
+# here, as Python frees little at its end: tests/nth_failure.py counts every block.
 # PYTHONSAFEPATH keeps `python -m` from finding the usual ones in this directory.
 SANITIZED := -m "not slow and not memory" --timeout 600 -o faulthandler_timeout=590
 SANITIZE_asan := address,undefined
@@ -48,7 +49,7 @@ asan tsan: $(VENV)/.sanitize
 	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow" \
 		$(BIN)/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
 	rm -f build/$@/report.*
-	LD_PRELOAD=$$(gcc -print-file-name=$(RUNTIME)) $(OPTIONS_$@) \
+	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so.6)" $(OPTIONS_$@) \
 	PYTHONPATH=$(CURDIR)/build/$@/lib PYTHONSAFEPATH=1 $(BIN)/pytest $(SANITIZED) $(TESTS_$@)
 	@if cat build/$@/report.* 2>/dev/null; then exit 1; else echo "$@: no reports"; fi
 
