@@ -27,11 +27,12 @@ slow: $(VENV)/.test
 # beside the usual ones. The interpreter is not built so, and so the runtime is preloaded, with the
 # one of C++: else what matplotlib throws would have nobody to hand it on. Leaks are not looked for
 # here, as Python frees little at its end: tests/nth_failure.py counts every block.
-# PYTHONSAFEPATH keeps `python -m` from finding the usual ones in this directory.
+# PYTHONSAFEPATH keeps `python -m` from finding the usual ones in this directory first.
 SANITIZED := -m "not slow and not memory" --timeout 600 -o faulthandler_timeout=590
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
-OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build/asan/report \
+# A small quarantine: what is freed and not given back would look like growth to the tests of memory.
+OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:log_path=$(CURDIR)/build/asan/report \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build/asan/report
 OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
 TESTS_asan := $(SIDE_BY_SIDE) tests
@@ -50,7 +51,7 @@ asan tsan: $(VENV)/.sanitize
 		$(BIN)/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
 	rm -f build/$@/report.*
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so.6)" $(OPTIONS_$@) \
-	PYTHONPATH=$(CURDIR)/build/$@/lib PYTHONSAFEPATH=1 $(BIN)/pytest $(SANITIZED) $(TESTS_$@)
+	PYTHONPATH=$(CURDIR)/build/$@/lib:$(CURDIR):$(CURDIR)/tests PYTHONSAFEPATH=1 $(BIN)/pytest $(SANITIZED) $(TESTS_$@)
 	@if cat build/$@/report.* 2>/dev/null; then exit 1; else echo "$@: no reports"; fi
 
 # A short suite: valgrind runs one thread at a time, and each some 30 times slower.

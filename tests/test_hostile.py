@@ -244,6 +244,7 @@ def fork_under_load() -> None:
 # --- more datagrams than anybody can take -------------------------------------------------------
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("name", ["native-epoll", "pure-threads"])
 def test_udp_overload_is_dropped_by_the_kernel_alone(name: str) -> None:
     """What the queue does not hold is counted there; the rest is answered; memory stays flat."""
