@@ -307,7 +307,7 @@ def test_stall_of_small_messages(start: Start) -> None:
 
 
 #: A client's bytes were not there after ten seconds in three of four runs of the whole suite, and
-#: never alone: not understood yet.
+#: never alone. Not seen since starved connections give their buffers back, but not proved either.
 SOMETIMES = pytest.mark.xfail(strict=False, reason="with rings of one entry a client may starve")
 
 

@@ -244,13 +244,13 @@ cdef inline void drop_first(Flights *flights, Flight *flight) noexcept nogil:
 
 cdef inline void feed_starved(Flights *flights) noexcept nogil:
     """Receive again for those who found no buffer, as far as some have come back."""
-    cdef uint32_t slot, home = flights.ring.home
-    while flights.starved != NO_SLOT and (home or flights.closing):
+    cdef uint32_t slot, receiving = 0
+    while flights.starved != NO_SLOT and (flights.ring.home > receiving or flights.closing):
         slot = flights.starved
         flights.starved = flight_at(flights, slot).next_starved
         flight_at(flights, slot).under_way &= ~STARVED
-        home -= home > 0
         settle(flights, slot)
+        receiving += flight_at(flights, slot).under_way & RECV != 0
 
 
 # --- one connection, by readiness ---------------------------------------------------------------
@@ -335,6 +335,11 @@ cdef inline void settle(Flights *flights, uint32_t slot) noexcept nogil:
         return
     if flight.first != NO_BUFFER and not flight.stalled:
         want_to_send(flights, slot)
+    if flight.under_way == STARVED and flight.stalled and not flights.ring.home:
+        # It may hold the very buffers that everybody waits for, itself too.
+        if not keep_rest(flights, slot):
+            fail(flights, slot, posix.ENOMEM)
+        return
     if flight.under_way:
         return
     if flight.stalled and not keep_rest(flights, slot):
