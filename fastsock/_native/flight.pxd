@@ -30,7 +30,7 @@ cdef enum:                          # what is under way; part of the token of a 
     POLL = 4
     CANCEL = 8                      # of RECV or POLL
     SENDING = 16                    # on the list of those who have something to send
-    STARVED = 32                    # on the list of those who wait for a buffer
+    STARVED = 32                    # in the queue of those who wait for a buffer
 
 cdef enum:
     OPERATION_SHIFT = 24            # a slot has no more than 20 bits
@@ -46,8 +46,8 @@ cdef struct Flight:                 # what the kernel has of one connection, bes
     uint32_t small                  # receives in a row that would have fitted a buffer
     uint16_t first, last            # received and not sent yet: a queue of buffers
     uint32_t sent                   # of the first
-    uint32_t next_sending           # the lists, by slot
-    uint32_t next_starved
+    uint32_t next_sending           # by slot
+    uint32_t next_starved, previous_starved
 
 cdef struct Flights:                # all of one loop
     Context *context
@@ -58,7 +58,8 @@ cdef struct Flights:                # all of one loop
     bint by_readiness               # nobody may do otherwise
     uint32_t length_limit           # bytes a multishot receive may bring; 0: the kernel has none
     bint closing                    # every connection goes as soon as nothing is under way for it
-    uint32_t sending, starved       # heads of the lists
+    uint32_t sending                # head of the list
+    uint32_t first_starved, last_starved
 
 
 cdef inline bint flights_init(Flights *flights, Context *context) noexcept nogil:
@@ -66,7 +67,7 @@ cdef inline bint flights_init(Flights *flights, Context *context) noexcept nogil
     flights.context = context
     flights.by_readiness = context.service != service.ECHO or context.close_line != NULL
     flights.length_limit = <uint32_t>context.buffer_size
-    flights.sending = flights.starved = NO_SLOT
+    flights.sending = flights.first_starved = flights.last_starved = NO_SLOT
     table_init(&flights.table)
     flights.buffer = <char *>malloc(context.stream_size)
     return flights.buffer != NULL
@@ -143,9 +144,7 @@ cdef inline void on_received(Flights *flights, uint32_t slot, int32_t result,
     if result == 0:
         flight.at_end = True
     elif result == -posix.ENOBUFS:
-        flight.under_way |= STARVED
-        flight.next_starved = flights.starved
-        flights.starved = slot
+        starve(flights, slot)
     elif result == -posix.EINVAL and flight.limited:
         flights.length_limit = 0    # before Linux 6.17
     elif result < 0 and result not in (-posix.ECANCELED, -posix.EINTR, -posix.EAGAIN):
@@ -162,7 +161,7 @@ cdef inline void keep(Flights *flights, uint32_t slot, uint16_t number,
     atomic.count(&flights.context.counters.bytes_in, size)
     connection_at(&flights.table, slot).active_at = flights.context.now
     if size == ring.buffer_size:
-        leave_ring(flight)
+        leave_ring(flights, slot)
     if flight.first == NO_BUFFER:
         flight.first = number
     elif (not (flight.under_way & SEND and flight.first == flight.last)
@@ -230,7 +229,7 @@ cdef inline void on_sent(Flights *flights, uint32_t slot, int32_t result) noexce
         drop_first(flights, flight)
     else:
         flight.stalled = True
-        leave_ring(flight)
+        leave_ring(flights, slot)
         cancel(flights, slot)
     settle(flights, slot)
 
@@ -242,23 +241,57 @@ cdef inline void drop_first(Flights *flights, Flight *flight) noexcept nogil:
     recycle(&flights.ring, number)
 
 
+# --- without a buffer ---------------------------------------------------------------------------
+#
+# First come, first fed. And nobody waits here with buffers that are not being sent, or those who
+# wait could hold all of them: who needs none any more leaves, and gives back its own.
+
+cdef inline void starve(Flights *flights, uint32_t slot) noexcept nogil:
+    cdef Flight *flight = flight_at(flights, slot)
+    if flight.by_readiness or flight.ending or flights.closing:
+        return
+    flight.under_way |= STARVED
+    flight.next_starved = NO_SLOT
+    flight.previous_starved = flights.last_starved
+    if flights.last_starved == NO_SLOT:
+        flights.first_starved = slot
+    else:
+        flight_at(flights, flights.last_starved).next_starved = slot
+    flights.last_starved = slot
+
+
+cdef inline void leave_starved(Flights *flights, uint32_t slot) noexcept nogil:
+    cdef Flight *flight = flight_at(flights, slot)
+    if not flight.under_way & STARVED:
+        return
+    flight.under_way &= ~STARVED
+    if flight.previous_starved == NO_SLOT:
+        flights.first_starved = flight.next_starved
+    else:
+        flight_at(flights, flight.previous_starved).next_starved = flight.next_starved
+    if flight.next_starved == NO_SLOT:
+        flights.last_starved = flight.previous_starved
+    else:
+        flight_at(flights, flight.next_starved).previous_starved = flight.previous_starved
+
+
 cdef inline void feed_starved(Flights *flights) noexcept nogil:
     """Receive again for those who found no buffer, as far as some have come back."""
     cdef uint32_t slot, receiving = 0
-    while flights.starved != NO_SLOT and (flights.ring.home > receiving or flights.closing):
-        slot = flights.starved
-        flights.starved = flight_at(flights, slot).next_starved
-        flight_at(flights, slot).under_way &= ~STARVED
+    while flights.first_starved != NO_SLOT and flights.ring.home > receiving:
+        slot = flights.first_starved
+        leave_starved(flights, slot)
         settle(flights, slot)
         receiving += flight_at(flights, slot).under_way & RECV != 0
 
 
 # --- one connection, by readiness ---------------------------------------------------------------
 
-cdef inline void leave_ring(Flight *flight) noexcept nogil:
+cdef inline void leave_ring(Flights *flights, uint32_t slot) noexcept nogil:
     """Go on by readiness, once all that is under way has ended."""
-    flight.by_readiness = True
-    flight.small = 0
+    flight_at(flights, slot).by_readiness = True
+    flight_at(flights, slot).small = 0
+    leave_starved(flights, slot)
 
 
 cdef inline void watch(Flights *flights, uint32_t slot) noexcept nogil:
@@ -335,11 +368,6 @@ cdef inline void settle(Flights *flights, uint32_t slot) noexcept nogil:
         return
     if flight.first != NO_BUFFER and not flight.stalled:
         want_to_send(flights, slot)
-    if flight.under_way == STARVED and flight.stalled and not flights.ring.home:
-        # It may hold the very buffers that everybody waits for, itself too.
-        if not keep_rest(flights, slot):
-            fail(flights, slot, posix.ENOMEM)
-        return
     if flight.under_way:
         return
     if flight.stalled and not keep_rest(flights, slot):
@@ -375,6 +403,7 @@ cdef inline void end(Flights *flights, uint32_t slot, int reason) noexcept nogil
 cdef inline void settle_end(Flights *flights, uint32_t slot) noexcept nogil:
     """Close an ending connection, or cancel what keeps it from that."""
     cdef Flight *flight = flight_at(flights, slot)
+    leave_starved(flights, slot)
     if flight.under_way:
         cancel(flights, slot)
         return
@@ -445,6 +474,7 @@ cdef inline void settle_all(Flights *flights) noexcept nogil:
     flights.closing = True
     for slot in range(flights.table.slots):
         if connection_at(&flights.table, slot).fd >= 0:
+            leave_starved(flights, slot)
             cancel(flights, slot)
             settle(flights, slot)
 
