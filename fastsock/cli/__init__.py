@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 
@@ -51,4 +52,6 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # or Python visits all that was imported once more: 12 of the 17 ms of a SIGTERM
+    sys.exit(code)
