@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
 
-.PHONY: demo test slow asan tsan valgrind bench shapes reliability soak churn hold lint dist clean
+.PHONY: demo test slow asan tsan valgrind bench shapes reliability soak churn hold stop lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -79,12 +79,14 @@ reliability: $(VENV)/.reliability
 		$(BIN)/python -m benchmarks.reliability.table && exit $$code
 
 # Long runs on an idle machine, which pass or fail; figures go to benchmarks/results. For a trial:
-# make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000 STUCK=100.
+# make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000 STUCK=100, make stop
+# STOPS=48.
 SOAK ?= 10min
 CHURN ?= 1000000
 HOLD ?= 10000
 MOST ?= 1000000
 STUCK ?= 1000
+STOPS ?= 1200
 ENGINE ?= epoll
 
 soak: $(VENV)/.package
@@ -98,6 +100,10 @@ churn: $(VENV)/.package
 hold: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.long.hold --stuck $(STUCK) --most $(STUCK) --engine $(ENGINE)
+
+# Of all engines, in turns.
+stop: $(VENV)/.package
+	$(BIN)/python -m benchmarks.long.stop $(STOPS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ CHOSEN = ("epoll", "io_uring")  # the default, and the one with buffers of its o
         ("churn", ["2000"]),
         ("hold", ["500", "--most", "1000", "--seconds", "0.2"]),
         ("hold", ["50", "--most", "100", "--seconds", "0.2", "--stuck"]),
+        ("stop", ["12"]),
     ],
 )
 def test_short_form(run: str, arguments: list[str], engine: str, tmp_path: Path) -> None:

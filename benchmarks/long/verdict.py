@@ -58,10 +58,10 @@ class Verdict:
         return 0 if all(goal["met"] for goal in self._goals) else 1
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, engine: str = "epoll") -> argparse.ArgumentParser:
     """With the options that every long run has."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--engine", choices=sorted(WORKERS), default="epoll")
+    made.add_argument("--engine", choices=sorted({*WORKERS, engine}), default=engine)
     made.add_argument("--results", type=Path, default=RESULTS, help="directory of the JSON file")
     return made
 

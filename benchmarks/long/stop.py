@@ -1,0 +1,131 @@
+"""How long it takes to stop: ``python -m benchmarks.long.stop [STOPS]``, some 0.2 s each.
+
+stop() in this process, and SIGTERM to ``fastsock serve`` until its process has ended; idle, and
+with 64 clients that load it. All engines and ways take turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from signal import SIGTERM
+
+import fastsock
+from benchmarks.long.verdict import Verdict, parser, say
+from benchmarks.reliability.client import PATIENCE, Address, echoes, seconds_until
+from benchmarks.reliability.server_process import ServerProcess
+from fastsock import Server, engines
+
+ENDPOINT = "tcp://127.0.0.1:0"
+CLIENTS = 64
+STATES = ("idle", "loaded")
+LOADED_AFTER = 20_000  # bytes sent back, or
+CPU_SECONDS = 0.02
+HANGS = 5.0  # seconds
+MAX_P99_MS = 20.0
+
+
+@contextmanager
+def loaded(engine: str, address: Address, is_busy: Callable[[], bool]) -> Iterator[None]:
+    """All clients are served, by a thread that holds no GIL, until the server is gone."""
+    thread = threading.Thread(
+        target=fastsock.load,
+        args=(address,),
+        kwargs={
+            "connections": CLIENTS,
+            "duration": HANGS + PATIENCE,
+            "timeout": 1.0,
+            "wait": "block",
+        },
+    )
+    thread.start()
+    try:
+        if seconds_until(is_busy, PATIENCE) is None:
+            raise RuntimeError("the load has not begun")
+        # Who comes after them is served after them; where one at a time is, they would wait on.
+        if engine != "serial" and not echoes(address):
+            raise RuntimeError("not all clients are served")
+        yield
+    finally:
+        thread.join()
+
+
+def stop_by_call(engine: str, state: str) -> float:
+    """Seconds."""
+    with ExitStack() as stack:
+        server = Server(ENDPOINT, engine=engine)
+        stack.callback(server.stop)
+        server.start()
+        if state == "loaded":
+            address = (server.endpoint.host, server.endpoint.port)
+            stack.enter_context(
+                loaded(engine, address, lambda: server.stats().bytes_out >= LOADED_AFTER)
+            )
+        begin = time.monotonic()
+        server.stop()
+        return time.monotonic() - begin
+
+
+def stop_by_signal(engine: str, state: str) -> float:
+    """Seconds until the process has ended."""
+    command = (sys.executable, "-m", "fastsock", "serve", ENDPOINT, "--engine", engine)
+    with ServerProcess(command) as server, ExitStack() as stack:
+        if state == "loaded":
+            until = server.cpu_seconds() + CPU_SECONDS
+            stack.enter_context(
+                loaded(engine, server.address, lambda: server.cpu_seconds() >= until)
+            )
+        begin = time.monotonic()
+        server.signal(SIGTERM)
+        code = server.wait(HANGS)
+        took = time.monotonic() - begin
+        if code:
+            raise RuntimeError(f"{engine}, {state}: the server ended with {code}")
+        return took if code == 0 else HANGS
+
+
+WAYS: dict[str, Callable[[str, str], float]] = {"stop()": stop_by_call, "SIGTERM": stop_by_signal}
+
+
+def p99(samples: list[float]) -> float:
+    return statistics.quantiles(samples, n=100, method="inclusive")[98]
+
+
+def in_words(samples: list[float]) -> str:
+    """Of milliseconds."""
+    median = statistics.median(samples)
+    return f"p50 {median:.2f}, p99 {p99(samples):.2f}, max {max(samples):.2f} ms"
+
+
+def main() -> int:
+    arguments = parser(__doc__, engine="all")
+    arguments.add_argument("stops", type=int, nargs="?", default=1200)
+    options = arguments.parse_args()
+    chosen = list(engines.WORKERS) if options.engine == "all" else [options.engine]
+    cells = list(itertools.product(WAYS, STATES, chosen))
+    verdict = Verdict("stop", options.results, stops=options.stops, engine=options.engine)
+    took: dict[tuple[str, str, str], list[float]] = {cell: [] for cell in cells}
+    for number in range(max(options.stops, 2 * len(cells))):
+        way, state, engine = cell = cells[number % len(cells)]
+        took[cell].append(WAYS[way](engine, state) * 1e3)
+        if cell == cells[-1]:
+            say(f"{number + 1} stops")
+    verdict.note(took_ms={", ".join(cell): samples for cell, samples in took.items()})
+    for cell, samples in took.items():
+        verdict.note(**{", ".join(cell): in_words(samples)})
+    for way, state in itertools.product(WAYS, STATES):
+        samples = [ms for engine in chosen for ms in took[way, state, engine]]
+        goal = f"{way}, {state}: p99 at most {MAX_P99_MS:.0f} ms"
+        verdict.require(p99(samples) <= MAX_P99_MS, goal, in_words(samples))
+    hung = sum(ms >= HANGS * 1e3 for samples in took.values() for ms in samples)
+    verdict.require(hung == 0, "nothing hangs", hung)
+    return verdict.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
