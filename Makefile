@@ -21,7 +21,7 @@ test: $(VENV)/.test
 
 # The tests that take minutes.
 slow: $(VENV)/.test
-	$(BIN)/pytest -m slow --timeout 1800 -o faulthandler_timeout=1700
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m slow --timeout 1800 -o faulthandler_timeout=1700
 
 # The tests again, with extension modules built for gcc's sanitizers, in build/asan and build/tsan
 # beside the usual ones. The interpreter is not built so, and so the runtime is preloaded, with the
@@ -80,13 +80,13 @@ reliability: $(VENV)/.reliability
 
 # Long runs on an idle machine, which pass or fail; figures go to benchmarks/results. For a trial:
 # make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000 STUCK=100, make stop
-# STOPS=48.
+# STOPS=56.
 SOAK ?= 10min
 CHURN ?= 1000000
 HOLD ?= 10000
 MOST ?= 1000000
 STUCK ?= 1000
-STOPS ?= 1200
+STOPS ?= 1400
 ENGINE ?= epoll
 
 soak: $(VENV)/.package
@@ -101,7 +101,7 @@ hold: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.long.hold --stuck $(STUCK) --most $(STUCK) --engine $(ENGINE)
 
-# Of all engines, in turns.
+# Of all engines, and of datagrams, in turns.
 stop: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.stop $(STOPS)
 

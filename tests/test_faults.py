@@ -6,13 +6,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from clients import (
     not_zero,
     receive_exactly,
     reset,
-    running,
     wait_until,
 )
 from implementations import Implementation, ServerProcess, in_fresh_process
@@ -149,77 +147,6 @@ def test_10000_resets(serve_process: ServeProcess, figure: Figure) -> None:
     figure(f"closed {not_zero(stats['closed'])}, errors {stats['errors']}")
 
 
-# --- stopping -----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["stop()", "SIGTERM"])
-@pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
-@pytest.mark.parametrize("kind", SERVERS)
-def test_time_to_stop(kind: str, loaded: bool, how: str, figure: Figure) -> None:
-    """50 stops at random moments, of a server that is idle or echoes as fast as it can."""
-    said = in_fresh_process(measure_stops, kind, loaded, how, 50, limit=120)
-    times = sorted(json.loads(said))
-    p99 = times[int(0.99 * len(times))]
-    figure(f"p50 {statistics.median(times):.2f} ms, p99 {p99:.2f} ms, max {times[-1]:.2f} ms")
-    assert times[-1] < 1000
-
-
-def measure_stops(kind: str, loaded: bool, how: str, times: int) -> None:
-    """Print how many milliseconds each stop took, as JSON."""
-    stop = stop_by_signal if how == "SIGTERM" else stop_by_call
-    rng = random.Random(8)
-    print(json.dumps([stop(kind, loaded, rng) for _ in range(times)]))
-
-
-def new_server(kind: str) -> fastsock.Server:
-    if kind == "datagram":
-        return fastsock.Server("udp://127.0.0.1:0")
-    return fastsock.Server("tcp://127.0.0.1:0", engine=kind)
-
-
-def stop_by_call(kind: str, loaded: bool, rng: random.Random) -> float:
-    with new_server(kind) as server, under_load(server, loaded):
-        time.sleep(rng.uniform(0, 0.02))  # any moment will do
-        start = time.monotonic()
-        server.stop()
-        return (time.monotonic() - start) * 1e3
-
-
-def stop_by_signal(kind: str, loaded: bool, rng: random.Random) -> float:
-    sent: list[float] = []
-    with ExitStack() as stack:
-
-        def kill() -> None:
-            time.sleep(rng.uniform(0, 0.02))  # any moment will do
-            sent.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        def ready(server: fastsock.Server) -> None:
-            stack.enter_context(under_load(server, loaded))
-            stack.enter_context(running(kill))
-
-        new_server(kind).serve_forever(ready=ready)
-        return (time.monotonic() - sent[0]) * 1e3
-
-
-@contextmanager
-def under_load(server: fastsock.Server, loaded: bool) -> Iterator[None]:
-    """Echoes all the while, until the server has stopped."""
-    if not loaded:
-        yield
-        return
-    connections = 1 if server.engine == "serial" else 8
-
-    def load() -> None:
-        fastsock.load(server.endpoint, connections=connections, duration=60, warmup=0)
-
-    with running(load):
-        wait_until(lambda: server.stats().bytes_out > 0)
-        yield
-
-
 # --- memory -------------------------------------------------------------------------------------
 
 
@@ -232,6 +159,12 @@ def test_10000_servers(kind: str, figure: Figure) -> None:
     figure(f"{memory:+.2f} bytes and {descriptors:+.5f} descriptors for each start and stop")
     assert memory < 64
     assert abs(descriptors) < 0.001
+
+
+def new_server(kind: str) -> fastsock.Server:
+    if kind == "datagram":
+        return fastsock.Server("udp://127.0.0.1:0")
+    return fastsock.Server("tcp://127.0.0.1:0", engine=kind)
 
 
 def measure_growth(kind: str, times: int) -> None:

@@ -1,12 +1,13 @@
-"""How long it takes to stop: ``python -m benchmarks.long.stop [STOPS]``, some 0.2 s each.
+"""How long it takes to stop: ``python -m benchmarks.long.stop [STOPS]``, some 0.1 s each.
 
 stop() in this process, and SIGTERM to ``fastsock serve`` until its process has ended; idle, and
-with 64 clients that load it. All engines and ways take turns.
+with 64 clients that load it, at any moment. All engines, datagrams and ways take turns.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import sys
 import threading
@@ -17,25 +18,31 @@ from signal import SIGTERM
 
 import fastsock
 from benchmarks.long.verdict import Verdict, parser, say
-from benchmarks.reliability.client import PATIENCE, Address, echoes, seconds_until
+from benchmarks.reliability.client import PATIENCE, echoes, seconds_until
 from benchmarks.reliability.server_process import ServerProcess
 from fastsock import Server, engines
 
-ENDPOINT = "tcp://127.0.0.1:0"
+ALL = "all"
+DATAGRAM = "datagram"  # in the place of an engine
 CLIENTS = 64
 STATES = ("idle", "loaded")
 LOADED_AFTER = 20_000  # bytes sent back, or
 CPU_SECONDS = 0.02
+AT_ANY_MOMENT = 0.02  # seconds in which all turns of a loop come by
 HANGS = 5.0  # seconds
 MAX_P99_MS = 20.0
 
 
+def endpoint(kind: str, port: int = 0) -> str:
+    return f"{'udp' if kind == DATAGRAM else 'tcp'}://127.0.0.1:{port}"
+
+
 @contextmanager
-def loaded(engine: str, address: Address, is_busy: Callable[[], bool]) -> Iterator[None]:
+def loaded(kind: str, port: int, is_busy: Callable[[], bool]) -> Iterator[None]:
     """All clients are served, by a thread that holds no GIL, until the server is gone."""
     thread = threading.Thread(
         target=fastsock.load,
-        args=(address,),
+        args=(endpoint(kind, port),),
         kwargs={
             "connections": CLIENTS,
             "duration": HANGS + PATIENCE,
@@ -48,48 +55,51 @@ def loaded(engine: str, address: Address, is_busy: Callable[[], bool]) -> Iterat
         if seconds_until(is_busy, PATIENCE) is None:
             raise RuntimeError("the load has not begun")
         # Who comes after them is served after them; where one at a time is, they would wait on.
-        if engine != "serial" and not echoes(address):
+        if kind not in (DATAGRAM, "serial") and not echoes(("127.0.0.1", port)):
             raise RuntimeError("not all clients are served")
         yield
     finally:
         thread.join()
 
 
-def stop_by_call(engine: str, state: str) -> float:
+def stop_by_call(kind: str, state: str, moment: float) -> float:
     """Seconds."""
+    engine = "auto" if kind == DATAGRAM else kind
     with ExitStack() as stack:
-        server = Server(ENDPOINT, engine=engine)
+        server = Server(endpoint(kind), engine=engine)
         stack.callback(server.stop)
         server.start()
         if state == "loaded":
-            address = (server.endpoint.host, server.endpoint.port)
             stack.enter_context(
-                loaded(engine, address, lambda: server.stats().bytes_out >= LOADED_AFTER)
+                loaded(kind, server.endpoint.port, lambda: server.stats().bytes_out >= LOADED_AFTER)
             )
+        time.sleep(moment)
         begin = time.monotonic()
         server.stop()
         return time.monotonic() - begin
 
 
-def stop_by_signal(engine: str, state: str) -> float:
+def stop_by_signal(kind: str, state: str, moment: float) -> float:
     """Seconds until the process has ended."""
-    command = (sys.executable, "-m", "fastsock", "serve", ENDPOINT, "--engine", engine)
-    with ServerProcess(command) as server, ExitStack() as stack:
+    engine = () if kind == DATAGRAM else ("--engine", kind)
+    command = (sys.executable, "-m", "fastsock", "serve", endpoint(kind), *engine)
+    with ServerProcess(command, datagrams=kind == DATAGRAM) as server, ExitStack() as stack:
         if state == "loaded":
             until = server.cpu_seconds() + CPU_SECONDS
             stack.enter_context(
-                loaded(engine, server.address, lambda: server.cpu_seconds() >= until)
+                loaded(kind, server.address[1], lambda: server.cpu_seconds() >= until)
             )
+        time.sleep(moment)
         begin = time.monotonic()
         server.signal(SIGTERM)
         code = server.wait(HANGS)
         took = time.monotonic() - begin
         if code:
-            raise RuntimeError(f"{engine}, {state}: the server ended with {code}")
+            raise RuntimeError(f"{kind}, {state}: the server ended with {code}")
         return took if code == 0 else HANGS
 
 
-WAYS: dict[str, Callable[[str, str], float]] = {"stop()": stop_by_call, "SIGTERM": stop_by_signal}
+WAYS = {"stop()": stop_by_call, "SIGTERM": stop_by_signal}
 
 
 def p99(samples: list[float]) -> float:
@@ -103,23 +113,25 @@ def in_words(samples: list[float]) -> str:
 
 
 def main() -> int:
-    arguments = parser(__doc__, engine="all")
-    arguments.add_argument("stops", type=int, nargs="?", default=1200)
+    arguments = parser(__doc__, engine=ALL)
+    arguments.add_argument("stops", type=int, nargs="?", default=1400)
     options = arguments.parse_args()
-    chosen = list(engines.WORKERS) if options.engine == "all" else [options.engine]
-    cells = list(itertools.product(WAYS, STATES, chosen))
+    kinds = [*engines.WORKERS, DATAGRAM] if options.engine == ALL else [options.engine]
+    cells = list(itertools.product(WAYS, STATES, kinds))
     verdict = Verdict("stop", options.results, stops=options.stops, engine=options.engine)
     took: dict[tuple[str, str, str], list[float]] = {cell: [] for cell in cells}
+    moments = random.Random(8)
     for number in range(max(options.stops, 2 * len(cells))):
-        way, state, engine = cell = cells[number % len(cells)]
-        took[cell].append(WAYS[way](engine, state) * 1e3)
+        way, state, kind = cell = cells[number % len(cells)]
+        seconds = WAYS[way](kind, state, moments.uniform(0, AT_ANY_MOMENT))
+        took[cell].append(seconds * 1e3)
         if cell == cells[-1]:
             say(f"{number + 1} stops")
     verdict.note(took_ms={", ".join(cell): samples for cell, samples in took.items()})
     for cell, samples in took.items():
         verdict.note(**{", ".join(cell): in_words(samples)})
     for way, state in itertools.product(WAYS, STATES):
-        samples = [ms for engine in chosen for ms in took[way, state, engine]]
+        samples = [ms for kind in kinds for ms in took[way, state, kind]]
         goal = f"{way}, {state}: p99 at most {MAX_P99_MS:.0f} ms"
         verdict.require(p99(samples) <= MAX_P99_MS, goal, in_words(samples))
     hung = sum(ms >= HANGS * 1e3 for samples in took.values() for ms in samples)
