@@ -47,7 +47,7 @@ tsan: RUNTIME = libtsan.so
 # The warning is a false one, which gcc has of poll() when it sanitizes.
 asan tsan: $(VENV)/.sanitize
 	FASTSOCK_LDFLAGS="-fsanitize=$(SANITIZE_$@)" \
-	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow" \
+	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow -DFASTSOCK_CHECK" \
 		$(BIN)/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
 	rm -f build/$@/report.*
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so.6)" $(OPTIONS_$@) \

@@ -103,6 +103,14 @@ cdef inline void add_counters(Counters *total, Counters *more) noexcept nogil:
         total.errors[i] += atomic.load_u64(&more.errors[i], atomic.RELAXED)
 
 
+cdef inline int64_t open_connections(Counters *counters) noexcept nogil:
+    cdef int64_t found = <int64_t>counters.accepted
+    cdef int reason
+    for reason in range(CLOSE_REASONS):
+        found -= <int64_t>counters.closed[reason]
+    return found
+
+
 cdef inline int close_reason(int error) noexcept nogil:
     if error == posix.ECONNRESET or error == posix.EPIPE:
         return CLOSED_RESET

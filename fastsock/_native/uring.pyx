@@ -20,6 +20,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastsock._native cimport accepting, atomic, engine, liburing, posix
+from fastsock._native.balance cimport must_hold
 from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
 from fastsock._native.check cimport os_error
 from fastsock._native.door cimport Door, begin_turn, close_door, door_init, expects, finished
@@ -322,3 +323,4 @@ cdef void close_all(Loop *loop) noexcept nogil:
     while loop.flights.table.open and not loop.ring.failed:
         wait_and_serve(loop)
     end_all(&loop.flights)
+    must_hold(loop.ring.home == loop.ring.count or loop.ring.failed)

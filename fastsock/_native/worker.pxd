@@ -14,4 +14,5 @@ cdef class Worker:
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept
     cdef void snapshot(self, Counters *total) noexcept
+    cdef void _check_balance(self) noexcept
     cdef void _free(self) noexcept

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from fastsock._native cimport atomic, engine, posix
 from fastsock._native cimport service as services
 from fastsock._native.allow cimport Range
+from fastsock._native.balance cimport must_hold
 from fastsock._native.check cimport os_error
 from fastsock._native.engine cimport Counters
 from fastsock._native.listener cimport BoundSocket
@@ -127,6 +128,7 @@ cdef class Worker:
             with nogil:
                 posix.pthread_join(self.thread, NULL)
             self.running = False
+            self._check_balance()
         self._free()
 
     def forget_after_fork(self) -> None:
@@ -221,6 +223,13 @@ cdef class Worker:
     cdef void snapshot(self, Counters *total) noexcept:
         """Engine: add up what was counted so far, the loop still running or long ended."""
         engine.add_counters(total, &self.context.counters)
+
+    cdef void _check_balance(self) noexcept:
+        cdef engine.Counters total
+        memset(&total, 0, sizeof(total))
+        self.snapshot(&total)
+        must_hold(engine.open_connections(&total) == 0)
+        must_hold(self.context.rests.count == 0)
 
     cdef void _free(self) noexcept:
         self.release()
