@@ -118,7 +118,7 @@ lint: $(VENV)/.lint
 dist: $(VENV)/.dist
 	rm -rf dist build/dist build/tried
 	$(BIN)/python -m build --outdir build/dist
-	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --strip --wheel-dir dist build/dist/*.whl
 	mv build/dist/*.tar.gz dist
 	$(BIN)/abi3audit --strict dist/*.whl
 	$(PYTHON) -m venv build/tried
