@@ -244,6 +244,20 @@ def test_reset_of_a_client_that_is_owed_bytes(serve: Serve) -> None:
 
 
 @two_kinds
+def test_end_that_is_seen_with_the_last_bytes(serve_process: ServeProcess) -> None:
+    """The last bytes and the end that come while the server looks away are noticed, both."""
+    server = serve_process()
+    with connect(server.endpoint) as sock:
+        echo_exactly(sock, b"hello")
+        server.pause()
+        sock.sendall(b"the last")
+        half_close(sock)
+        server.resume()
+        assert receive_all(sock) == b"the last"
+    wait_until(lambda: server.stats()["closed"]["eof"] == 1)
+
+
+@two_kinds
 def test_reset_before_accept(serve_process: ServeProcess) -> None:
     """100 clients that reset while they wait to be accepted do no harm."""
     server = serve_process()

@@ -57,6 +57,7 @@ cdef struct Flights:                # all of one loop
     char *buffer                    # of those who go on by readiness
     bint by_readiness               # nobody may do otherwise
     uint32_t length_limit           # bytes a multishot receive may bring; 0: the kernel has none
+    bint one_shot                   # a receive brings one buffer, see `receive()`
     bint closing                    # every connection goes as soon as nothing is under way for it
     uint32_t sending                # head of the list
     uint32_t first_starved, last_starved
@@ -67,10 +68,18 @@ cdef inline bint flights_init(Flights *flights, Context *context) noexcept nogil
     flights.context = context
     flights.by_readiness = context.service != service.ECHO or context.close_line != NULL
     flights.length_limit = <uint32_t>context.buffer_size
+    flights.one_shot = is_unix(context.listen_fd)
     flights.sending = flights.first_starved = flights.last_starved = NO_SLOT
     table_init(&flights.table)
     flights.buffer = <char *>malloc(context.stream_size)
     return flights.buffer != NULL
+
+
+cdef inline bint is_unix(int fd) noexcept nogil:
+    cdef int domain = 0
+    cdef posix.socklen_t size = sizeof(domain)
+    posix.getsockopt(fd, posix.SOL_SOCKET, posix.SO_DOMAIN, &domain, &size)
+    return domain == posix.AF_UNIX
 
 
 cdef inline void flights_free(Flights *flights) noexcept nogil:
@@ -113,15 +122,23 @@ cdef inline void on_result(Flights *flights, uint64_t token, int32_t result,
 # --- one connection, by completion --------------------------------------------------------------
 
 cdef inline void receive(Flights *flights, uint32_t slot) noexcept nogil:
-    """Step 6, from now on, until what it brings no longer has MORE set."""
+    """Step 6, from now on, until what it brings no longer has MORE set.
+
+    On a Unix socket once and no more. Linux 6.18 takes a socket for empty once it has received all
+    bytes; and where the client's end came with these, as it began to watch, it never tells of it.
+    """
     cdef uint64_t token
     cdef liburing.io_uring_sqe *entry = begin(flights, slot, RECV, &token)
-    liburing.io_uring_prep_recv_multishot(entry, connection_at(&flights.table, slot).fd, NULL, 0, 0)
+    cdef int fd = connection_at(&flights.table, slot).fd
+    if flights.one_shot:
+        liburing.io_uring_prep_recv(entry, fd, NULL, 0, 0)
+    else:
+        liburing.io_uring_prep_recv_multishot(entry, fd, NULL, 0, 0)
+        # `optlen` of Linux 6.17: so much and no more, however fast it comes. It shares this place.
+        entry.file_index = flights.length_limit
+        flight_at(flights, slot).limited = flights.length_limit != 0
     entry.flags = liburing.IOSQE_BUFFER_SELECT
     entry.buf_group = 0
-    # `optlen` of Linux 6.17: so much and no more, however fast it comes. It shares this place.
-    entry.file_index = flights.length_limit
-    flight_at(flights, slot).limited = flights.length_limit != 0
     entry.user_data = token
 
 
@@ -141,7 +158,10 @@ cdef inline void on_received(Flights *flights, uint32_t slot, int32_t result,
         return
     # The last one. It may have brought data all the same, where there was no room for another.
     flight.under_way &= ~RECV
-    if result == 0:
+    if result > 0 and flights.one_shot and not (
+            flight.by_readiness or flight.ending or flights.closing):
+        receive(flights, slot)
+    elif result == 0:
         flight.at_end = True
     elif result == -posix.ENOBUFS:
         starve(flights, slot)

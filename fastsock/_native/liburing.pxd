@@ -61,6 +61,7 @@ cdef extern from "<liburing.h>" nogil:
                                         int flags)
     void io_uring_prep_recv_multishot(io_uring_sqe *sqe, int fd, void *buffer, size_t size,
                                       int flags)
+    void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *buffer, size_t size, int flags)
     void io_uring_prep_send(io_uring_sqe *sqe, int fd, const void *buffer, size_t size, int flags)
     void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned int events)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned int events)
