@@ -25,11 +25,6 @@ def taken_port() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-def free_port() -> int:
-    with taken_port() as port:
-        return port
-
-
 def test_port_in_use() -> None:
     """start() raises in its caller, names step and endpoint, and may be tried again later."""
     with taken_port() as port:
@@ -75,12 +70,12 @@ def bind_without_privileges(port: int) -> None:
 
 def test_second_endpoint_fails() -> None:
     """When one endpoint cannot be bound, those before it are not left bound."""
-    port = free_port()
+    host = "127.76.0.1"  # no other test's, so that nobody else can come to listen there
     with taken_port() as taken:
-        server = Server(("127.0.0.1", port), ("127.0.0.1", taken))
+        server = Server((host, taken), ("127.0.0.1", taken))
         with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{taken}"):
             server.start()
-        assert refuses(Endpoint("tcp", "127.0.0.1", port))
+        assert refuses(Endpoint("tcp", host, taken))
         with pytest.raises(RuntimeError, match="not been started"):
             _ = server.endpoints
 

@@ -283,6 +283,7 @@ def test_second_signal_ends_a_drain(serve_process: ServeProcess) -> None:
         echo_exactly(sock, b"hello")
         server.signal(signal.SIGTERM)
         wait_until(lambda: refuses(server.endpoint))
+        wait_until(lambda: server.stats()["open"] == 1)  # those who were to be refused have gone
         echo_exactly(sock, b"still served")
         server.signal(signal.SIGTERM)
         assert has_ended(sock)
