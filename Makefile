@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(wildcard fastsock/_native/*.pyx fastsock/_native/*.pxd)
+SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
 .PHONY: demo test slow asan tsan valgrind bench shapes reliability soak churn hold stop lint dist clean
 
@@ -129,7 +129,7 @@ dist: $(VENV)/.dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f fastsock/_native/*.so
+	find fastsock/_native -name '*.so' -delete
 	rm -rf benchmarks/rivals/bin
 
 $(VENV)/bin/python:
@@ -144,13 +144,24 @@ LIBURING := pkg-config --exists 'liburing >= 2.3' 2>/dev/null
 APT_GET := apt-get -qq -o DPkg::Lock::Timeout=60
 FETCH := $(APT_GET) install -y --no-install-recommends liburing-dev pkg-config
 
-$(VENV)/.package: $(VENV)/bin/python $(SOURCES)
+# The build's own requirements go into the environment, so that an edit costs a compilation of what
+# changed and no new environment; pip installs once, and again when the metadata change.
+$(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml fastsock/_version.py
 	@$(LIBURING) || { [ "$$(id -u)" = 0 ] && command -v apt-get && \
 		{ $(FETCH) || { $(APT_GET) update && $(FETCH); }; }; } >/dev/null 2>&1 || \
 		echo "no engine io_uring: apt-get install liburing-dev pkg-config, then make clean"
-	$(BIN)/pip install --quiet --editable .
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' >$(VENV)/requires.txt
+	$(BIN)/pip install --quiet --requirement $(VENV)/requires.txt
+	@echo "compiling the extension modules: half a minute, and seconds after an edit"
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
+# Cython compiles what has changed, and what cimports that.
+$(VENV)/.package: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# The package is installed already: this adds what an extra names, and builds nothing.
 $(addprefix $(VENV)/.,test sanitize bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
-	$(BIN)/pip install --quiet --editable '.[$*]'
+	$(BIN)/pip install --quiet 'fastsock[$*]'
 	@touch $@

@@ -2,7 +2,7 @@
 
 FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefined -g";
                   -DFASTSOCK_BATCH=8 sets how many datagrams the server takes per call,
-                  -DFASTSOCK_CHECK has a loop's end looked at, see fastsock/_native/balance.pxd
+                  -DFASTSOCK_CHECK has a loop's end looked at, see fastsock/_native/server/debug.pxd
 FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
 
 The io_uring engine is left out, and everything else whole, where pkg-config finds no liburing.
@@ -15,11 +15,14 @@ import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
-MODULES = ["listener", "datagram_socket", "worker", *ENGINES]
-MODULES += ["histogram", "load", "load_datagram", "floor", "processes"]
+MODULES = [f"server.{name}" for name in ["listener", "datagram_socket", "worker", *ENGINES]]
+MODULES += [
+    f"client.{name}" for name in ["histogram", "stream", "datagram", "floor", "process_tree"]
+]
+URING = "server.uring.uring"
 
 # Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {
@@ -32,6 +35,8 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
 }
+
+CPUS = len(os.sched_getaffinity(0))
 
 # -O3 was measured against -O2 and gained nothing (docs/benchmarks.md).
 CFLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
@@ -64,7 +69,7 @@ def uring_extension() -> list[Extension]:
     archive = Path("".join(pkg_config("--variable=libdir", "liburing") or []), "liburing.a")
     if archive.exists():
         shared = [str(archive) if flag == "-luring" else flag for flag in shared]
-    made = extension("uring")
+    made = extension(URING)
     made.extra_compile_args += [flag for flag in shared if flag.startswith("-I")]
     made.extra_link_args += [flag for flag in shared if not flag.startswith("-I")]
     return [made]
@@ -73,7 +78,7 @@ def uring_extension() -> list[Extension]:
 def extension(module: str) -> Extension:
     return Extension(
         f"fastsock._native.{module}",
-        [f"fastsock/_native/{module}.pyx"],
+        [f"fastsock/_native/{module.replace('.', '/')}.pyx"],
         define_macros=macros,
         extra_compile_args=[*CFLAGS],
         extra_link_args=shlex.split(os.environ.get("FASTSOCK_LDFLAGS", "")),
@@ -82,27 +87,19 @@ def extension(module: str) -> Extension:
     )
 
 
-def headers_changed() -> bool:
-    """Whether a .pxd is newer than C that may have been made with it.
-
-    cythonize() does not see what ``from fastsock._native cimport engine`` depends on, and a module
-    that was made with an old struct beside one with the new would overwrite memory.
-    """
-    made = [path.stat().st_mtime for path in Path("build/cython").rglob("*.c")]
-    headers = [path.stat().st_mtime for path in Path("fastsock/_native").glob("*.pxd")]
-    return bool(made) and max(headers) > min(made)
-
-
 setup(
-    packages=["fastsock", "fastsock.cli", "fastsock._native", "fastsock.pure"],
+    packages=[*find_packages(include=["fastsock", "fastsock.*"]), "fastsock.pure"],
     package_dir={"fastsock.pure": "pysrc"},
     include_package_data=False,  # the sources of the extensions go into the sdist only
-    package_data={"fastsock": ["py.typed", "_native/*.pyi"]},
+    package_data={"fastsock": ["py.typed", "_native/**/*.pyi"]},
     ext_modules=cythonize(
         [extension(module) for module in MODULES] + uring_extension(),
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
-        force=headers_changed(),
+        nthreads=CPUS,
     ),
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},
+    options={
+        "build_ext": {"parallel": CPUS},
+        **({"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {}),
+    },
 )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.contenders import beside_busy_main_thread, compiled, coroutines, rivals
-from fastsock.compare import Case
-from fastsock.contenders import (
+from fastsock.bench.comparison import Case
+from fastsock.bench.contenders import (
     NATIVE_ENGINES,
     Contender,
     datagrams,

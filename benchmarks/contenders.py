@@ -6,8 +6,8 @@ import importlib.util
 import sys
 
 from benchmarks.rivals.build import compile_rival, missing
-from fastsock import engines
-from fastsock.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
+from fastsock.bench.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
+from fastsock.server import engines
 
 ADDRESS = ("127.0.0.1", "0")
 #: The compiled ones, of which the C epoll loop is what others are set against.

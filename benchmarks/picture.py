@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsock.picture import BLUE, GREY, NATIVE, figure, median, title
+from fastsock.bench.picture import BLUE, GREY, NATIVE, figure, median, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

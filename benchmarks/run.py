@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, NamedCase
-from fastsock.compare import Comparison, Method, compare, document
-from fastsock.syscalls import usable_tool
+from fastsock.bench.comparison import Comparison, Method, compare, document
+from fastsock.bench.syscalls import usable_tool
 
 RESULTS = Path(__file__).parent / "results"
 COMPARISON = RESULTS / "comparison.json"

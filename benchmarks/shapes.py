@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks.page import ROOT, write_generated
 from benchmarks.run import RESULTS, commit, write
 from benchmarks.table import lines_of
-from fastsock import picture
-from fastsock.compare import Case, Method, compare, document
-from fastsock.contenders import every_shape
+from fastsock.bench import picture
+from fastsock.bench.comparison import Case, Method, compare, document
+from fastsock.bench.contenders import every_shape
 
 SHAPES = RESULTS / "shapes.json"
 DRAWN = ROOT / "docs" / "shapes.svg"

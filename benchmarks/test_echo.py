@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsock
 from benchmarks.contenders import beside_busy_main_thread, compiled
-from fastsock.contenders import (
+from fastsock.bench.contenders import (
     Contender,
     RunningServer,
     cpus_for_both,

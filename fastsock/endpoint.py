@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["DEFAULT_ENDPOINT", "Endpoint", "SocketAddress"]
+__all__ = ["DEFAULT_ENDPOINT", "Endpoint", "EndpointLike", "SocketAddress", "SocketName"]
 
 _INET_SCHEMES = ("tcp", "udp")
 _UNIX_SCHEMES = ("unix", "unixgram")
@@ -39,6 +39,11 @@ _NUMBER_LABEL = re.compile("[0-9]+|0[xX][0-9A-Fa-f]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+#: What the methods of `socket.socket` take: (host, port), with (flowinfo, scope_id) for IPv6, or
+#: the name of a Unix socket, which begins with a NUL if it is abstract.
+SocketName = tuple[str, int] | tuple[str, int, int, int] | str
+
+
 @dataclass(frozen=True, slots=True)
 class SocketAddress:
     """What a sockaddr holds, with nothing left to look up.
@@ -53,6 +58,15 @@ class SocketAddress:
     port: int = 0
     scope_id: int = 0
     path: str = ""
+
+    @property
+    def name(self) -> SocketName:
+        """The address as `socket.bind()` and `connect()` take it."""
+        if self.path:
+            return f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
+        if ":" in self.host:
+            return self.host, self.port, 0, self.scope_id
+        return self.host, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,5 +387,8 @@ def _quote(value: object) -> str:
     too_long = len(text) > _QUOTED or (isinstance(value, str) and len(value) > _QUOTED)
     return f"{text[: _QUOTED - 3]}..." if too_long else text
 
+
+#: What names an endpoint: a URL, a socket address tuple, or the Endpoint itself.
+EndpointLike = Endpoint | str | tuple[Any, ...]
 
 DEFAULT_ENDPOINT = Endpoint("tcp", "127.0.0.1", 7007)  # loopback: exposed only when asked

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import field, fields
 from typing import Any
 
+#: What busy_poll="auto" of a server and wait="auto" of a client stand for, in microseconds: KVM's
+#: cap for the same rule (Documentation/virt/kvm/halt-polling.rst).
+AUTO_BUSY_POLL = 200
+
 
 def option(default: Any, check: Callable[..., Any], *bounds: Any) -> Any:
     """A field of a dataclass of options, whose value is what `check(name, value, *bounds)` returns.

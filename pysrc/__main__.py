@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from ..report import LoadReport
+from ..client.report import LoadReport
 from . import SHAPES, Server, load, serve
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ..client.report import LoadReport
 from ..endpoint import Endpoint
-from ..report import LoadReport, host_facts
-from .address import socket_name
+from ..host import host_facts
 from .load_datagrams import HEADER_SIZE, LONGEST, DatagramLoop
 from .load_loop import LoadLoop
 from .load_run import LoadRun, Plan
@@ -81,7 +81,7 @@ def load(
 
 def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
     make = LoadLoop if endpoint.is_stream else DatagramLoop
-    loop: LoadRun = make(*socket_name(endpoint), plan)
+    loop: LoadRun = make(endpoint.resolve(), plan)
     loop.run()
     return LoadReport(
         endpoint=str(endpoint),

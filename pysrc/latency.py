@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from ..report import Latency
+from ..client.report import Latency
 
 TICKS_PER_SECOND = 10_000_000
 

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from .. import inherited
-from ..endpoint import Endpoint
-from ..unix_path import SocketFile, bind_unix
+from ..endpoint import Endpoint, SocketAddress
+from ..server import inherited
+from ..server.unix_file import SocketFile, bind_unix
 from . import datagrams
-from .address import SocketName, socket_name
 from .control import Control, Phase
 
 SO_PASSRIGHTS = 83  # since Linux 6.16; Python has no name for it yet
@@ -36,23 +35,21 @@ def open_socket(
 
     At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
     """
-    family, name = socket_name(endpoint)
-    make = partial(make_bound, endpoint, family, name, backlog, unix_mode)
+    make = partial(make_bound, endpoint, endpoint.resolve(), backlog, unix_mode)
     return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
 
 
 def make_bound(
     endpoint: Endpoint,
-    family: socket.AddressFamily,
-    name: SocketName,
+    address: SocketAddress,
     backlog: int,
     unix_mode: int,
 ) -> socket.socket:
     kind = socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
     with step("socket", endpoint):
-        sock = socket.socket(family, kind)
+        sock = socket.socket(address.family, kind)
     try:
-        if family == socket.AF_UNIX:
+        if endpoint.is_unix:
             with step("setsockopt", endpoint):
                 refuse_descriptors(sock)
             with step("fchmod", endpoint):
@@ -62,7 +59,7 @@ def make_bound(
             with step("setsockopt", endpoint):
                 set_options(sock, endpoint)
         with step("bind", endpoint):
-            sock.bind(name)
+            sock.bind(address.name)
         if endpoint.is_stream:
             with step("listen", endpoint):
                 sock.listen(backlog)

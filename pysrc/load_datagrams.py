@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 from time import monotonic
 
-from ..report import DATAGRAM_COUNTS
-from .address import SocketName
+from ..client.report import DATAGRAM_COUNTS
+from ..endpoint import SocketAddress
 from .latency import TICKS_PER_SECOND
 from .load_run import READ, WRITE, LoadRun, Plan, kind_of
 from .pattern import PERIOD, make_block, start_of
@@ -41,10 +41,10 @@ class Peer:
 class DatagramLoop(LoadRun):
     """A run over datagrams."""
 
-    def __init__(self, family: socket.AddressFamily, name: SocketName, plan: Plan) -> None:
+    def __init__(self, address: SocketAddress, plan: Plan) -> None:
         super().__init__(plan, check_interval=min(0.05, plan.loss_timeout / SWEEPS))
         self.datagrams = self._seen = dict.fromkeys(DATAGRAM_COUNTS, 0)
-        self._family, self._name = family, name
+        self._address = address
         self._block = make_block()
         self._buffer = bytearray(BUFFER_SIZE)
         self._peers: list[Peer | None] = [None] * plan.connections
@@ -81,7 +81,7 @@ class DatagramLoop(LoadRun):
 
     def _open_peer(self, index: int) -> None:
         try:
-            sock = socket.socket(self._family, socket.SOCK_DGRAM)
+            sock = socket.socket(self._address.family, socket.SOCK_DGRAM)
         except OSError as error:
             self.errors[kind_of(error)] += 1
             return
@@ -89,12 +89,12 @@ class DatagramLoop(LoadRun):
         self._open.add(peer)
         try:
             sock.setblocking(False)
-            if self._family == socket.AF_UNIX:
+            if self._address.family == socket.AF_UNIX:
                 # Nobody could answer a socket without a name. The kernel picks one that is free.
                 sock.bind("")
             # Nothing is sent, but the kernel then passes on answers of this server only, and the
             # news that nobody is there.
-            sock.connect(self._name)
+            sock.connect(self._address.name)
             self._selector.register(sock, READ, peer)
         except OSError as error:
             self._fail(peer, error)

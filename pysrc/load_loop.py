@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from time import monotonic
 
-from .address import SocketName
+from ..endpoint import SocketAddress
 from .latency import TICKS_PER_SECOND
 from .load_run import READ, WRITE, LoadRun, Plan, kind_of
 from .pattern import PERIOD, PIECE, make_block, start_of
@@ -56,9 +56,9 @@ class Client:
 class LoadLoop(LoadRun):
     """A run over streams."""
 
-    def __init__(self, family: socket.AddressFamily, name: SocketName, plan: Plan) -> None:
+    def __init__(self, address: SocketAddress, plan: Plan) -> None:
         super().__init__(plan, check_interval=min(0.05, plan.timeout / 4))
-        self._family, self._name = family, name
+        self._address = address
         self._size = plan.size
         self._block = make_block()
         self._buffer = bytearray(BUFFER_SIZE)
@@ -117,7 +117,7 @@ class LoadLoop(LoadRun):
 
     def _open_client(self, index: int) -> Client | None:
         try:
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
+            sock = socket.socket(self._address.family, socket.SOCK_STREAM)
         except OSError as error:
             self.errors[kind_of(error)] += 1
             return None
@@ -129,12 +129,12 @@ class LoadLoop(LoadRun):
     def _connect(self, client: Client) -> bool:
         """Begins to connect; False when it failed for good."""
         sock = client.sock
-        is_unix = self._family == socket.AF_UNIX
+        is_unix = self._address.family == socket.AF_UNIX
         try:
             if not is_unix:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
-            number = sock.connect_ex(self._name)
+            number = sock.connect_ex(self._address.name)
             # A full queue: TCP tries again by itself, a Unix socket leaves that to its owner, with
             # no event to wait for (connect(2)). For TCP the same errno means that no port is left.
             client.turned_away = is_unix and number == errno.EAGAIN

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..endpoint import DEFAULT_ENDPOINT, Endpoint
-from ..inherited import endpoint_of
-from ..report import ServerStats
-from ..unix_path import SocketFile
+from ..server.inherited import endpoint_of
+from ..server.stats import ServerStats
+from ..server.unix_file import SocketFile
 from . import asyncio_streams, datagrams, selector_loop, serial, threads
 from .bell import Bell
 from .control import Control, Phase

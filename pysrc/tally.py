@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 
-from ..report import DROPPED, ServerStats
+from ..server.stats import DROPPED, ServerStats
 
 
 class Connection:

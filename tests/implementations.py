@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import fastsock
-from fastsock import engines, pure
+from fastsock import pure
+from fastsock.server import engines
 
 ANY_PORT = "tcp://127.0.0.1:0"
 KINDS = ("tcp", "tcp6", "unix")  # of stream sockets

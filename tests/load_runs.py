@@ -15,7 +15,7 @@ from typing import Any
 from clients import running
 
 import fastsock
-from fastsock.report import LOAD_ERRORS
+from fastsock.client.report import LOAD_ERRORS
 
 WAITS = ("spin", "block")
 

@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 import pytest
 from clients import wait_until
 
-from fastsock import compare, contenders, picture, syscalls
-from fastsock._native.processes import descendants
+from fastsock._native.client.process_tree import descendants
+from fastsock.bench import comparison as compare
+from fastsock.bench import contenders, picture, syscalls
+from fastsock.bench.contenders import Contender, RunningServer, every_shape, native
 from fastsock.cli import run
-from fastsock.contenders import Contender, RunningServer, every_shape, native
 
 SHORT = ("--windows", "1", "--window", "100ms", "--warmup", "10ms")
 DONE = (0, 4)  # on a busy machine a server may have nothing of a CPU in so short a window

@@ -30,7 +30,7 @@ from clients import (
 from implementations import Implementation, ServerProcess, in_fresh_process
 
 import fastsock
-from fastsock import engines
+from fastsock.server import engines
 
 Figure = Callable[[str], None]
 Serve = Callable[..., Any]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastsock._native import floor
+from fastsock._native.client import floor
 
 Pair = tuple[socket.socket, socket.socket]
 

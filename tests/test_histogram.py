@@ -15,7 +15,7 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastsock._native.histogram import Histogram
+from fastsock._native.client.histogram import Histogram
 
 HIGHEST = 600_000_000_000  # ns, 10 minutes
 PERCENTS = (0.001, 1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 100.0)

@@ -30,7 +30,7 @@ from fastsock.pure.control import Phase
 from implementations import Implementation
 
 import fastsock
-from fastsock import inherited
+from fastsock.server import inherited
 
 FASTSOCK = (sys.executable, "-m", "fastsock")
 #: What a service manager does between fork() and exec().

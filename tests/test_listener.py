@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastsock._native import listener as native
+from fastsock._native.server import listener as native
 
 LOOPBACK = "127.0.0.1"
 Listen = Callable[..., native.Listener]

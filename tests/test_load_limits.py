@@ -20,7 +20,7 @@ from misbehaving import MisbehavingServer
 
 import fastsock
 from fastsock import pure
-from fastsock.load_options import WAITS
+from fastsock.client.options import WAITS
 
 CONNECTIONS = 8
 LIMITS: tuple[dict[str, Any], ...] = ({"max_connections": 2}, {"engine": "serial"})

@@ -11,7 +11,7 @@ import pytest
 from load_runs import assert_good, unix_server
 
 import fastsock
-from fastsock.load_options import WAITS
+from fastsock.client.options import WAITS
 
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 

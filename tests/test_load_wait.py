@@ -20,7 +20,7 @@ from misbehaving import MisbehavingServer, closes_late
 
 import fastsock
 from fastsock.cli import cli
-from fastsock.load_options import WAITS
+from fastsock.client.options import WAITS
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
@@ -30,7 +30,7 @@ kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 PATIENT = """
 import sys
 import fastsock
-from fastsock import engines
+from fastsock.server import engines
 engines.AUTO_BUSY_POLL = 10_000
 report = fastsock.load(sys.argv[1], messages=1000, wait=sys.argv[2])
 assert not report.failed

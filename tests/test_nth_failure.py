@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsock import engines
+from fastsock.server import engines
 
 HERE = Path(__file__).parent
 SERVERS = [*engines.WORKERS, "datagram"]

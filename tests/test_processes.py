@@ -13,7 +13,7 @@ import pytest
 from implementations import IMPLEMENTATIONS, ServerProcess
 
 import fastsock
-from fastsock._native.processes import descendants
+from fastsock._native.client.process_tree import descendants
 
 COMPUTE_FOR_EVER = "(while :; do :; done) & echo $!; wait"
 COMPUTE_LATE = "echo $$; sleep 0.2; (while :; do :; done) & wait"

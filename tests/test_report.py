@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from misbehaving import MisbehavingServer
 
 import fastsock
-from fastsock.load_options import LoadOptions
-from fastsock.report import LOAD_ERRORS, LOAD_SCHEMA, Latency, LoadReport
+from fastsock.client.options import LoadOptions
+from fastsock.client.report import LOAD_ERRORS, LOAD_SCHEMA, Latency, LoadReport
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -23,8 +23,8 @@ from clients import (
 )
 
 import fastsock
-from fastsock import engines
-from fastsock.contenders import Contender, RunningServer
+from fastsock.bench.contenders import Contender, RunningServer
+from fastsock.server import engines
 
 BUILD = Path(__file__).parents[1] / "benchmarks" / "rivals" / "build.py"
 MORE_THAN_SOCKETS_HOLD = stream(1) * 24  # bytes; tcp_wmem and tcp_rmem allow 4 and 6 MiB

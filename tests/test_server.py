@@ -36,7 +36,8 @@ from clients import (
 from implementations import ANY_PORT, GENEROUS, in_fresh_process
 from leftovers import threads
 
-from fastsock import Endpoint, Server, ServerStats, engines, serve
+from fastsock import Endpoint, Server, ServerStats, serve
+from fastsock.server import engines
 
 ENGINES = ", ".join(engines.NAMES)
 
@@ -102,7 +103,7 @@ def test_engine_that_is_not_there() -> None:
 
 
 def ask_for_an_engine_that_is_not_there() -> None:
-    sys.modules["fastsock._native.uring"] = None  # type: ignore[assignment]
+    sys.modules["fastsock._native.server.uring.uring"] = None  # type: ignore[assignment]
     importlib.reload(engines)
     with pytest.raises(ValueError, match=r"^engine 'io_uring' is .+") as caught:
         Server(ANY_PORT, engine="io_uring")
@@ -119,10 +120,10 @@ def test_engine_that_cannot_be_loaded() -> None:
 def ask_for_an_engine_that_cannot_be_loaded() -> None:
     class Loader(importlib.abc.MetaPathFinder):
         def find_spec(self, name: str, *rest: Any) -> None:
-            if name == "fastsock._native.uring":
+            if name == "fastsock._native.server.uring.uring":
                 raise ImportError("liburing.so.2: cannot open shared object file")
 
-    sys.modules.pop("fastsock._native.uring", None)
+    sys.modules.pop("fastsock._native.server.uring.uring", None)
     sys.meta_path.insert(0, Loader())
     importlib.reload(engines)
     with pytest.raises(ValueError, match=r"not to be loaded: liburing\.so\.2: cannot open"):

@@ -15,10 +15,15 @@ import pytest
 
 from fastsock import _native
 
-MODULES = sorted(module.name for module in pkgutil.iter_modules(_native.__path__))
+PREFIX = "fastsock._native."
+MODULES = sorted(
+    module.name.removeprefix(PREFIX)
+    for module in pkgutil.walk_packages(_native.__path__, PREFIX)
+    if not module.ispkg
+)
 
 #: Modules that a build may be without.
-OPTIONAL = {"uring"}
+OPTIONAL = {"server.uring.uring"}
 
 #: Special methods that a stub names when the class defines them itself.
 SPECIAL = {"__len__"}
@@ -27,11 +32,15 @@ Function = ast.FunctionDef
 
 
 def stub_of(name: str) -> list[ast.stmt]:
-    return ast.parse((folder() / f"{name}.pyi").read_text()).body
+    return ast.parse(path_of(name).read_text()).body
 
 
 def folder() -> Path:
     return Path(_native.__path__[0])
+
+
+def path_of(name: str) -> Path:
+    return folder() / f"{name.replace('.', '/')}.pyi"
 
 
 def names_of_stub(body: list[ast.stmt]) -> set[str]:
@@ -105,7 +114,8 @@ def parameters_of_stub(node: Function) -> list[tuple[str, str | None]]:
 def test_every_native_module_has_a_stub() -> None:
     """There is a stub for each native module, and none for a module that is not there."""
     assert MODULES
-    stubs = {path.stem for path in folder().glob("*.pyi")} - {"__init__"}
+    found = (path.relative_to(folder()) for path in folder().rglob("*.pyi"))
+    stubs = {str(path.with_suffix("")).replace("/", ".") for path in found}
     assert stubs - OPTIONAL <= set(MODULES) <= stubs
 
 
@@ -168,5 +178,5 @@ def test_a_constructor_is_the_real_one(module: str, name: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_stub_is_short(name: str) -> None:
     """A stub has no docstrings: they stand in the module itself."""
-    text = (folder() / f"{name}.pyi").read_text()
+    text = path_of(name).read_text()
     assert '"""' not in text and "#" not in text

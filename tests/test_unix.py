@@ -20,7 +20,8 @@ from clients import connect, finish_exactly, skip_if_rights_always_pass
 from implementations import Implementation
 
 import fastsock
-from fastsock import pure, unix_path
+from fastsock import pure
+from fastsock.server import unix_file as unix_path
 
 LONG = 30.0  # seconds; only something that hangs takes so long
 NOBODY = 65534

@@ -48,7 +48,8 @@ from implementations import (
 )
 
 import fastsock
-from fastsock import Server, engines
+from fastsock import Server
+from fastsock.server import engines
 
 pytestmark = pytest.mark.skipif(
     "io_uring" in left_out(), reason=f"io_uring: {left_out().get('io_uring')}"

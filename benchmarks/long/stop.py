@@ -20,7 +20,8 @@ import fastsock
 from benchmarks.long.verdict import Verdict, parser, say
 from benchmarks.reliability.client import PATIENCE, echoes, seconds_until
 from benchmarks.reliability.server_process import ServerProcess
-from fastsock import Server, engines
+from fastsock import Server
+from fastsock.server import engines
 
 ALL = "all"
 DATAGRAM = "datagram"  # in the place of an engine

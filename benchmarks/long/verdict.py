@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run import RESULTS, commit
-from fastsock.engines import WORKERS
-from fastsock.report import host_facts
+from fastsock.host import host_facts
+from fastsock.server.engines import WORKERS
 
 
 class Verdict:

@@ -28,7 +28,7 @@ from benchmarks.reliability.subjects import (
     stream_servers,
 )
 from benchmarks.run import RESULTS, commit
-from fastsock.report import host_facts
+from fastsock.host import host_facts
 
 RELIABILITY = RESULTS / "reliability.json"
 

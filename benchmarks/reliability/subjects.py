@@ -13,9 +13,10 @@ from pathlib import Path
 
 from benchmarks import contenders
 from benchmarks.rivals.build import compile_rival, compiler, missing
-from fastsock import engines, pure
-from fastsock.contenders import native
-from fastsock.contenders import pure as twin
+from fastsock import pure
+from fastsock.bench.contenders import native
+from fastsock.bench.contenders import pure as twin
+from fastsock.server import engines
 
 ADDRESS = ("127.0.0.1", "0")
 NATIVE, TWIN, RIVAL = "native", "twin", "rival"

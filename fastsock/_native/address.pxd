@@ -2,7 +2,7 @@
 
 from libc.string cimport memcpy, memset
 
-from fastsock._native cimport posix
+cimport fastsock._native.posix as posix
 
 
 cdef inline int fill_address(posix.sockaddr_storage *storage, int family, str host, int port,

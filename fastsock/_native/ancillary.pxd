@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastsock._native cimport posix
+cimport fastsock._native.posix as posix
 
 cdef enum:
     CONTROL_SIZE = 192              # bytes; two kinds of pktinfo and three ints need 144

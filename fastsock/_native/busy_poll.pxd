@@ -9,7 +9,8 @@
 
 from libc.stdint cimport int64_t
 
-from fastsock._native cimport posix
+cimport fastsock._native.clock as clock
+cimport fastsock._native.posix as posix
 
 cdef enum:
     FIRST_NS = 10000                # what it grows from, doubling
@@ -30,7 +31,7 @@ cdef struct BusyPoll:
 cdef inline void begin_wait(BusyPoll *busy) noexcept nogil:
     if busy.cap_ns == 0:
         return
-    busy.idle_since = posix.monotonic_ns()
+    busy.idle_since = clock.monotonic_ns()
     if busy.asked and not busy.disturbed:
         busy.penance_ns //= 2
     busy.asked = busy.disturbed = False
@@ -44,11 +45,11 @@ cdef inline bint asks_on(BusyPoll *busy) noexcept nogil:
     if not busy.asked:
         busy.asked = busy.idle_since >= busy.not_before
         return busy.asked
-    before = posix.monotonic_ns()
+    before = clock.monotonic_ns()
     if before - busy.idle_since >= busy.window_ns:
         return False
     posix.sched_yield()             # returns at once unless somebody else wants this CPU
-    after = posix.monotonic_ns()
+    after = clock.monotonic_ns()
     if after - before > YIELDED_NS:
         busy.disturbed = True
         busy.penance_ns = min(max(busy.penance_ns * 2, <int64_t>PENANCE_MIN_NS),
@@ -76,7 +77,7 @@ cdef inline void end_wait(BusyPoll *busy) noexcept nogil:
     cdef int64_t now
     if busy.cap_ns == 0:
         return
-    now = posix.monotonic_ns()
+    now = clock.monotonic_ns()
     if now - busy.idle_since > busy.cap_ns:
         busy.window_ns = 0
     else:

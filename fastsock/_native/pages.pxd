@@ -3,7 +3,7 @@
 # free() would keep much of that: the C library returns only what lies at the end of a heap, and
 # only beyond a threshold, which grows with the blocks it has seen.
 
-from fastsock._native cimport posix
+cimport fastsock._native.posix as posix
 
 
 cdef inline void *map_pages(size_t size, bint at_once) noexcept nogil:

@@ -1,6 +1,6 @@
 # C declarations, one block per header, only what is used.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -316,12 +316,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 
 
-cdef inline int64_t clock_ns(int clock) noexcept nogil:
-    cdef timespec now
-    if clock_gettime(clock, &now) != 0:
-        return 0
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef inline int64_t monotonic_ns() noexcept nogil:
-    return clock_ns(CLOCK_MONOTONIC)
+cdef inline void close_once(int *fd) noexcept nogil:
+    """close() a descriptor that is still open, and note in `fd` that it is not any more."""
+    if fd[0] >= 0:
+        close(fd[0])
+        fd[0] = -1

@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
-from fastsock import compare, contenders, engines, picture
+from fastsock.bench import comparison as compare
+from fastsock.bench import contenders, picture
+from fastsock.bench.contenders import Contender
 from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import check_writable, json_option, write_json
 from fastsock.cli.units import DURATION, SIZE, format_duration, format_rate, format_size, numbers
-from fastsock.contenders import Contender
-from fastsock.load_options import DATAGRAM_SIZES, LoadOptions
+from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
 from fastsock.options import check_int
+from fastsock.server import engines
 
 ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from fastsock import engines
 from fastsock.cli.output import json_option, write_json
-from fastsock.report import host_facts
+from fastsock.host import host_facts
+from fastsock.server import engines
 
 KINDS = ("tcp", "udp", "unix", "unixgram")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from fastsock import client
 from fastsock.cli.exits import FAILED, INTERRUPTED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
 from fastsock.cli.units import (
@@ -21,8 +20,9 @@ from fastsock.cli.units import (
     format_rate,
     format_size,
 )
-from fastsock.load_options import WAITS
-from fastsock.report import Latency, LoadReport
+from fastsock.client import load as client
+from fastsock.client.options import WAITS
+from fastsock.client.report import Latency, LoadReport
 
 COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
 TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import click
 
-from fastsock import engines, inherited
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import check_writable, json_option, write_json
 from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, numbers, parse_duration
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
-from fastsock.report import ServerStats
-from fastsock.server import Server
-from fastsock.server_options import SERVICES
-from fastsock.unix_path import give_away
+from fastsock.server import engines, inherited
+from fastsock.server.options import SERVICES
+from fastsock.server.server import Server
+from fastsock.server.stats import ServerStats
+from fastsock.server.unix_file import give_away
 
 
 def busy_poll(context: click.Context, parameter: click.Parameter, value: str) -> int | str:

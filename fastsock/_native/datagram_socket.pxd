@@ -1,5 +1,0 @@
-from fastsock._native.listener cimport BoundSocket
-
-
-cdef class DatagramSocket(BoundSocket):
-    pass

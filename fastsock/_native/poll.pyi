@@ -1,3 +1,0 @@
-from fastsock._native.worker import Worker
-
-class PollWorker(Worker): ...

@@ -1,0 +1,1 @@
+"""The native server: the nine steps, the engines, and what they share."""

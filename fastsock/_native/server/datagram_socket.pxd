@@ -1,0 +1,5 @@
+from fastsock._native.server.listener cimport BoundSocket
+
+
+cdef class DatagramSocket(BoundSocket):
+    pass

@@ -1,0 +1,3 @@
+from fastsock._native.server.worker import Worker
+
+class PollWorker(Worker): ...

@@ -1,0 +1,1 @@
+"""Interleaved comparison of servers, behind `fastsock bench`."""

@@ -1,0 +1,397 @@
+"""Comparing echo servers on one machine, so that the ratios can be believed.
+
+Machines are noisy: the same program differs from minute to minute by more than rivals differ from
+each other. So all servers run at once, each in a process of its own, and take turns window by
+window while the others are stopped (SIGSTOP). A ratio is taken within one round, between windows a
+moment apart, and the median over the rounds is reported with its spread. Server and client are
+pinned to different CPUs where there are two. Beside the rate stands the server's CPU time per
+echo, which noise moves less, and the floor: what the same echo costs the kernel alone. System calls
+are counted afterwards, for a count takes time.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from fastsock._native.client import floor
+from fastsock.bench import syscalls
+from fastsock.bench.contenders import Contender, RunningServer, cpus_for_both, pinned
+from fastsock.client import load as client
+from fastsock.client.report import LoadReport
+from fastsock.endpoint import Endpoint
+from fastsock.host import host_facts
+
+BENCH_SCHEMA = "fastsock.bench/2"
+
+_FLOOR_WINDOW_NS = 100_000_000
+_LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; 64 KiB where not said
+_GREETING = bytes(64)
+_GREETING_TIMEOUT = 5.0  # seconds; of a server that has to do with one client at a time
+_START = 0.4  # seconds, about, until a server in Python listens
+_CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
+_WARMUP_PER_CONNECTION = 0.001  # seconds
+_COUNTED = 0.25  # seconds of a run in which system calls are counted
+_SETTLE = 0.02  # seconds; a server may close connections after its clients have seen the end
+_COUNTING = 0.5  # seconds, about, that all this takes
+
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The load that every contender gets; see `fastsock.load()`.
+
+    `kind` is that of the contenders' endpoints, or of the first one's, and of the floor.
+
+    Not `pinned`, server and client share all CPUs: for servers that keep more than one CPU busy,
+    and then the client had better not `wait` by spinning.
+    """
+
+    connections: int = 64
+    size: int = 64
+    depth: int = 1
+    pinned: bool = True
+    kind: str = "tcp"
+    wait: str = "spin"
+    reconnect_every: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Such as ``64 connections, 64 B``."""
+        kind = "" if self.kind == "tcp" else f"{self.kind}, "
+        plural = "s" if self.connections > 1 else ""
+        depth = f", depth {self.depth}" if self.depth > 1 else ""
+        return f"{kind}{self.connections} connection{plural}, {self.size} B{depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How often each contender has its turn, and for how many seconds.
+
+    The warm-up of many connections is longer than `warmup`, a millisecond for each: a server that
+    makes a process for every client needs some time until all have theirs.
+
+    With `syscalls_by`, "perf" or "strace", that tool counts the servers' system calls afterwards.
+    """
+
+    windows: int = 5
+    window: float = 0.5
+    warmup: float = 0.2
+    syscalls_by: str | None = None
+
+    def warmup_of(self, case: Case) -> float:
+        return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
+
+    def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
+        """About how long it takes."""
+        turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
+        if self.syscalls_by:
+            turns += _COUNTING + 4 * _CONNECT * case.connections
+        servers = len(taking_part(contenders, case))
+        return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "windows": self.windows,
+            "window_s": self.window,
+            "warmup_s": self.warmup,
+            "syscalls_by": self.syscalls_by,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a server takes before its first client, and with all of them connected."""
+
+    alone: int
+    connected: int
+    connections: int
+
+    @property
+    def per_connection(self) -> float:
+        return (self.connected - self.alone) / self.connections
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "alone": self.alone,
+            "connected": self.connected,
+            "per_connection": self.per_connection,
+        }
+
+
+@dataclass(slots=True)
+class Result:
+    """What one contender did, a value per window; times in microseconds."""
+
+    name: str
+    memory: Memory | None = None
+    syscalls_per_echo: float | None = None
+    rates: list[float] = field(default_factory=list)
+    p50s: list[float] = field(default_factory=list)
+    p99s: list[float] = field(default_factory=list)
+    cpu_per_echo: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, report: LoadReport) -> None:
+        self.problems.extend(report.reasons)
+        self.rates.append(report.messages_per_s)
+        self.p50s.append(report.latency.p50)
+        self.p99s.append(report.latency.p99)
+        self.cpu_per_echo.append((report.server_cpu or 0.0) / max(report.messages, 1) * 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) < 2:
+            return cls(*(list(values) * 3 or [0.0] * 3))
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"median": self.median, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Results of all contenders under one case; the first is the one that ratios refer to.
+
+    ``left_out`` says of contenders that cannot take part why.
+    """
+
+    case: Case
+    results: tuple[Result, ...]
+    floor_us: Spread
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def rate_ratio(self, result: Result) -> Spread:
+        """The first contender's rate over this one's, round by round."""
+        mine = self.results[0].rates
+        return Spread.of([a / b for a, b in zip(mine, result.rates, strict=True) if b])
+
+    def cpu_ratio(self, result: Result) -> Spread:
+        """The first contender's server CPU per echo over this one's, round by round."""
+        mine = self.results[0].cpu_per_echo
+        return Spread.of([a / b for a, b in zip(mine, result.cpu_per_echo, strict=True) if b])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "case": asdict(self.case),
+            "floor_us": self.floor_us.as_dict(),
+            "results": [self._result_dict(result) for result in self.results],
+            "left_out": dict(self.left_out),
+        }
+
+    def _result_dict(self, result: Result) -> dict[str, Any]:
+        return {
+            "name": result.name,
+            "messages_per_s": Spread.of(result.rates).as_dict(),
+            "p50_us": Spread.of(result.p50s).as_dict(),
+            "p99_us": Spread.of(result.p99s).as_dict(),
+            "server_cpu_us_per_echo": Spread.of(result.cpu_per_echo).as_dict(),
+            "memory_bytes": result.memory and result.memory.as_dict(),
+            "syscalls_per_echo": result.syscalls_per_echo,
+            "first_over_this_rate": self.rate_ratio(result).as_dict(),
+            "first_over_this_cpu": self.cpu_ratio(result).as_dict(),
+            "windows": len(result.rates),
+            "problems": sorted(set(result.problems)),
+        }
+
+
+def document(
+    comparisons: Mapping[str, Comparison], method: Method, *, commit: str | None = None
+) -> dict[str, Any]:
+    """Named comparisons of one run as a ``fastsock.bench/2`` document."""
+    return {
+        "schema": BENCH_SCHEMA,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": host_facts(),
+        "method": method.as_dict(),
+        "cases": [{"name": name, **each.as_dict()} for name, each in comparisons.items()],
+    }
+
+
+def taking_part(contenders: Sequence[Contender], case: Case) -> list[Contender]:
+    """Those that are here and can serve so many clients at a time."""
+    return [each for each in contenders if not each.hindrance(case.connections)]
+
+
+def compare(
+    contenders: Sequence[Contender],
+    case: Case,
+    method: Method,
+    *,
+    progress: Progress = lambda text: None,
+) -> Comparison:
+    """Let every contender that can take part have its turns, in rounds; the first must be able to.
+
+    `progress` is called before each turn.
+
+    Raises:
+        RuntimeError: a contender did not start; the text has what it said.
+
+    """
+    server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
+    present = taking_part(contenders, case)
+    results = tuple(Result(contender.name) for contender in present)
+    floors: list[float] = []
+    with ExitStack() as stack:
+        servers = []
+        for contender in present:
+            server = RunningServer(contender, server_cpu)
+            stack.callback(server.stop)
+            servers.append(server)
+        stack.enter_context(pinned(client_cpu))
+        for server, result in zip(servers, results, strict=True):
+            result.memory = measure_memory(server, case.connections)
+        for number in range(method.windows):
+            floors.append(measure_floor(case.size, case.kind))
+            # Every other round backwards, so that drift does not favour one side.
+            order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
+            for i in order:
+                progress(f"round {number + 1}/{method.windows}: {servers[i].name}")
+                with servers[i].turn():
+                    report = run_window(servers[i], case, method)
+                results[i].add(report)
+        if method.syscalls_by:
+            for server, result in zip(servers, results, strict=True):
+                progress(f"system calls: {server.name}")
+                result.syscalls_per_echo = measure_syscalls(server, case, method.syscalls_by)
+    left_out = {
+        each.name: each.hindrance(case.connections) for each in contenders if each not in present
+    }
+    return Comparison(case, results, Spread.of(floors), left_out)
+
+
+def run_window(server: RunningServer, case: Case, method: Method) -> LoadReport:
+    return load_as(case, server, duration=method.window, warmup=method.warmup_of(case))
+
+
+def load_as(case: Case, server: RunningServer, **extent: Any) -> LoadReport:
+    return client.load(
+        server.endpoint,
+        connections=case.connections,
+        size=case.size,
+        depth=case.depth,
+        wait=case.wait,
+        reconnect_every=case.reconnect_every,
+        server_pid=server.pid,
+        **extent,
+    )
+
+
+def measure_syscalls(server: RunningServer, case: Case, tool: str) -> float | None:
+    """The server's system calls per echo, in a turn apart from the windows.
+
+    What a run has more than one of the first messages alone, so that connections are left out
+    where they are not part of an echo. None if the tool may not count, or if the server was too
+    slow to answer more than these.
+    """
+    calls, echoes = [], []
+
+    def load(**extent: Any) -> None:
+        # Without a warm-up the latencies are those of all the echoes there were.
+        echoes.append(load_as(case, server, warmup=0, **extent).latency.count)
+        time.sleep(_SETTLE + _CONNECT * case.connections)
+
+    first = partial(load, messages=case.connections * case.depth)
+    with server.turn():
+        for work in (first, partial(load, duration=_COUNTED)):
+            try:
+                calls.append(syscalls.count(tool, server.processes(), work, cpu=server.cpu))
+            except syscalls.CountError:
+                return None
+    of_these, more = calls[1] - calls[0], echoes[1] - echoes[0]
+    return of_these / more if min(of_these, more) > 0 else None
+
+
+def measure_memory(server: RunningServer, connections: int) -> Memory | None:
+    """A turn apart from the windows: to look through a thousand processes takes its time.
+
+    None if it is not known, or if the server does not serve; the load will tell how.
+    """
+    try:
+        with server.turn():
+            alone = server.memory()
+            with connected(server, connections):
+                full = server.memory()
+    except OSError:
+        return None
+    return None if alone is None or full is None else Memory(alone, full, connections)
+
+
+@contextmanager
+def connected(server: RunningServer, connections: int) -> Iterator[None]:
+    """So many connections, each of which has been served: it had one short echo."""
+    endpoint = Endpoint.parse(server.endpoint)
+    with ExitStack() as stack:
+        for _ in range(connections):
+            peer = stack.enter_context(dial(endpoint))
+            peer.sendall(_GREETING)
+            left = len(_GREETING)
+            while left:
+                received = len(peer.recv(left))
+                if not received:
+                    raise ConnectionError(f"{server.name} closed a connection that it owed bytes")
+                left -= received
+        yield
+
+
+def dial(endpoint: Endpoint) -> socket.socket:
+    address = endpoint.resolve()
+    peer = socket.socket(
+        address.family, socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
+    )
+    try:
+        peer.settimeout(_GREETING_TIMEOUT)
+        if endpoint.scheme == "unixgram":
+            peer.bind("")  # a name of the kernel's choice, or there would be no answer; unix(7)
+        peer.connect(address.name)
+    except OSError:
+        peer.close()
+        raise
+    return peer
+
+
+def measure_floor(size: int, kind: str = "tcp") -> float:
+    """Microseconds of one ``send recv send recv`` over a local pair of sockets in one thread."""
+    a, b = connected_pair(kind)
+    with a, b:
+        echoes, elapsed_ns = floor.round_trips(
+            a.fileno(), b.fileno(), min(size, _LARGEST.get(kind, 65536)), _FLOOR_WINDOW_NS
+        )
+    return float(elapsed_ns / echoes / 1e3)
+
+
+def connected_pair(kind: str) -> tuple[socket.socket, socket.socket]:
+    if kind in ("unix", "unixgram"):
+        stream = kind == "unix"
+        return socket.socketpair(type=socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    if kind == "udp":
+        ends = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+        for end in ends:
+            end.bind(("127.0.0.1", 0))
+        for end, other in (ends, ends[::-1]):
+            end.connect(other.getsockname())
+        return ends[0], ends[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        a = socket.create_connection(listener.getsockname())
+        b, _ = listener.accept()
+    for end in (a, b):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return a, b

@@ -1,0 +1,394 @@
+"""load(): options in, native threads, a LoadReport out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from fastsock._native.client.datagram import DatagramLoader
+from fastsock._native.client.histogram import Histogram
+from fastsock._native.client.stream import Loader
+from fastsock.client.options import LoadOptions
+from fastsock.client.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadReport
+from fastsock.endpoint import Endpoint, EndpointLike
+from fastsock.host import host_facts
+from fastsock.options import AUTO_BUSY_POLL
+
+_HEAD_START_NS = 2_000_000  # for all threads to reach the common start
+_TICK = 0.1  # seconds between two calls of `progress`
+
+
+AnyLoader = Loader | DatagramLoader
+
+
+class LoadInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a load run; ``report`` holds what had been measured."""
+
+    def __init__(self, report: LoadReport) -> None:
+        super().__init__("load run interrupted")
+        self.report = report
+
+
+def load(
+    endpoint: EndpointLike,
+    *,
+    mode: str = "echo",
+    connections: int = 1,
+    size: int | None = None,
+    depth: int = 1,
+    duration: float | None = None,
+    messages: int | None = None,
+    warmup: float | None = None,
+    rate: float | None = None,
+    verify: bool = True,
+    wait: str = "spin",
+    threads: int = 1,
+    nodelay: bool = True,
+    reconnect_every: int | None = None,
+    timeout: float = 5.0,
+    loss_timeout: float = 0.2,
+    gso: bool = False,
+    server_pid: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> LoadReport:
+    """Load a server and report what it did.
+
+    Without `rate` the loop is closed: each connection keeps `depth` messages in flight. With it
+    the loop is open: messages are sent on schedule, over all connections in turn, whether or not
+    answers came. At the end each connection is half-closed, and every byte must still come back.
+    A failing server is never an exception here: its errors are in the report.
+
+    A datagram that is not answered within `loss_timeout` counts as lost; in a closed loop the next
+    one takes its place.
+
+    Two modes measure throughput one way, on streams only; no answer means no latency. "send" is an
+    upload to a discard service (RFC 863): messages are sent as fast as the sockets take them, or at
+    `rate`, one send(2) each; at the end each connection is half-closed, and the server must take
+    the rest and close. "receive" is a download from a chargen service (RFC 864): every byte is
+    compared with the 72-character lines. A server that does something else makes the run fail.
+
+    Args:
+        endpoint: where the server listens.
+        mode: "echo", "send" or "receive".
+        connections: 1 to 65536.
+        size: bytes per message, 1 to 1 GiB; of a datagram, UDP or Unix, 8 to 65507. 64 unless
+            given, 128 KiB to send or receive.
+        depth: messages in flight per connection, in a closed loop of echoes.
+        duration: seconds of the measured window; 5 unless `messages` is given.
+        messages: stop after so many messages over all connections, instead of `duration`; each
+            connection is closed when its share is done.
+        warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
+        rate: messages per second over all connections; not to receive.
+        verify: compare every byte that comes with what must come.
+        wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps;
+            "auto" polls for 200 us at most before it sleeps, as long as waits are shorter than that
+            and nobody else wants the CPU, which is the rule of a server's `busy_poll`.
+        threads: native threads that share the connections, each its own; at most 1024.
+        nodelay: TCP_NODELAY; nothing on a Unix socket.
+        reconnect_every: close and open each connection again after so many messages; 1 is
+            connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
+            Streams only, and not to receive.
+        timeout: seconds without progress after which a connection that is owed bytes has failed;
+            answers still owed at the end get the length of the run so far and this long. Streams
+            only.
+        loss_timeout: seconds after which a datagram without an answer is given up.
+        gso: send datagrams of a connection that are due together in one call, for the kernel or the
+            network card to take apart (UDP_SEGMENT), and receive them together (UDP_GRO), which
+            takes Linux 5.0. On loopback nobody takes them apart, so a server that knows UDP_GRO
+            gets them as one. UDP only.
+        server_pid: process, on this machine, whose CPU time over the window is to be reported,
+            with that of the processes it has started by the middle of the warm-up and of those
+            that end in the window.
+        progress: called in this thread about every 0.1 s with the seconds since the start.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option has the wrong value; the message says what is allowed.
+        OSError: a host name cannot be resolved, no socket can be made, or no such `server_pid`.
+        LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
+
+    """
+    target = Endpoint.parse(endpoint)
+    options = LoadOptions.fill_in(
+        mode=mode,
+        connections=connections,
+        size=size,
+        depth=depth,
+        duration=duration,
+        messages=messages,
+        warmup=warmup,
+        rate=rate,
+        verify=verify,
+        wait=wait,
+        threads=threads,
+        nodelay=nodelay,
+        reconnect_every=reconnect_every,
+        timeout=timeout,
+        loss_timeout=loss_timeout,
+        gso=gso,
+        server_pid=server_pid,
+    )
+    options.check_target(target)
+    loaders = _make_loaders(target, options)
+    interrupted = _run(loaders, options, progress)
+    report = _report(target, options, loaders, interrupted)
+    if interrupted:
+        raise LoadInterrupted(report)
+    return report
+
+
+def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:
+    address = target.resolve()
+    make: Callable[..., AnyLoader] = partial(
+        DatagramLoader, loss_timeout=options.loss_timeout, gso=options.gso
+    )
+    if target.is_stream:
+        make = partial(
+            Loader,
+            mode=options.mode,
+            timeout=options.timeout,
+            nodelay=options.nodelay,
+            reconnect_every=options.reconnect_every or 0,
+        )
+    loaders = []
+    first = 0
+    for thread in range(options.threads):
+        # The first threads take the connections that do not divide evenly.
+        count = (options.connections - first) // (options.threads - thread)
+        loaders.append(
+            make(
+                address.family,
+                address.path or address.host,
+                address.port,
+                address.scope_id,
+                str(target),
+                first=first,
+                count=count,
+                everyone=options.connections,
+                size=options.size,
+                depth=options.depth,
+                rate=options.rate or 0.0,
+                messages=options.messages or 0,
+                verify=options.verify,
+                spin=options.wait == "spin",
+                busy_poll=AUTO_BUSY_POLL if options.wait == "auto" else 0,
+                server_pid=(options.server_pid or 0) if thread == 0 else 0,
+            )
+        )
+        first += count
+    return loaders
+
+
+def _run(
+    loaders: Sequence[AnyLoader],
+    options: LoadOptions,
+    progress: Callable[[float], object] | None,
+) -> bool:
+    """Run the loaders, a thread each, this one waiting; True when Ctrl-C came."""
+    warmup_ns = int(options.warmup * 1e9)
+    window_ns = int((options.duration or 0) * 1e9)
+    interrupted = _in_threads(loaders, [loader.connect for loader in loaders], None)
+    if interrupted:
+        return True
+    begin_ns = time.monotonic_ns() + _HEAD_START_NS
+
+    def load_with(loader: AnyLoader) -> Callable[[], None]:
+        return lambda: loader.run(begin_ns, warmup_ns, window_ns)
+
+    return _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
+
+
+def _in_threads(
+    loaders: Sequence[AnyLoader],
+    tasks: Sequence[Callable[[], None]],
+    progress: Callable[[float], object] | None,
+) -> bool:
+    """Run the tasks side by side. Not in this thread: a native loop would not see Ctrl-C."""
+    failures: list[BaseException] = []
+    started: list[threading.Thread] = []
+    ended: list[None] = []
+    all_ended = threading.Event()
+
+    def stop() -> None:
+        for loader in loaders:
+            loader.cancel(drop_everything=True)
+
+    def guarded(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            failures.append(error)
+            stop()
+        ended.append(None)
+        if len(ended) == len(tasks):
+            all_ended.set()
+
+    threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
+    start = time.monotonic()
+    with _ctrl_c_cancels(loaders) as interrupts:
+        # The threads inherit the mask. A signal that came while the process was stopped goes to any
+        # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            try:
+                for thread in threads:
+                    thread.start()
+                    started.append(thread)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # Never for long: Ctrl-C just before a sleep is slept over.
+            while not all_ended.wait(_TICK):
+                if progress:
+                    progress(time.monotonic() - start)
+        except BaseException:  # of `progress`, or of a thread that could not be started
+            stop()
+            raise
+        finally:
+            for thread in started:
+                thread.join()
+    if failures:
+        raise failures[0]
+    return bool(interrupts)
+
+
+@contextmanager
+def _ctrl_c_cancels(loaders: Sequence[AnyLoader]) -> Iterator[list[int]]:
+    """Count Ctrl-C where it would have raised KeyboardInterrupt: at any point of a wait."""
+    interrupts: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield interrupts
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        interrupts.append(number)
+        for loader in loaders:
+            loader.cancel(drop_everything=len(interrupts) > 1)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _report(
+    target: Endpoint, options: LoadOptions, loaders: Sequence[AnyLoader], interrupted: bool
+) -> LoadReport:
+    results = [loader.result() for loader in loaders]
+
+    def total(name: str) -> int:
+        return int(sum(result.get(name, 0) for result in results))
+
+    start = min(result["window_start_ns"] for result in results)
+    end = max(result["window_end_ns"] for result in results)
+    duration = max(end - start, 0) / 1e9
+    # A thread whose connections were all closed has had nothing to do since.
+    idle_ns = sum(result["idle_ns"] + end - result["window_end_ns"] for result in results)
+    messages = total("messages")
+    errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
+    lost, corrupt = total("lost_bytes"), total("corrupt_bytes")
+    datagrams = None
+    if not target.is_stream:
+        datagrams = {kind: sum(r["datagrams"][kind] for r in results) for kind in DATAGRAM_COUNTS}
+    server_cpu_ns = results[0]["server_cpu_ns"]
+    other_errno = max(result["other_errno"] for result in results)
+    connects = _latency([loader.connects for loader in loaders if isinstance(loader, Loader)])
+    silent = connects.count > 0 and total("received_bytes") == 0
+    answered = options.mode == "echo"
+    return LoadReport(
+        endpoint=str(target),
+        options=options.as_dict(),
+        duration=duration,
+        messages=messages,
+        bytes=messages * options.size,
+        latency=_latency([each.from_intended for each in loaders]) if answered else NO_LATENCY,
+        latency_from_send=_latency([each.from_send for each in loaders])
+        if answered
+        else NO_LATENCY,
+        connect_latency=connects,
+        send_delay=_latency([each.send_delay for each in loaders]) if options.rate else NO_LATENCY,
+        offered_per_s=options.rate,
+        errors=dict(errors),
+        lost_bytes=lost,
+        corrupt_bytes=corrupt,
+        datagrams=datagrams,
+        reasons=(
+            *(["interrupted by Ctrl-C"] if interrupted else []),
+            *_error_reasons(options.mode, errors, other_errno),
+            *(_silence_reasons(options.mode, errors) if silent else []),
+            *([f"{lost} bytes lost"] if lost else []),
+            *([f"{corrupt} bytes corrupt"] if corrupt else []),
+            *_datagram_reasons(datagrams),
+            *_rate_reasons(options, messages, duration),
+        ),
+        client_busy=max(0.0, 1 - idle_ns / 1e9 / duration / len(results)) if duration else 0.0,
+        server_cpu=None if server_cpu_ns is None else server_cpu_ns / 1e9,
+        host=host_facts(),
+    )
+
+
+def _error_reasons(mode: str, errors: Counter[str], other_errno: int) -> list[str]:
+    mismatch = {
+        "echo": "answered with other bytes than were sent",
+        "send": "answered, which a discard service does not",
+        "receive": "brought other bytes than the lines of a chargen service",
+    }
+    words = {
+        "refused": "refused",
+        "reset": "reset by the server",
+        "timeout": "without progress for too long",
+        "closed_early": "closed by the server with bytes still owed or before the client was done",
+        "mismatch": mismatch[mode],
+        "other": f"failed: {os.strerror(other_errno)}",
+    }
+    return [f"connections {words[kind]}: {count}" for kind, count in errors.items() if count]
+
+
+def _silence_reasons(mode: str, errors: Counter[str]) -> list[str]:
+    """What it may mean that connections were opened and nothing ever came."""
+    if mode == "receive":
+        return ["the server sent nothing: perhaps it is not a chargen service"]
+    if mode == "echo" and (errors["timeout"] or errors["closed_early"]):
+        return ["nothing of what was sent came back: perhaps it is not an echo service"]
+    return []
+
+
+def _datagram_reasons(datagrams: dict[str, int] | None) -> list[str]:
+    if datagrams is None:
+        return []
+    sent, lost, duplicated = (datagrams[kind] for kind in ("sent", "lost", "duplicated"))
+    reasons = []
+    if lost > max(sent / 100, 2):
+        reasons.append(f"{lost} of {sent} datagrams lost")
+    if duplicated:
+        reasons.append(f"{duplicated} datagrams answered more than once")
+    return reasons
+
+
+def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[str]:
+    if messages == 0:
+        what = {"echo": "answered", "send": "sent", "receive": "received"}[options.mode]
+        return [f"no message was {what} in the window"]
+    if options.rate is None or duration == 0:
+        return []
+    offered = options.rate * duration
+    # In a steady state as many answers come in from before the window as are owed at its end.
+    if offered - messages <= max(offered / 100, 2):
+        return []
+    return [f"offered {options.rate:g} messages/s, achieved {messages / duration:g}"]
+
+
+def _latency(histograms: Sequence[Histogram]) -> Latency:
+    merged = Histogram()
+    for histogram in histograms:
+        merged.add(histogram)
+    return Latency(**merged.summary_us())

@@ -1,0 +1,1 @@
+"""The server: `fastsock.Server` and `fastsock.serve()`."""

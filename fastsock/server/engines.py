@@ -1,0 +1,144 @@
+"""The engines by name: which there are, which can be used here, and what "auto" picks."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastsock._native.server.epoll import EpollWorker
+from fastsock._native.server.fork import ForkWorker
+from fastsock._native.server.poll import PollWorker
+from fastsock._native.server.serial import SerialWorker
+from fastsock._native.server.threads import ThreadsWorker
+from fastsock.options import AUTO_BUSY_POLL, check_choice, check_int
+
+if TYPE_CHECKING:
+    from fastsock._native.server.worker import Worker
+
+#: Engines that can be used, and the worker that runs each.
+WORKERS: dict[str, type[Worker]] = {
+    "epoll": EpollWorker,
+    "poll": PollWorker,
+    "threads": ThreadsWorker,
+    "fork": ForkWorker,
+    "serial": SerialWorker,
+}
+
+#: Engines that this build does not have, and why.
+MISSING: dict[str, str] = {}
+
+try:
+    from fastsock._native.server.uring.uring import UringWorker
+except ModuleNotFoundError:
+    MISSING["io_uring"] = (
+        "not in this build, which found no liburing "
+        "(apt-get install liburing-dev pkg-config, then install fastsock again)"
+    )
+except ImportError as error:  # built with a shared liburing that is not, or no longer, there
+    MISSING["io_uring"] = f"not to be loaded: {error}"
+else:
+    WORKERS["io_uring"] = UringWorker
+
+NAMES = ("auto", *WORKERS, *MISSING)
+
+_URING_SINCE = (6, 1)  # Linux with IORING_SETUP_DEFER_TASKRUN
+_URING_FORBIDDEN = {
+    "1": "kernel.io_uring_disabled is 1: only for CAP_SYS_ADMIN and kernel.io_uring_group",
+    "2": "kernel.io_uring_disabled is 2",
+}
+
+
+#: Engines whose connections wait one by one, each in a recv() that blocks.
+BLOCKING = ("threads", "fork")
+
+#: What "auto" picks, and why. The rule has no condition, as none that is known at the start would
+#: do better: docs/benchmarks.md has the table.
+AUTO = "epoll"
+AUTO_REASON = (
+    "within 10 % of the best engine at 1 to 1000 busy connections, and idle ones cost nothing"
+)
+
+_BUSY_POLL_MAX = 10_000
+
+
+def busy_poll_us(value: int | str, engine: str) -> int:
+    """Microseconds that `busy_poll` stands for.
+
+    Raises:
+        TypeError: neither an int nor "auto".
+        ValueError: out of range, or not for this engine.
+
+    """
+    if isinstance(value, str):
+        check_choice("busy_poll", value, ("auto",))
+        return 0 if engine in BLOCKING else AUTO_BUSY_POLL
+    check_int("busy_poll", value, 0, _BUSY_POLL_MAX)
+    if value and engine in BLOCKING:
+        raise ValueError(
+            f"busy_poll {value} is not for engine {engine!r}, whose connections wait one by one; "
+            "expected 0"
+        )
+    return value
+
+
+def choose(name: str) -> str:
+    """Return the engine that `name` stands for.
+
+    An engine asked for by name is that one or an error; only "auto" chooses.
+
+    Raises:
+        TypeError: not a str.
+        ValueError: no such engine, or one that is not in this build; the message says why.
+
+    """
+    check_choice("engine", name, NAMES)
+    if name == "auto":
+        return AUTO
+    if name in MISSING:
+        usable = ", ".join(("auto", *WORKERS))
+        raise ValueError(f"engine {name!r} is {MISSING[name]}; usable here: {usable}")
+    return name
+
+
+def reason(name: str) -> str:
+    """Why `choose(name)` is what it is."""
+    return AUTO_REASON if name == "auto" else "asked for"
+
+
+def doubt(name: str) -> str:
+    """Why an engine that was built may not work here, or "".
+
+    Found out by reading files alone: where a seccomp filter kills for io_uring, asking the kernel
+    would be the end of the process.
+    """
+    if name != "io_uring":
+        return ""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release and (int(release[1]), int(release[2])) < _URING_SINCE:
+        return "it needs Linux {}.{}".format(*_URING_SINCE)
+    disabled = _first_match("/proc/sys/kernel/io_uring_disabled", r"([12])")
+    if disabled:
+        return _URING_FORBIDDEN[disabled]
+    if _first_match("/proc/self/status", r"^Seccomp:\s+([12])"):
+        return "a seccomp filter is on, and many forbid it"
+    return ""
+
+
+def states() -> dict[str, str]:
+    """Every engine: available, perhaps, or not and why."""
+    found = {"auto": f"picks {AUTO}: {AUTO_REASON}"}
+    for name in WORKERS:
+        why = doubt(name)
+        found[name] = f"perhaps not available: {why}" if why else "available"
+    return found | MISSING
+
+
+def _first_match(path: str, pattern: str) -> str:
+    try:
+        text = Path(path).read_text()
+    except OSError:  # not in this kernel, or hidden
+        return ""
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else ""

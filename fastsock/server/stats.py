@@ -1,0 +1,59 @@
+"""What a server counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Every way in which a connection of a server can end.
+CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
+
+#: Every reason for which a server leaves a datagram unanswered.
+DROPPED = ("loop_guard", "truncated", "unnamed", "send_error")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """Counters of a server since its start, summed over its workers.
+
+    ``closed`` counts connections by the reason of their end: "eof" (the client half-closed and got
+    everything back), "reset" (ECONNRESET or EPIPE), "error" (any other errno), "stopped" (still
+    open when the server stopped), "idle" (``idle_timeout``) and "close_on" (the client sent that
+    line). ``rejected`` counts connections from outside ``allow``, which are closed before they
+    count as accepted. ``errors`` counts failed calls by errno name. ``accept_pauses`` counts how
+    often the listener was paused for want of descriptors or memory.
+
+    ``datagrams_in`` counts datagrams received and ``datagrams_out`` those answered; the rest is in
+    ``dropped``, by reason: "loop_guard" (it may have been a server's answer), "truncated" (longer
+    than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not
+    bound and has no address) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
+    ``bytes_out`` hold the bytes of connections and datagrams both. ``engine`` is that of the
+    streams, and ``engine_reason`` why it is that one: "asked for", or what speaks for the choice of
+    "auto". Datagrams have an engine of their own.
+    """
+
+    engine: str
+    endpoints: tuple[str, ...]
+    accepted: int
+    open: int
+    closed: Mapping[str, int]
+    bytes_in: int
+    bytes_out: int
+    errors: Mapping[str, int]
+    accept_pauses: int
+    rejected: int = 0
+    accepted_per_worker: tuple[int, ...] = ()
+    datagrams_in: int = 0
+    datagrams_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    engine_reason: str = "asked for"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
