@@ -1,8 +1,7 @@
 """The build: one list of extension modules, one dict of Cython directives, switches by environment.
 
 FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefined -g";
-                  -DFASTSOCK_BATCH=8 sets how many datagrams the server takes per call,
-                  -DFASTSOCK_CHECK has a loop's end looked at, see fastsock/_native/server/debug.pxd
+                  -DFASTSOCK_CHECK adds the checks of fastsock/_native/server/debug.pxd
 FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
 
 The io_uring engine is left out, and everything else whole, where pkg-config finds no liburing.

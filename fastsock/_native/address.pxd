@@ -39,8 +39,8 @@ cdef inline int fill_unix(posix.sockaddr_un *address, str path) except -1:
     import os
     cdef bytes text = os.fsencode(path)
     cdef Py_ssize_t size = len(text)
-    # A path ends with a NUL. An abstract name begins with one instead, and its length is what the
-    # size of the address says, so that any more would be part of the name (unix(7)).
+    # A path ends with a NUL. An abstract name begins with one instead, and the size of the address
+    # is its length: a NUL at the end would be part of the name (unix(7)).
     cdef bint abstract = text.startswith(b"@")
     if size + (not abstract) > <Py_ssize_t>sizeof(address.sun_path):
         raise ValueError(f"{path!r} is too long for a Unix socket")

@@ -1,4 +1,4 @@
-# What a connection gets: the three oldest services of the Internet, and the line that ends one.
+# The services: the three oldest of the Internet, and the line that ends an echo.
 #
 #   echo     RFC 862   what comes in goes back
 #   discard  RFC 863   what comes in is thrown away
@@ -21,8 +21,12 @@ cdef enum:
     NO_MATCH = 0xFFFFFFFF
 
 
+cdef inline int by_name(str name) except -1:
+    return ("echo", "discard", "chargen").index(name)
+
+
 cdef inline char *chargen_table(size_t piece) noexcept nogil:
-    """The lines, so often that `piece` bytes from any place of the period stand unbroken."""
+    """The lines, repeated until `piece` bytes from any place of the period are contiguous."""
     cdef size_t size = PERIOD + piece, i, line, column
     cdef char *table = <char *>malloc(size)
     if table == NULL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastsock.options import (
     check_bool,
@@ -43,7 +43,7 @@ class ServerOptions:
     workers: int = option(MISSING, check_int, 1, _MAX_WORKERS)
     cpus: tuple[int, ...]
     buffer_size: int = option(MISSING, check_int, *_BUFFER_SIZES)
-    busy_poll: int  # microseconds
+    busy_poll: float  # seconds
     max_connections: int = option(MISSING, check_int, 0, _MAX_INT)
     idle_timeout: float = option(MISSING, check_number, 0, _MAX_IDLE, "seconds")
     allow: tuple[tuple[bytes, int], ...]
@@ -75,16 +75,6 @@ class ServerOptions:
         for endpoint in (*asked, *inherited):
             if given and not endpoint.is_stream:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
-
-    def of_stream_workers(self) -> dict[str, Any]:
-        return {
-            "busy_poll": self.busy_poll,
-            "buffer_size": self.buffer_size,
-            "idle_timeout": self.idle_timeout,
-            "allow": self.allow,
-            "service": self.service,
-            "close_on": self.close_on,
-        }
 
 
 def check_fds(fds: Iterable[int]) -> tuple[int, ...]:

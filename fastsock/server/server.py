@@ -161,7 +161,7 @@ class Server:
             workers=workers,
             cpus=check_cpus(cpus),
             buffer_size=buffer_size,
-            busy_poll=engines.busy_poll_us(busy_poll, self.engine),
+            busy_poll=engines.busy_poll_us(busy_poll, self.engine) / 1e6,
             max_connections=max_connections,
             idle_timeout=idle_timeout,
             allow=check_ranges("allow", allow),
@@ -403,15 +403,9 @@ class Server:
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):
-            return DatagramWorker(
-                bound,
-                loop_guard=self._options.loop_guard,
-                busy_poll=self._options.busy_poll,
-                cpu=cpu,
-            )
-        return engines.WORKERS[self.engine](
-            bound, max_connections=max_connections, cpu=cpu, **self._options.of_stream_workers()
-        )
+            return DatagramWorker(bound, self._options, cpu=cpu)
+        worker = engines.WORKERS[self.engine]
+        return worker(bound, self._options, max_connections=max_connections, cpu=cpu)
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
         most, cpus = self._options.max_connections, self._options.cpus

@@ -9,7 +9,7 @@ cimport fastsock._native.wakeup as wakeup
 cimport fastsock._native.clock as clock
 cimport fastsock._native.atomic as atomic
 cimport fastsock._native.posix as posix
-from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
+from fastsock._native.busy_poll cimport BusyPoll, poll_again, begin_wait, end_wait
 from fastsock._native.check cimport os_error
 from fastsock._native.client.histogram cimport Histogram, Recorder, record
 from fastsock._native.client.process_tree cimport Processes, cpu_ns, free_processes, list_processes
@@ -211,7 +211,7 @@ cdef inline int wait_for_events(Frame *frame, int64_t until) noexcept nogil:
     cdef int64_t began = clock.monotonic_ns(), now = began
     cdef int count
     begin_wait(&frame.busy_poll)
-    while frame.spin or now >= until or asks_on(&frame.busy_poll):
+    while frame.spin or now >= until or poll_again(&frame.busy_poll):
         count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, 0)
         if count == 0 or now > began:   # to ask once, and be answered, is no idle time
             now = clock.monotonic_ns()

@@ -1,47 +1,69 @@
-# Step 5, and what may go wrong there, for every engine.
+# Step 5, accepting, for every stream engine: what accept() may answer, pausing, and step 9.
 #
-# At the descriptor limit accept() fails while the listener stays readable, which is how servers
-# come to spin. Here the listener rests for a while, unwatched, and comes back by itself; so does
-# the queue, because the kernel keeps it.
+# At the descriptor limit accept() fails while the listener stays readable, which makes servers
+# spin. Here accepting is paused, with the listener unwatched, and tried again by itself. The kernel
+# keeps the queue meanwhile.
 
 from libc.stdint cimport int64_t, uint32_t
 
-cimport fastsock._native.clock as clock
 cimport fastsock._native.atomic as atomic
-cimport fastsock._native.server.engine as engine
+cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
-from fastsock._native.server.ranges cimport allowed
-from fastsock._native.server.engine cimport Context
+cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.server.ranges as ranges
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.server.context cimport Context
 
 cdef enum:
-    BURST = 64                      # connections taken before the others get their turn again
-    BURSTS_AT_STOP = 128            # twice what net.core.somaxconn lets wait by default
-    REST_NS = 100000000             # how long a listener rests
+    BURST = 64                      # accept() calls before the connections get their turn again
+    BURSTS_AT_STOP = 128            # twice the default of net.core.somaxconn
+    PAUSE_NS = 100000000            # until accept() is tried again
     NOTICE_INTERVAL_NS = 1000000000     # at most one notice, so one log line, in this time
 
-cdef enum:                          # how an attempt to accept ended
+cdef enum:                          # what accept_one() found
     ACCEPTED
     QUEUE_EMPTY
-    TRY_NEXT                        # this connection failed; the next may not
-    MUST_REST                       # no descriptors or memory
+    TRY_NEXT                        # this connection failed; the next one may not
+    PAUSED                          # no descriptors or no memory
     LISTENER_GONE                   # its errno is in `failed_errno`
 
+cdef struct Acceptor:               # of one loop
+    Context *context
+    const uint32_t *open            # number of open connections; NULL: no limit is kept
+    int flags                       # of accept4
+    int epfd                        # the epoll that watches the listener, or -1
+    int held                        # a connection for which there was no memory yet, or -1
+    int attempts                    # accept() calls that are left in this turn
+    bint closing                    # a stop was requested, and `attempts` cover the whole queue
+
+
+cdef inline void init(Acceptor *acceptor, Context *context, int flags,
+                      const uint32_t *open) noexcept nogil:
+    acceptor.context = context
+    acceptor.open = open
+    acceptor.flags = flags
+    acceptor.epfd = -1
+    acceptor.held = -1
+
+
+# --- one accept() -------------------------------------------------------------------------------
 
 cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
     """Accept a connection; `flags` are those of accept4, SOCK_CLOEXEC is always set."""
-    cdef posix.sockaddr_storage peer
-    cdef posix.socklen_t size = sizeof(peer)
-    # Whoever accepts next keeps those who wait for longer than a server that stops.
-    if context.inherited and engine.stop_requested(context):
+    cdef posix.sockaddr_storage client
+    cdef posix.socklen_t size = sizeof(client)
+    # The queue of an inherited listener is left to the next process that accepts from it.
+    if context.inherited and deadlines.stop_requested(context):
         return QUEUE_EMPTY
-    if context.allow_count == 0:
-        fd[0] = posix.accept4(context.listen_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
+    if context.range_count == 0:
+        fd[0] = posix.accept4(context.bound_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
         return ACCEPTED if fd[0] >= 0 else accept_failed(context, posix.errno)
-    fd[0] = posix.accept4(context.listen_fd, <posix.sockaddr *>&peer, &size,
+    fd[0] = posix.accept4(context.bound_fd, <posix.sockaddr *>&client, &size,
                           flags | posix.SOCK_CLOEXEC)
     if fd[0] < 0:
         return accept_failed(context, posix.errno)
-    if allowed(&peer, context.allow, context.allow_count):
+    if ranges.contain(&client, context.ranges, context.range_count):
         return ACCEPTED
     posix.close(fd[0])
     atomic.count(&context.counters.rejected, 1)
@@ -51,11 +73,11 @@ cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
 cdef inline int accept_failed(Context *context, int error) noexcept nogil:
     if error == posix.EAGAIN:
         return QUEUE_EMPTY
-    engine.count_error(context, error)
+    counters.count_error(&context.counters, error)
     if error in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
-        note_rest(context, error)
-        return MUST_REST
-    # EINVAL: somebody else shut the listener down, which `ss -K` can do too.
+        pause(context, error)
+        return PAUSED
+    # EINVAL: the listener was shut down, by another process or by `ss -K`.
     if error in (posix.EINVAL, posix.EBADF, posix.ENOTSOCK):
         note_failure(context, error)
         return LISTENER_GONE
@@ -64,37 +86,159 @@ cdef inline int accept_failed(Context *context, int error) noexcept nogil:
     return TRY_NEXT
 
 
-cdef inline void note_rest(Context *context, int error) noexcept nogil:
-    """Set when to try again; tell who listens, not too often."""
+# --- pausing ------------------------------------------------------------------------------------
+
+cdef inline void pause(Context *context, int error) noexcept nogil:
+    """Accept nothing for PAUSE_NS; notify the thread that logs, once a second at most."""
     cdef int64_t now = clock.monotonic_ns()
-    context.resume_at = now + REST_NS
+    context.resume_at = now + PAUSE_NS
     atomic.count(&context.counters.accept_pauses, 1)
     atomic.store_int(&context.pause_errno, error, atomic.RELAXED)
     if now - context.noticed_at >= NOTICE_INTERVAL_NS:
         context.noticed_at = now
-        engine.notify(context.notice_fd)
+        wakeup.notify(context.notice_fd)
+
+
+cdef inline bint paused(Context *context) noexcept nogil:
+    return context.full or context.resume_at != clock.NEVER
+
+
+cdef inline void resume(Context *context) noexcept nogil:
+    """Try again at the next turn: a connection has closed, and its descriptor is free."""
+    if paused(context):
+        context.full = False
+        context.resume_at = 0
 
 
 cdef inline void note_failure(Context *context, int error) noexcept nogil:
     atomic.store_int(&context.failed_errno, error, atomic.RELAXED)
-    engine.notify(context.notice_fd)
+    wakeup.notify(context.notice_fd)
 
 
-cdef inline bint resting(Context *context) noexcept nogil:
-    return context.resume_at != engine.NEVER
+# --- a turn of the loop -------------------------------------------------------------------------
+
+cdef inline void begin_turn(Acceptor *acceptor) noexcept nogil:
+    """After each wait, before anything is accepted."""
+    cdef Context *context = acceptor.context
+    deadlines.note_time(context)
+    acceptor.attempts = BURST
+    acceptor.closing = deadlines.stop_requested(context)
+    if acceptor.closing:
+        acceptor.attempts += queue_length(context.bound_fd)
+    if context.resume_at != clock.NEVER and clock.monotonic_ns() >= context.resume_at:
+        context.resume_at = clock.NEVER
 
 
-cdef inline bint full(Context *context, uint32_t open) noexcept nogil:
-    """Whether `max_connections` is reached; if so the listener rests until one of them closes."""
-    if context.max_connections == 0 or open < context.max_connections:
-        return False
-    context.resume_at = engine.NEVER - 1
-    return True
+cdef inline bint listening(Acceptor *acceptor) noexcept nogil:
+    """Whether the listener is to be watched."""
+    return acceptor.context.bound_fd >= 0 and not paused(acceptor.context)
 
 
-cdef inline void close_listener(Context *context) noexcept nogil:
+cdef inline bint must_accept(Acceptor *acceptor) noexcept nogil:
+    """Whether to call next_client() even if the listener was not reported as readable."""
+    if acceptor.held >= 0:
+        return True
+    return deadlines.stop_requested(acceptor.context) and acceptor.context.bound_fd >= 0
+
+
+cdef inline int next_client(Acceptor *acceptor) noexcept nogil:
+    """Step 5: the next connection, or -1 when there is none now.
+
+    Closing a listener resets the connections in its queue, which their clients take for
+    established. So once a stop is requested, the listener is closed when the queue is empty or the
+    stop is due. If the request comes in the middle of a burst, `attempts` cover a part of the
+    queue only: the next wait then does not block, and gives more. With a process for each
+    connection a long queue takes too long: stop_overdue() is the limit.
+    """
+    cdef Context *context = acceptor.context
+    cdef int fd = acceptor.held, found
+    if fd >= 0 and not paused(context):
+        acceptor.held = -1
+        return fd
+    while context.bound_fd >= 0 and not paused(context) and acceptor.attempts > 0:
+        acceptor.attempts -= 1
+        if acceptor.closing and deadlines.stop_overdue(context):
+            break
+        if is_full(acceptor):
+            context.full = True
+            break
+        found = accept_one(context, acceptor.flags, &fd)
+        if found == ACCEPTED:
+            atomic.count(&context.counters.accepted, 1)
+            return fd
+        if found == QUEUE_EMPTY:
+            break
+        if found == LISTENER_GONE:
+            close_listener(acceptor)
+    if context.bound_fd >= 0 and acceptor.closing:
+        if not paused(context) or deadlines.stop_due(context):
+            close_listener(acceptor)
+    return -1
+
+
+cdef inline bint is_full(Acceptor *acceptor) noexcept nogil:
+    cdef uint32_t most = acceptor.context.max_connections
+    return acceptor.open != NULL and most != 0 and acceptor.open[0] >= most
+
+
+cdef inline int queue_length(int listen_fd) noexcept nogil:
+    """How many connections wait to be accepted now.
+
+    At a stop no more than these are accepted, and a few that may have come meanwhile. A process
+    takes longer to make than a connection, so a queue that is refilled might never be empty.
+    """
+    cdef posix.tcp_info info
+    cdef posix.socklen_t size = sizeof(info)
+    if listen_fd < 0:
+        return 0
+    if posix.getsockopt(listen_fd, posix.IPPROTO_TCP, posix.TCP_INFO, &info, &size) != 0:
+        return BURST * BURSTS_AT_STOP
+    return info.tcpi_unacked        # of a listener: the length of its accept queue
+
+
+cdef inline void hold(Acceptor *acceptor, int fd, int error) noexcept nogil:
+    """Pause, and give the same connection again: something else that it needs cannot be had."""
+    acceptor.held = fd
+    counters.count_error(&acceptor.context.counters, error)
+    pause(acceptor.context, error)
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+cdef inline void close_listener(Acceptor *acceptor) noexcept nogil:
     """Step 9."""
-    cdef int fd = context.listen_fd
-    context.listen_fd = -1
-    context.resume_at = engine.NEVER
+    if acceptor.epfd >= 0:
+        # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
+        # (epoll(7), question 6); a copy would be reported for ever.
+        posix.epoll_ctl(acceptor.epfd, posix.EPOLL_CTL_DEL, acceptor.context.bound_fd, NULL)
+    close_bound(acceptor.context)
+
+
+cdef inline void close_bound(Context *context) noexcept nogil:
+    cdef int fd = context.bound_fd
+    context.bound_fd = -1           # before close(): a forked child must not close a reused number
+    context.full = False
+    context.resume_at = clock.NEVER
     posix.close(fd)
+
+
+cdef inline void close_held(Acceptor *acceptor) noexcept nogil:
+    if acceptor.held >= 0:
+        posix.close_once(&acceptor.held)
+        atomic.count(&acceptor.context.counters.closed[counters.CLOSED_STOPPED], 1)
+
+
+cdef inline void fail(Acceptor *acceptor, int error) noexcept nogil:
+    """End the loop: to wait for events has failed, and always will."""
+    atomic.lower_i64(&acceptor.context.stop_at, 0)
+    note_failure(acceptor.context, error)
+    if acceptor.context.bound_fd >= 0:
+        close_listener(acceptor)
+
+
+cdef inline bint finished(Acceptor *acceptor, bint has_connections) noexcept nogil:
+    """Whether the loop is to end."""
+    cdef Context *context = acceptor.context
+    if context.bound_fd >= 0 or not deadlines.stop_requested(context):
+        return False
+    return not (has_connections or acceptor.held >= 0) or deadlines.stop_due(context)

@@ -1,16 +1,16 @@
-# Child processes, by pidfd: how they are made, told, killed and reaped.
+# Child processes, by pidfd: made, signalled and reaped.
 #
 # Not fork(): that runs the handlers which any library in the process has registered with
-# pthread_atfork(). And a child of clone() need not send SIGCHLD when it ends: so no handler of the
-# application runs, no wait() or waitpid(-1) of it finds our children (wait(2), "__WCLONE"), and
-# SIGCHLD may be ignored without their being lost. A pidfd cannot mean a later process, either.
+# pthread_atfork(). And a child of clone() need not send SIGCHLD when it ends. So no handler of the
+# application runs, no wait() or waitpid(-1) of the application finds our children (wait(2),
+# "__WCLONE"), and they are not lost where SIGCHLD is ignored. A pidfd never means a later process.
 
 cimport fastsock._native.posix as posix
 
 
 cdef inline int clone_process(int *pidfd) noexcept nogil:
-    """A copy of this process with this thread alone, as fork(): 0 in it, its pid here, or -1."""
-    # No stack of its own: the copy goes on with the copy of this one. No signal at its end.
+    """Copy this process with this thread alone, as fork(): 0 in the copy, its pid here, or -1."""
+    # No stack of its own: the copy goes on with its copy of this one. No signal at its end.
     return <int>posix.syscall(posix.SYS_clone, posix.CLONE_PIDFD, NULL, pidfd, NULL, NULL)
 
 
@@ -20,13 +20,13 @@ cdef inline void send_signal(int pidfd, int number) noexcept nogil:
 
 
 cdef inline bint reap(int pidfd, int flags) noexcept nogil:
-    """Let a child that has ended go; False if it has not, with WNOHANG in `flags`."""
+    """Reap a child that has ended; False if it has not, with WNOHANG in `flags`."""
     cdef posix.siginfo_t info
     info.si_pid = 0
     while posix.waitid(posix.WAIT_FOR_PIDFD, pidfd, &info,
                        posix.WEXITED | posix.ANY_CHILD | flags) != 0:
         if posix.errno != posix.EINTR:
-            return True             # ECHILD: somebody has reaped it with __WALL
+            return True             # ECHILD: the application has reaped it, with __WALL
     return info.si_pid != 0
 
 

@@ -1,4 +1,4 @@
-"""Steps 1 to 3 of a datagram server: create, options, bind. There is nobody to listen for.
+"""Steps 1 to 3 of a datagram server: create, options, bind. Datagrams need no listen().
 
 SO_REUSEADDR is never set: on UDP it lets a second process bind the same port and take all the
 datagrams. IP_RECVERR is not set either: with it an ICMP error about one client fails the next send
@@ -11,7 +11,7 @@ from fastsock._native.server.listener cimport BoundSocket
 
 
 cdef class DatagramSocket(BoundSocket):
-    """A UDP socket that tells with each datagram where it was sent to, and how far it came.
+    """A UDP socket that reports each datagram's destination address and hop limit.
 
     `family` is AF_INET or AF_INET6, `host` a numeric address of it, `where` the endpoint for
     messages. `rcvbuf` and `sndbuf` are bytes (the kernel doubles them, socket(7)); 0 leaves the
@@ -25,28 +25,28 @@ cdef class DatagramSocket(BoundSocket):
         try:
             self._create(posix.SOCK_DGRAM)
             self._set_options(reuse_port, dual_stack, rcvbuf, sndbuf)
-            self._ask_for_addresses(dual_stack)
-            self._take_several_at_once()
+            self._report_addresses(dual_stack)
+            self._merge_datagrams()
             self._bind(host, port, scope_id)
         except BaseException:
             self.close()
             raise
 
-    def _ask_for_addresses(self, bint dual_stack):
+    def _report_addresses(self, bint dual_stack):
         if self.family == posix.AF_INET or dual_stack:
             self._set_ipv4_options()
         if self.family == posix.AF_INET6:
             self._set_ipv6_options()
 
-    def _take_several_at_once(self):
-        """Let the kernel hand over datagrams of one flow and size together, UDP_GRO of udp(7)."""
+    def _merge_datagrams(self):
+        """Let the kernel merge datagrams of one flow and size, UDP_GRO of udp(7)."""
         cdef int yes = 1
-        # Linux 5.0 has it. Without it they come one by one.
+        # Since Linux 5.0. Without it they come one by one.
         posix.setsockopt(self.fd, posix.SOL_UDP, posix.UDP_GRO, &yes, sizeof(yes))
 
     # On a wildcard socket the kernel would answer from the address of the route back, and a client
-    # that asked another one would never see the answer: so each datagram comes with the address
-    # that was asked, and goes back with it (RFC 1122 3.3.4.2). The hops are for the loop guard.
+    # that asked another address would never see the answer. So each datagram comes with the address
+    # that was asked, and goes back with it (RFC 1122 3.3.4.2). The hop limit is for the loop guard.
 
     def _set_ipv4_options(self):
         self._set("IP_PKTINFO", posix.IPPROTO_IP, posix.IP_PKTINFO, 1)
@@ -63,7 +63,7 @@ cdef class DatagramSocket(BoundSocket):
 cdef class UnixDatagramSocket(DatagramSocket):
     """A Unix datagram socket; `path` and `mode` are those of UnixListener.
 
-    `sndbuf` is bytes, as above. It holds every answer until its client has received it (unix(7)).
+    `sndbuf` is bytes, as above. It holds every answer until the client has received it (unix(7)).
     """
 
     def __init__(self, str path, str where, *, int mode, int sndbuf=0):
@@ -79,10 +79,10 @@ cdef class UnixDatagramSocket(DatagramSocket):
 
 
 cdef class InheritedDatagramSocket(DatagramSocket):
-    """A bound datagram socket that somebody else has made; takes `fd` over.
+    """A bound datagram socket that another program has made; takes `fd` over.
 
-    It gets the options without which the loop guard is blind and answers may leave from another
-    address; all others are its maker's. Blocking or not, no call on it waits (MSG_DONTWAIT).
+    It gets the options that the loop guard and the answers' source address need; all others stay
+    as they are. Blocking or not, no call on it waits (MSG_DONTWAIT).
     """
 
     def __init__(self, int fd, int family, str where, *, bint dual_stack):
@@ -93,4 +93,4 @@ cdef class InheritedDatagramSocket(DatagramSocket):
         if family == posix.AF_UNIX:
             self._refuse_descriptors()
         else:
-            self._ask_for_addresses(dual_stack)
+            self._report_addresses(dual_stack)

@@ -1,7 +1,7 @@
-# What must be even when a loop has ended: all that was taken has been given back.
+# Checks that hold when a loop has ended: all that was taken has been given back.
 #
-# Looked at in a build with -DFASTSOCK_CHECK alone, as the sanitizers' are; there the process ends
-# with the line that does not hold. A server in use should rather go on.
+# Only in a build with -DFASTSOCK_CHECK, as the sanitizers' builds are: the process ends with the
+# check that does not hold. A server in use should rather go on.
 
 cdef extern from *:
     """

@@ -1,31 +1,31 @@
 """The epoll engine: one loop over all connections, epoll(7), level-triggered.
 
 The classic loop: wait, accept what is new, and for each ready connection receive once and send
-once. Level-triggered: whatever is left unread or unaccepted is reported again, so one call per
-event is enough and every connection gets its turn. A connection that keeps up costs no other call;
-only when its socket is full is it watched for room instead of input, and back again.
+once. Level-triggered: what is left unread or unaccepted is reported again, so one call per event is
+enough and every connection gets its turn. A connection that keeps up costs no other call; only when
+its socket is full is it watched for room instead of input, and back again.
 
-How a connection goes on is in connection.pxd, how new ones are let in, and no more at a stop, in
-door.pxd, and why an event never reaches the wrong connection in table.pxd.
+How a connection advances is in connection.pxd, accepting and stopping in acceptor.pxd, and why an
+event never reaches the wrong connection in connections.pxd.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-cimport fastsock._native.server.acceptor as accepting
 cimport fastsock._native.atomic as atomic
-cimport fastsock._native.server.engine as engine
+cimport fastsock._native.busy_poll as busy_poll
+cimport fastsock._native.check as check
 cimport fastsock._native.posix as posix
-from fastsock._native.busy_poll cimport asks_on, begin_wait, end_wait
-from fastsock._native.check cimport os_error
-from fastsock._native.server.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
-from fastsock._native.server.connection cimport advance, first_awaits, idle_reason, overdue
-from fastsock._native.server.door cimport Door, begin_turn, close_door, door_init, end_rest, expects
-from fastsock._native.server.door cimport finished, give_up, hold, let_go, listening, next_client
-from fastsock._native.server.engine cimport Context
-from fastsock._native.server.connections cimport LISTENER, NO_SLOT, WAKE, Table
-from fastsock._native.server.connections cimport add_connection, close_copies, connection_at, owner_of
-from fastsock._native.server.connections cimport remove_connection, table_free, table_init, token_of, vacate
+cimport fastsock._native.server.acceptor as acceptor
+cimport fastsock._native.server.connection as connection
+cimport fastsock._native.server.connections as connections
+cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.server.acceptor cimport Acceptor
+from fastsock._native.server.connection cimport Connection
+from fastsock._native.server.connections cimport Connections
+from fastsock._native.server.context cimport Context
 from fastsock._native.server.worker cimport Worker
 
 cdef enum:
@@ -33,12 +33,12 @@ cdef enum:
 
 cdef struct Loop:
     Context *context
-    Door door
+    Acceptor acceptor
     int epfd
     bint listener_watched
     char *buffer                    # the one receive buffer of this worker
     posix.epoll_event *events
-    Table table
+    Connections connections
 
 
 cdef class EpollWorker(Worker):
@@ -51,21 +51,23 @@ cdef class EpollWorker(Worker):
         if loop == NULL:
             raise MemoryError
         self.loop = loop
-        table_init(&loop.table)
+        connections.init(&loop.connections)
         loop.context = &self.context
-        door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.table.open)
+        acceptor.init(&loop.acceptor, &self.context, posix.SOCK_NONBLOCK, &loop.connections.open)
         loop.buffer = <char *>malloc(self.context.stream_size)
         loop.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
         loop.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
         if loop.epfd < 0:
-            raise os_error(posix.errno, "epoll_create1", "")
+            raise check.os_error(posix.errno, "epoll_create1", "")
         if loop.buffer == NULL or loop.events == NULL:
             raise MemoryError
-        if (watch(loop, posix.EPOLL_CTL_ADD, self.context.listen_fd, posix.EPOLLIN, LISTENER) < 0
-                or watch(loop, posix.EPOLL_CTL_ADD, self.context.wake_fd, posix.EPOLLIN, WAKE) < 0):
-            raise os_error(posix.errno, "epoll_ctl", "")
+        if (control(loop, posix.EPOLL_CTL_ADD, self.context.bound_fd, posix.EPOLLIN,
+                    connections.LISTENER) < 0
+                or control(loop, posix.EPOLL_CTL_ADD, self.context.wake_fd, posix.EPOLLIN,
+                           connections.WAKE) < 0):
+            raise check.os_error(posix.errno, "epoll_ctl", "")
         loop.listener_watched = True
-        loop.door.epfd = loop.epfd
+        loop.acceptor.epfd = loop.epfd
         self.main = run
         self.argument = loop
         return 0
@@ -75,7 +77,7 @@ cdef class EpollWorker(Worker):
         if loop == NULL:
             return
         self.loop = NULL
-        table_free(&loop.table)
+        connections.free_chunks(&loop.connections)
         if loop.epfd >= 0:
             posix.close(loop.epfd)
         free(loop.events)
@@ -84,149 +86,157 @@ cdef class EpollWorker(Worker):
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
-            let_go(&self.loop.door)
-            close_copies(&self.loop.table)
+            acceptor.close_held(&self.loop.acceptor)
+            connections.close_copies(&self.loop.connections)
 
 
 cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
-    while not finished(&loop.door, loop.table.open > 0):
+    while not acceptor.finished(&loop.acceptor, loop.connections.open > 0):
         wait_and_serve(loop)
-    let_go(&loop.door)
+    acceptor.close_held(&loop.acceptor)
     close_all(loop)
-    engine.notify(loop.context.done_fd)
+    wakeup.notify(loop.context.done_fd)
     return NULL
 
 
 cdef void wait_and_serve(Loop *loop) noexcept nogil:
     cdef int i, count
     cdef uint64_t token
-    cdef bint knock = False
+    cdef bint listener_ready = False
     count = wait(loop)
     # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
     if count < 0 and posix.errno != posix.EINTR:
-        give_up(&loop.door, posix.errno)
-    begin_turn(&loop.door)
+        acceptor.fail(&loop.acceptor, posix.errno)
+    acceptor.begin_turn(&loop.acceptor)
     for i in range(count):
         token = loop.events[i].data.u64
-        if token == LISTENER:
-            knock = True
-        elif token == WAKE:
-            engine.clear(loop.context.wake_fd)
+        if token == connections.LISTENER:
+            listener_ready = True
+        elif token == connections.WAKE:
+            wakeup.clear(loop.context.wake_fd)
         else:
             on_connection(loop, token)
-    if engine.sweep_due(loop.context):
+    if deadlines.sweep_due(loop.context):
         close_overdue(loop)
-    if knock and not loop.listener_watched:
-        # A resting listener is watched for nothing, so this is an error or a hang-up.
-        accepting.note_failure(loop.context, posix.EINVAL)
-        close_door(&loop.door)
-    elif knock or expects(&loop.door):
-        let_in(loop)
+    if listener_ready and not loop.listener_watched:
+        # A listener that is watched for nothing is reported only for an error or a hang-up.
+        acceptor.note_failure(loop.context, posix.EINVAL)
+        acceptor.close_listener(&loop.acceptor)
+    elif listener_ready or acceptor.must_accept(&loop.acceptor):
+        accept_clients(loop)
     watch_listener(loop)
 
 
 cdef inline int wait(Loop *loop) noexcept nogil:
     cdef int count
-    begin_wait(&loop.context.busy_poll)
-    while asks_on(&loop.context.busy_poll):
+    busy_poll.begin_wait(&loop.context.busy_poll)
+    while busy_poll.poll_again(&loop.context.busy_poll):
         count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, 0)
         if count != 0:
             return count
-    count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, engine.timeout_ms(loop.context))
-    end_wait(&loop.context.busy_poll)
+    count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX,
+                             deadlines.timeout_ms(loop.context))
+    busy_poll.end_wait(&loop.context.busy_poll)
     return count
 
 
-cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
-    cdef Connection *connection = owner_of(&loop.table, token)
-    cdef uint32_t awaits
-    if connection == NULL:
-        return
-    awaits = advance(connection, loop.context, loop.buffer)
-    if awaits == connection.awaits:
-        return
-    if awaits >= ENDED:
-        close_connection(loop, <uint32_t>token, awaits - ENDED)
-        return
-    connection.awaits = awaits
-    if watch(loop, posix.EPOLL_CTL_MOD, connection.fd, events_of(awaits), token) < 0:
-        engine.count_error(loop.context, posix.errno)
-        close_connection(loop, <uint32_t>token, engine.CLOSED_ERROR)
-
-
-cdef inline uint32_t events_of(uint32_t awaits) noexcept nogil:
-    if awaits == AWAITS_INPUT:
-        return posix.EPOLLIN
-    return posix.EPOLLOUT if awaits == AWAITS_ROOM else posix.EPOLLIN | posix.EPOLLOUT
-
-
-cdef void close_overdue(Loop *loop) noexcept nogil:
-    cdef uint32_t slot
-    cdef Connection *connection
-    for slot in range(loop.table.slots):
-        connection = connection_at(&loop.table, slot)
-        if connection.fd >= 0 and overdue(connection, loop.context):
-            close_connection(loop, slot, idle_reason(connection))
-
-
-cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
-    # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
-    # (epoll(7), question 6); a copy would keep reporting an event that nobody can take away.
-    watch(loop, posix.EPOLL_CTL_DEL, connection_at(&loop.table, slot).fd, 0, 0)
-    remove_connection(&loop.table, loop.context, slot)
-    atomic.count(&loop.context.counters.closed[reason], 1)
-    end_rest(&loop.door)                # a descriptor is free again
-
-
-cdef inline int watch(Loop *loop, int operation, int fd, uint32_t events,
-                      uint64_t token) noexcept nogil:
+cdef inline int control(Loop *loop, int operation, int fd, uint32_t events,
+                        uint64_t token) noexcept nogil:
+    """epoll_ctl(2)."""
     cdef posix.epoll_event event
     event.events = events
     event.data.u64 = token
     return posix.epoll_ctl(loop.epfd, operation, fd, &event)
 
 
-cdef void let_in(Loop *loop) noexcept nogil:
-    """Step 5, in bursts. A client that there is no memory for is held until there is."""
-    cdef int error, fd = next_client(&loop.door)
+# --- connections --------------------------------------------------------------------------------
+
+cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
+    cdef Connection *conn = connections.at_token(&loop.connections, token)
+    cdef uint32_t awaits
+    if conn == NULL:
+        return
+    awaits = connection.advance(conn, loop.context, loop.buffer)
+    if awaits == conn.awaits:
+        return
+    if awaits == connection.ENDED:
+        close_connection(loop, <uint32_t>token, conn.close_reason)
+        return
+    conn.awaits = awaits
+    if control(loop, posix.EPOLL_CTL_MOD, conn.fd, events_of(awaits), token) < 0:
+        counters.count_error(&loop.context.counters, posix.errno)
+        close_connection(loop, <uint32_t>token, counters.CLOSED_ERROR)
+
+
+cdef inline uint32_t events_of(uint32_t awaits) noexcept nogil:
+    if awaits == connection.AWAITS_INPUT:
+        return posix.EPOLLIN
+    return posix.EPOLLOUT if awaits == connection.AWAITS_ROOM else posix.EPOLLIN | posix.EPOLLOUT
+
+
+cdef void close_overdue(Loop *loop) noexcept nogil:
+    cdef uint32_t slot
+    cdef Connection *conn
+    for slot in range(loop.connections.slots):
+        conn = connections.at(&loop.connections, slot)
+        if conn.fd >= 0 and connection.overdue(conn, loop.context):
+            close_connection(loop, slot, conn.close_reason)
+
+
+cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
+    # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
+    # (epoll(7), question 6); a copy would keep reporting an event that nothing can take away.
+    control(loop, posix.EPOLL_CTL_DEL, connections.at(&loop.connections, slot).fd, 0, 0)
+    connections.remove(&loop.connections, loop.context, slot)
+    atomic.count(&loop.context.counters.closed[reason], 1)
+    acceptor.resume(loop.context)
+
+
+# --- accepting ----------------------------------------------------------------------------------
+
+cdef void accept_clients(Loop *loop) noexcept nogil:
+    """Step 5, in bursts. A connection for which there is no memory is held until there is."""
+    cdef int error, fd = acceptor.next_client(&loop.acceptor)
     while fd >= 0:
-        error = adopt(loop, fd)
+        error = add_connection(loop, fd)
         if error:
-            hold(&loop.door, fd, error)
-        fd = next_client(&loop.door)
+            acceptor.hold(&loop.acceptor, fd, error)
+        fd = acceptor.next_client(&loop.acceptor)
 
 
-cdef int adopt(Loop *loop, int fd) noexcept nogil:
-    """Give a new connection a slot and watch it; the errno if that cannot be."""
-    cdef uint32_t slot = add_connection(&loop.table, loop.context, fd)
+cdef int add_connection(Loop *loop, int fd) noexcept nogil:
+    """Give a new connection a slot and watch it; return an errno or 0."""
+    cdef uint32_t slot = connections.add(&loop.connections, loop.context, fd)
     cdef int error
-    if slot == NO_SLOT:
+    if slot == connections.NO_SLOT:
         return posix.ENOMEM
-    if watch(loop, posix.EPOLL_CTL_ADD, fd, events_of(first_awaits(loop.context)),
-             token_of(connection_at(&loop.table, slot), slot)) == 0:
+    if control(loop, posix.EPOLL_CTL_ADD, fd, events_of(connection.first_awaits(loop.context)),
+               connections.token_of(connections.at(&loop.connections, slot), slot)) == 0:
         return 0
     error = posix.errno
-    vacate(&loop.table, loop.context, slot)
+    connections.free_slot(&loop.connections, loop.context, slot)
     return error
 
 
 cdef inline void watch_listener(Loop *loop) noexcept nogil:
-    """While it rests it stays readable, and accept() keeps failing: it is watched for nothing."""
-    cdef bint wanted = listening(&loop.door)
-    if wanted != loop.listener_watched and loop.context.listen_fd >= 0:
-        watch(loop, posix.EPOLL_CTL_MOD, loop.context.listen_fd, posix.EPOLLIN if wanted else 0,
-              LISTENER)
+    """While accepting is paused, the listener stays readable: then watch it for nothing."""
+    cdef bint wanted = acceptor.listening(&loop.acceptor)
+    if wanted != loop.listener_watched and loop.context.bound_fd >= 0:
+        control(loop, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
+                posix.EPOLLIN if wanted else 0, connections.LISTENER)
         loop.listener_watched = wanted
 
 
+# --- the end ------------------------------------------------------------------------------------
+
 cdef void close_all(Loop *loop) noexcept nogil:
-    """Echo what has arrived, as far as it goes without waiting, and close what is still open."""
+    """Echo what has arrived, as far as that needs no waiting, and close every connection."""
     cdef uint32_t slot
-    cdef Connection *connection
-    for slot in range(loop.table.slots):
-        connection = connection_at(&loop.table, slot)
-        if connection.fd >= 0:
-            on_connection(loop, token_of(connection, slot))
-        if connection.fd >= 0:
-            close_connection(loop, slot, engine.CLOSED_STOPPED)
+    cdef Connection *conn
+    for slot in range(loop.connections.slots):
+        conn = connections.at(&loop.connections, slot)
+        if conn.fd >= 0:
+            on_connection(loop, connections.token_of(conn, slot))
+        if conn.fd >= 0:
+            close_connection(loop, slot, counters.CLOSED_STOPPED)

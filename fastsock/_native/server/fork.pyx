@@ -1,37 +1,41 @@
 """The fork engine: one process per connection, the oldest classic.
 
-Accept, make a copy of the process, and let it converse with the client while the original goes back
-to accepting. Nothing that happens to one conversation can harm another; the price is a process for
-each client. An echo costs two system calls, as in the threads engine.
+Accept, copy the process, and let the copy serve the client while the original goes back to
+accepting. Nothing that happens to one connection can harm another; the price is a process for each
+client. An echo costs two system calls, as in the threads engine.
 
-A copy of a process with threads has one thread, and whatever lock another thread held is locked in
-it for ever. So the child touches no Python, no memory of the heap's and no lock: it closes what is
-not its own, makes system calls, and counts in memory that it shares with its parent.
+A copy of a process with threads has one thread, and a lock that another thread held stays locked in
+it for ever. So the child touches no Python, no heap and no lock: it closes what is not its own,
+makes system calls, and counts in memory that it shares with its parent.
 
 It takes no signal but one, which only its parent sends. All others are blocked in the worker's
-thread and so in its copies, also what a terminal sends to the whole process group: Ctrl-C and
-hang-up are the parent's to answer, which may want to drain, and which ends its children in time.
-Should the parent die, the kernel kills them.
+thread and so in its copies, also those that a terminal sends to the whole process group: the parent
+answers Ctrl-C and hang-up, may want to drain, and ends its children in time. If the parent dies,
+the kernel kills them.
 
-The conversation is in conversation.pxd, accepting in door.pxd, what the parent knows of its
-children in roster.pxd, and how processes are handled in children.pxd.
+How a process serves its connection is in blocking.pxd, accepting in acceptor.pxd, what the parent
+knows of its children in handlers.pxd, and how processes are made and ended in clone.pxd.
 """
 
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 
-cimport fastsock._native.clock as clock
 cimport fastsock._native.atomic as atomic
-cimport fastsock._native.server.engine as engine
+cimport fastsock._native.check as check
+cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
-from fastsock._native.check cimport os_error
-from fastsock._native.server.clone cimport clone_process, close_others, close_range, reap, send_signal
-from fastsock._native.server.blocking cimport Talk, converse, end_talk
-from fastsock._native.server.door cimport OWN, Door, door_init, end_rest, finished, hold, let_go
-from fastsock._native.server.door cimport list_init, next_client, wait_at
-from fastsock._native.server.engine cimport Context, Counters
-from fastsock._native.server.handlers cimport NO_SLOT, Member, Roster, add_up, close_copies, dismiss
-from fastsock._native.server.handlers cimport enlist, leave, member_at, roster_free, roster_init
+cimport fastsock._native.server.acceptor as acceptor
+cimport fastsock._native.server.blocking as blocking
+cimport fastsock._native.server.clone as clone
+cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.handlers as handlers
+cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.server.acceptor cimport Acceptor
+from fastsock._native.server.blocking cimport HandlerState
+from fastsock._native.server.context cimport Context
+from fastsock._native.server.counters cimport Counters
+from fastsock._native.server.handlers cimport Handler, Handlers
 from fastsock._native.server.worker cimport Worker
 
 cdef extern from *:
@@ -46,21 +50,22 @@ cdef extern from *:
     #ifndef UNDER_TSAN
     #define UNDER_TSAN 0
     #endif
-    #define LAST_WORD SIGUSR1
+    #define END_SIGNAL SIGUSR1
     """
     bint UNDER_TSAN
-    int LAST_WORD                   # from the parent alone: end the conversation
+    int END_SIGNAL                  # sent by the parent alone: end the connection
 
 cdef enum:
     EVENTS_MAX = 64
-    KILL_AFTER_NS = 1000000000      # a child that was told to end and is alive then is killed
+    PIDFDS = poll_list.FIRST_OWN    # place in the list of the epoll of all pidfds
+    KILL_AFTER_NS = 1000000000      # from END_SIGNAL to SIGKILL
 
-cdef struct Family:
+cdef struct Loop:
     Context *context
-    Door door
-    posix.pollfd list[OWN + 1]      # its own is `pidfds`
-    Roster roster                   # Member.fd is the child's pidfd
-    int pidfds                      # epoll: who has ended?
+    Acceptor acceptor
+    posix.pollfd list[PIDFDS + 1]
+    Handlers handlers               # Handler.fd is the child's pidfd
+    int pidfds                      # epoll that reports the children that have ended
     int pid
     char *buffer                    # each child has a copy of it
 
@@ -68,201 +73,201 @@ cdef struct Family:
 cdef class ForkWorker(Worker):
     """A worker that serves one listener with a process for each connection."""
 
-    cdef Family family
+    cdef Loop loop
 
     def __cinit__(self):
-        self.family.pidfds = -1
-        roster_init(&self.family.roster, posix.MAP_SHARED)
-        self.family.door.held = -1
+        self.loop.pidfds = -1
+        handlers.init(&self.loop.handlers, posix.MAP_SHARED)
+        self.loop.acceptor.held = -1
 
     cdef int prepare(self) except -1:
-        cdef Family *family = &self.family
+        cdef Loop *loop = &self.loop
         if UNDER_TSAN:
             raise NotImplementedError("engine 'fork': ThreadSanitizer cannot follow clone()")
-        if close_range(<unsigned int>-1, <unsigned int>-1) != 0:
-            raise os_error(posix.errno, "close_range", "", "the fork engine needs Linux 5.9")
-        family.context = &self.context
-        door_init(&family.door, &self.context, 0, &family.roster.open)
-        family.buffer = <char *>malloc(self.context.buffer_size)
-        if family.buffer == NULL:
+        if clone.close_range(<unsigned int>-1, <unsigned int>-1) != 0:
+            raise check.os_error(posix.errno, "close_range", "", "the fork engine needs Linux 5.9")
+        loop.context = &self.context
+        acceptor.init(&loop.acceptor, &self.context, 0, &loop.handlers.open)
+        loop.buffer = <char *>malloc(self.context.buffer_size)
+        if loop.buffer == NULL:
             raise MemoryError
-        family.pidfds = posix.epoll_create1(posix.EPOLL_CLOEXEC)
-        if family.pidfds < 0:
-            raise os_error(posix.errno, "epoll_create1", "")
-        list_init(&family.door, family.list)
-        family.list[OWN].fd = family.pidfds
-        family.list[OWN].events = posix.POLLIN
-        self.context.sweep_at = engine.NEVER    # the kernel watches the time, see conversation.pxd
+        loop.pidfds = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+        if loop.pidfds < 0:
+            raise check.os_error(posix.errno, "epoll_create1", "")
+        poll_list.init(&self.context, loop.list)
+        loop.list[PIDFDS].fd = loop.pidfds
+        loop.list[PIDFDS].events = posix.POLLIN
+        # The kernel watches the time instead: see limit_waiting() in blocking.pxd.
+        self.context.sweep_at = clock.NEVER
         self.main = run
-        self.argument = family
+        self.argument = loop
         return 0
 
     cdef void release(self) noexcept:
-        roster_free(&self.family.roster)
-        free(self.family.buffer)
-        self.family.buffer = NULL
-        if self.family.pidfds >= 0:
-            posix.close(self.family.pidfds)
-        self.family.pidfds = -1
+        handlers.free_chunks(&self.loop.handlers)
+        free(self.loop.buffer)
+        self.loop.buffer = NULL
+        posix.close_once(&self.loop.pidfds)
 
     cdef void abandon(self) noexcept:
-        let_go(&self.family.door)
-        close_copies(&self.family.roster)
+        acceptor.close_held(&self.loop.acceptor)
+        handlers.close_copies(&self.loop.handlers)
 
     cdef void snapshot(self, Counters *total) noexcept:
-        add_up(&self.family.roster, &self.context, total)
+        handlers.add_counters(&self.loop.handlers, &self.context, total)
 
 
 cdef void *run(void *argument) noexcept nogil:
-    cdef Family *family = <Family *>argument
+    cdef Loop *loop = <Loop *>argument
     cdef int fd
-    family.pid = posix.getpid()
-    while not finished(&family.door, family.roster.open > 0):
-        wait_at(&family.door, family.list, OWN + 1, for_clients=True)
-        if family.list[OWN].revents:
-            reap_ended(family, 0)
-        fd = next_client(&family.door)
+    loop.pid = posix.getpid()
+    while not acceptor.finished(&loop.acceptor, loop.handlers.open > 0):
+        poll_list.wait(&loop.acceptor, loop.list, PIDFDS + 1, for_clients=True)
+        if loop.list[PIDFDS].revents:
+            reap_ended(loop, 0)
+        fd = acceptor.next_client(&loop.acceptor)
         while fd >= 0:
-            start(family, fd)
-            fd = next_client(&family.door)
-    let_go(&family.door)
-    end_children(family)
-    engine.notify(family.context.done_fd)
+            start_handler(loop, fd)
+            fd = acceptor.next_client(&loop.acceptor)
+    acceptor.close_held(&loop.acceptor)
+    end_children(loop)
+    wakeup.notify(loop.context.done_fd)
     return NULL
 
 
 # --- in the parent ------------------------------------------------------------------------------
 
-cdef void start(Family *family, int fd) noexcept nogil:
-    """Give a new client its process; if none is to be had, accepting rests, and it waits."""
+cdef void start_handler(Loop *loop, int fd) noexcept nogil:
+    """Give a new connection its process; if none can be made it is held, and tried again."""
     cdef int error = posix.ENOMEM
     cdef int pid, pidfd = -1
     # Until the copy is made the connection itself is listed: an application that forks meanwhile
     # must find it, to close its own copy.
-    cdef uint32_t slot = enlist(&family.roster, fd)
-    if slot != NO_SLOT:
-        pid = clone_process(&pidfd)
+    cdef uint32_t slot = handlers.add(&loop.handlers, fd)
+    if slot != handlers.NO_SLOT:
+        pid = clone.clone_process(&pidfd)
         if pid == 0:
-            live(family, fd, member_at(&family.roster, slot).talk)
+            serve_and_exit(loop, fd, handlers.at(&loop.handlers, slot).state)
         if pid > 0:
-            member_at(&family.roster, slot).fd = pidfd
-            posix.close(fd)         # the child's alone from now on
-            watch(family, slot)
+            handlers.at(&loop.handlers, slot).fd = pidfd
+            posix.close(fd)         # from now on the connection is the child's alone
+            watch_child(loop, slot)
             return
         error = posix.errno
-        leave(&family.roster, slot, by_itself=False)
-        dismiss(&family.roster, slot)
-    hold(&family.door, fd, error)
+        handlers.note_end(&loop.handlers, slot, by_itself=False)
+        handlers.remove(&loop.handlers, slot)
+    acceptor.hold(&loop.acceptor, fd, error)
 
 
-cdef void watch(Family *family, uint32_t slot) noexcept nogil:
-    """Have it reported when a child ends; without memory for that it ends now."""
+cdef void watch_child(Loop *loop, uint32_t slot) noexcept nogil:
+    """Have the end of a child reported; without memory for that it ends now."""
     cdef posix.epoll_event event
     cdef int error
-    cdef int pidfd = member_at(&family.roster, slot).fd
+    cdef int pidfd = handlers.at(&loop.handlers, slot).fd
     event.events = posix.EPOLLIN
     event.data.u64 = slot
-    if posix.epoll_ctl(family.pidfds, posix.EPOLL_CTL_ADD, pidfd, &event) != 0:
+    if posix.epoll_ctl(loop.pidfds, posix.EPOLL_CTL_ADD, pidfd, &event) != 0:
         error = posix.errno
-        send_signal(pidfd, posix.SIGKILL)
-        reap(pidfd, 0)
-        forget(family, slot)
-        hold(&family.door, -1, error)
+        clone.send_signal(pidfd, posix.SIGKILL)
+        clone.reap(pidfd, 0)
+        remove_handler(loop, slot)
+        acceptor.hold(&loop.acceptor, -1, error)
 
 
-cdef void reap_ended(Family *family, int timeout_ms) noexcept nogil:
-    """Reap the children that have ended: ours alone, each by its pidfd."""
+cdef void reap_ended(Loop *loop, int timeout_ms) noexcept nogil:
+    """Reap the children that have ended: this loop's alone, each by its pidfd."""
     cdef posix.epoll_event events[EVENTS_MAX]
     cdef int i
-    cdef Member *member
-    cdef int count = posix.epoll_wait(family.pidfds, events, EVENTS_MAX, timeout_ms)
+    cdef Handler *handler
+    cdef int count = posix.epoll_wait(loop.pidfds, events, EVENTS_MAX, timeout_ms)
     for i in range(count):
-        member = member_at(&family.roster, <uint32_t>events[i].data.u64)
-        # Not taken: it was forgotten, and a copy of its pidfd keeps on reporting it.
-        if member.taken and reap(member.fd, posix.WNOHANG):
-            forget(family, member.slot)
+        handler = handlers.at(&loop.handlers, <uint32_t>events[i].data.u64)
+        # Not in use: it was removed, and a copy of its pidfd keeps on reporting it.
+        if handler.in_use and clone.reap(handler.fd, posix.WNOHANG):
+            remove_handler(loop, handler.slot)
 
 
-cdef void forget(Family *family, uint32_t slot) noexcept nogil:
-    cdef Member *member = member_at(&family.roster, slot)
-    cdef Talk *talk = member.talk
-    cdef int pidfd = member.fd
+cdef void remove_handler(Loop *loop, uint32_t slot) noexcept nogil:
+    """After its process was reaped."""
+    cdef Handler *handler = handlers.at(&loop.handlers, slot)
+    cdef HandlerState *state = handler.state
+    cdef int pidfd = handler.fd
     cdef int reason
     cdef bint counted = False
-    for reason in range(engine.CLOSE_REASONS):
-        counted = counted or talk.counters.closed[reason] > 0
+    for reason in range(counters.CLOSE_REASONS):
+        counted = counted or state.counters.closed[reason] > 0
     if not counted:                 # it was killed
-        reason = engine.CLOSED_STOPPED if talk.ending else engine.CLOSED_ERROR
-        talk.counters.closed[reason] = 1
+        reason = counters.CLOSED_STOPPED if state.ending else counters.CLOSED_ERROR
+        state.counters.closed[reason] = 1
     # Not by close() alone: a copy of the pidfd, in the child of an application's fork, would keep
     # on reporting it (epoll(7), question 6).
-    posix.epoll_ctl(family.pidfds, posix.EPOLL_CTL_DEL, pidfd, NULL)
-    leave(&family.roster, slot, by_itself=False)
+    posix.epoll_ctl(loop.pidfds, posix.EPOLL_CTL_DEL, pidfd, NULL)
+    handlers.note_end(&loop.handlers, slot, by_itself=False)
     posix.close(pidfd)
-    dismiss(&family.roster, slot)
-    end_rest(&family.door)
+    handlers.remove(&loop.handlers, slot)
+    acceptor.resume(loop.context)
 
 
-cdef void end_children(Family *family) noexcept nogil:
-    """Tell all children to end, and kill who does not, because it was stopped, for example."""
+cdef void end_children(Loop *loop) noexcept nogil:
+    """Tell all children to end, and kill those that do not, as a stopped one (SIGSTOP) does not."""
     cdef int64_t now = clock.monotonic_ns()
     cdef int64_t kill_at = now + KILL_AFTER_NS
-    signal_all(family, LAST_WORD)
-    while family.roster.open and now < kill_at:
-        reap_ended(family, <int>((kill_at - now) // 1000000) + 1)
+    signal_all(loop, END_SIGNAL)
+    while loop.handlers.open and now < kill_at:
+        reap_ended(loop, <int>((kill_at - now) // 1000000) + 1)
         now = clock.monotonic_ns()
-    signal_all(family, posix.SIGKILL)
-    while family.roster.open:
-        reap_ended(family, -1)
+    signal_all(loop, posix.SIGKILL)
+    while loop.handlers.open:
+        reap_ended(loop, -1)
 
 
-cdef void signal_all(Family *family, int number) noexcept nogil:
+cdef void signal_all(Loop *loop, int number) noexcept nogil:
     cdef uint32_t slot
-    cdef Member *member
-    for slot in range(family.roster.slots):
-        member = member_at(&family.roster, slot)
-        if member.taken:
-            atomic.store_int(&member.talk.ending, 1, atomic.SEQ_CST)
-            send_signal(member.fd, number)
+    cdef Handler *handler
+    for slot in range(loop.handlers.slots):
+        handler = handlers.at(&loop.handlers, slot)
+        if handler.in_use:
+            atomic.store_int(&handler.state.ending, 1, atomic.SEQ_CST)
+            clone.send_signal(handler.fd, number)
 
 
 # --- in the child -------------------------------------------------------------------------------
 
-cdef int own_fd
-cdef Talk *own_talk
+cdef int own_fd                     # of this child, for its signal handler
+cdef HandlerState *own_state
 
 
-cdef void live(Family *family, int fd, Talk *talk) noexcept nogil:
-    """The life of a child: it never returns."""
-    global own_fd, own_talk
-    # To the kernel the parent is the thread that cloned, so this also holds when that one ends
-    # alone; it never does so before its children. It may have been too late for a dead parent.
+cdef void serve_and_exit(Loop *loop, int fd, HandlerState *state) noexcept nogil:
+    """All that a child does; never returns."""
+    global own_fd, own_state
+    # For the kernel the parent is the thread that cloned, so this also holds when that thread ends
+    # alone; it ends after its children. The parent may have died before this call.
     posix.prctl(posix.PR_SET_PDEATHSIG, posix.SIGKILL)
-    # The listener, other connections and whatever the application has open: a copy kept here would
+    # The listener, other connections and what the application has open: a copy kept here would
     # keep a port bound, and a peer waiting for an end that never comes.
-    if posix.getppid() == family.pid and close_others(fd):
-        own_fd, own_talk = fd, talk
-        listen_to_parent()
-        converse(fd, talk, family.buffer, family.context)
+    if posix.getppid() == loop.pid and clone.close_others(fd):
+        own_fd, own_state = fd, state
+        take_end_signal()
+        blocking.serve(fd, state, loop.buffer, loop.context)
     posix._exit(0)
 
 
-cdef void listen_to_parent() noexcept nogil:
+cdef void take_end_signal() noexcept nogil:
     cdef posix.sigaction_t action
     cdef posix.sigset_t one
-    action.sa_handler = on_last_word
+    action.sa_handler = on_end_signal
     action.sa_flags = 0
     posix.sigfillset(&action.sa_mask)
-    posix.sigaction(LAST_WORD, &action, NULL)
+    posix.sigaction(END_SIGNAL, &action, NULL)
     posix.sigemptyset(&one)
-    posix.sigaddset(&one, LAST_WORD)
-    # If it was sent before, it has been pending, and comes now.
+    posix.sigaddset(&one, END_SIGNAL)
+    # A signal that was sent before has been pending, and comes now.
     posix.sigprocmask(posix.SIG_UNBLOCK, &one, NULL)
 
 
-cdef void on_last_word(int number) noexcept nogil:
-    # Shut down, the socket stays so: whether the signal came before, within or after a call that
-    # blocks makes no difference.
-    cdef int error = posix.errno
-    end_talk(own_fd, own_talk)
+cdef void on_end_signal(int number) noexcept nogil:
+    # A socket that is shut down stays so: it makes no difference whether the signal came before,
+    # within or after a call that blocks.
+    cdef int error = posix.errno    # of the call that it interrupts
+    blocking.end(own_fd, own_state)
     (&posix.errno)[0] = error

@@ -1,7 +1,7 @@
 cdef class BoundSocket:
     cdef readonly int fd        # -1 once closed or handed to a worker
     cdef readonly str where     # the endpoint as the user wrote it, for messages
-    cdef readonly bint inherited    # somebody else holds it too, and goes on when we stop
+    cdef readonly bint inherited    # another process has it too, and goes on when we stop
     cdef int family
 
     cdef int detach(self)

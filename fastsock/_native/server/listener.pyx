@@ -1,15 +1,15 @@
 """Steps 1 to 4 and 9 of a stream server: create, options, bind, listen, and close.
 
-BoundSocket holds the steps that a datagram server has too.
+BoundSocket has the steps that a datagram server needs too.
 
 Every return value is checked; a failure is the OSError subclass of its errno, and its text names
 the step and the endpoint: ``bind tcp://127.0.0.1:80: Permission denied (ports below 1024 need
 CAP_NET_BIND_SERVICE)``. Nothing stays open after a failure.
 """
 
+cimport fastsock._native.address as address
+cimport fastsock._native.check as check
 cimport fastsock._native.posix as posix
-from fastsock._native.address cimport fill_address
-from fastsock._native.check cimport os_error
 
 
 cdef class BoundSocket:
@@ -25,12 +25,12 @@ cdef class BoundSocket:
     @property
     def port(self) -> int:
         """The bound port: the real one when port 0 was asked for."""
-        cdef posix.sockaddr_in6 address
-        cdef posix.socklen_t size = sizeof(address)
-        if posix.getsockname(self.fd, <posix.sockaddr *>&address, &size) != 0:
-            raise os_error(posix.errno, "getsockname", self.where)
+        cdef posix.sockaddr_in6 name
+        cdef posix.socklen_t size = sizeof(name)
+        if posix.getsockname(self.fd, <posix.sockaddr *>&name, &size) != 0:
+            raise check.os_error(posix.errno, "getsockname", self.where)
         # sin_port and sin6_port lie at the same offset.
-        return posix.ntohs(address.sin6_port)
+        return posix.ntohs(name.sin6_port)
 
     def close(self) -> None:
         """Step 9. The port is free at once."""
@@ -39,7 +39,7 @@ cdef class BoundSocket:
             posix.close(fd)
 
     cdef int detach(self):
-        """Hand the descriptor over; whoever takes it closes it."""
+        """Give the descriptor to the caller, which closes it."""
         cdef int fd = self.fd
         self.fd = -1
         return fd
@@ -47,7 +47,7 @@ cdef class BoundSocket:
     cdef int _create(self, int kind) except -1:
         self.fd = posix.socket(self.family, kind | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
         if self.fd < 0:
-            raise os_error(posix.errno, "socket", self.where)
+            raise check.os_error(posix.errno, "socket", self.where)
         return 0
 
     cdef int _set_options(self, bint reuse_port, bint dual_stack, int rcvbuf,
@@ -65,14 +65,15 @@ cdef class BoundSocket:
 
     cdef int _set(self, str name, int level, int option, int value) except -1:
         if posix.setsockopt(self.fd, level, option, &value, sizeof(value)) != 0:
-            raise os_error(posix.errno, f"setsockopt {name}", self.where)
+            raise check.os_error(posix.errno, f"setsockopt {name}", self.where)
         return 0
 
     cdef int _bind(self, str host, int port, int scope_id) except -1:
         cdef posix.sockaddr_storage storage
-        cdef posix.socklen_t size = fill_address(&storage, self.family, host, port, scope_id)
+        cdef posix.socklen_t size = address.fill_address(
+            &storage, self.family, host, port, scope_id)
         if posix.bind(self.fd, <posix.sockaddr *>&storage, size) != 0:
-            raise os_error(posix.errno, "bind", self.where, bind_hint(self.family, posix.errno))
+            raise bind_error(posix.errno, "bind", self.family, self.where)
         return 0
 
     cdef int _bind_unix(self, str path, int mode) except -1:
@@ -81,18 +82,19 @@ cdef class BoundSocket:
         # bind() makes the file with the mode of the socket's own inode, 0777 unless it is set
         # first. The umask would do it too, but belongs to all threads of the process.
         if posix.fchmod(self.fd, mode) != 0:
-            raise os_error(posix.errno, "fchmod", self.where)
+            raise check.os_error(posix.errno, "fchmod", self.where)
         return self._bind(path, 0, 0)
 
     cdef int _refuse_descriptors(self) except -1:
-        # A client may send open files along (SCM_RIGHTS). Nobody takes them, so the kernel closes
-        # them in the call that receives the bytes; and where it is the last close of a socket that
-        # lingers (SO_LINGER), that call lasts as long as the client likes. Linux 6.16 and later
-        # refuse them if asked to, here and on the sockets that are accepted.
+        # A client may send open files along (SCM_RIGHTS). The server takes none, so the kernel
+        # closes them in the call that receives the bytes. If that is the last close of a socket
+        # that lingers (SO_LINGER), the call lasts as long as the client likes. Linux 6.16 and later
+        # can refuse them, here and on the sockets that are accepted.
         cdef int off = 0
-        if (posix.setsockopt(self.fd, posix.SOL_SOCKET, posix.SO_PASSRIGHTS, &off, sizeof(off)) != 0
+        if (posix.setsockopt(self.fd, posix.SOL_SOCKET, posix.SO_PASSRIGHTS,
+                             &off, sizeof(off)) != 0
                 and posix.errno != posix.ENOPROTOOPT):
-            raise os_error(posix.errno, "setsockopt SO_PASSRIGHTS", self.where)
+            raise check.os_error(posix.errno, "setsockopt SO_PASSRIGHTS", self.where)
         return 0
 
 
@@ -128,14 +130,14 @@ cdef class Listener(BoundSocket):
     def _listen(self, int backlog):
         if posix.listen(self.fd, backlog) != 0:
             # Two sockets may bind one port with SO_REUSEADDR; only the first may listen.
-            raise os_error(posix.errno, "listen", self.where, bind_hint(self.family, posix.errno))
+            raise bind_error(posix.errno, "listen", self.family, self.where)
 
 
 cdef class UnixListener(Listener):
     """A listening Unix stream socket, non-blocking and close-on-exec.
 
     `path` is a file that is not there yet, or "@name". The file gets the rights `mode` less the
-    umask; it is not removed at the end. There are no other options: an accepted Unix socket takes
+    umask; it is not removed at the end. There are no other options: an accepted Unix socket gets
     none from its listener, not even the buffer sizes.
     """
 
@@ -152,9 +154,9 @@ cdef class UnixListener(Listener):
 
 
 cdef class InheritedListener(Listener):
-    """A listening stream socket that somebody else has made; takes `fd`, non-blocking, over.
+    """A listening stream socket that another program has made; takes `fd`, non-blocking, over.
 
-    Its options are its maker's, but for `nodelay`, which matters for what is accepted alone.
+    Its options stay as they are, except for `nodelay`, which accepted sockets get from it.
     """
 
     def __init__(self, int fd, int family, str where, *, bint nodelay):
@@ -166,6 +168,10 @@ cdef class InheritedListener(Listener):
             self._refuse_descriptors()
         elif nodelay:
             self._set("TCP_NODELAY", posix.IPPROTO_TCP, posix.TCP_NODELAY, 1)
+
+
+cdef object bind_error(int error, str step, int family, str where):
+    return check.os_error(error, step, where, bind_hint(family, error))
 
 
 cdef str bind_hint(int family, int error):

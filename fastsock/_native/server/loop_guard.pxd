@@ -1,15 +1,15 @@
 # Which datagrams an echo server must not answer: those that may be answers themselves.
 #
 # UDP has no connections, and a source address is easily forged. One datagram that seems to come
-# from another server that answers everything makes the two of them answer each other for ever, at
+# from another server that answers everything makes the two servers answer each other for ever, at
 # full speed (CERT CA-1996-01, CVE-1999-0103, CVE-2024-2169). So no answer goes to a port below
-# 1024, where such services live; to the own port; or to an address that is nobody's alone. As
-# echo servers live on other ports too, an answer of ours is marked: it leaves with so many hops to
-# go as no system gives its datagrams, and whatever comes with as many, or somewhat fewer, is not
-# answered. A loop between two fastsock servers so ends before the first answer is answered.
+# 1024, where such services are; to the server's own port; or to an address of more than one host.
+# Echo servers use other ports too, so our answers are marked: they leave with a hop limit that no
+# system uses by default, and a datagram that comes with that limit, or somewhat less, is not
+# answered. A loop between two fastsock servers ends before the first answer is answered.
 #
-# Between Unix sockets nobody can forge a source, and only the own name is left out: it can come
-# back when the name of a client has become, by a link, another one of ours.
+# Between Unix sockets no source can be forged. Only the server's own name is left out: it can come
+# back when the name of a client has become, by a link, another name of ours.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
@@ -18,13 +18,13 @@ cimport fastsock._native.posix as posix
 from fastsock._native.ancillary cimport Arrival
 
 cdef enum:
-    PORTS_OF_SERVICES = 1024        # below
+    PORTS_OF_SERVICES = 1024        # the well-known ports are below
     ANSWER_HOPS = 200               # TTL or hop limit of an answer
     USUAL_HOPS = 128                # systems start with 255, with 128, or with 64 and below
 
-cdef struct SocketName:             # what getsockname() tells
+cdef struct SocketName:             # from getsockname()
     posix.sockaddr_storage address
-    posix.socklen_t size            # of which so many bytes are meant
+    posix.socklen_t size            # bytes of `address` that are set
 
 
 cdef inline bint may_loop(const posix.msghdr *message, const Arrival *arrival,
@@ -44,7 +44,7 @@ cdef inline bint may_loop(const posix.msghdr *message, const Arrival *arrival,
             return True
     elif is_shared_ipv6(&(<const posix.sockaddr_in6 *>source).sin6_addr):
         return True
-    return asked_a_group(arrival)
+    return asked_group(arrival)
 
 
 cdef inline uint16_t port_of(const posix.sockaddr_storage *address) noexcept nogil:
@@ -70,8 +70,8 @@ cdef inline bint is_shared_ipv6(const posix.in6_addr *address) noexcept nogil:
     return bytes[0] == 0xFF or any_bit == 0
 
 
-cdef inline bint asked_a_group(const Arrival *arrival) noexcept nogil:
-    """Whether everyone on a network was asked: all of their answers would hit one victim."""
-    if arrival.asked == posix.IP_PKTINFO:
+cdef inline bint asked_group(const Arrival *arrival) noexcept nogil:
+    """Whether all hosts of a network were asked: their answers would hit one victim."""
+    if arrival.pktinfo == posix.IP_PKTINFO:
         return arrival.ipv4.ipi_addr.s_addr != arrival.ipv4.ipi_spec_dst.s_addr     # ip(7)
-    return arrival.asked == posix.IPV6_PKTINFO and is_shared_ipv6(&arrival.ipv6.ipi6_addr)
+    return arrival.pktinfo == posix.IPV6_PKTINFO and is_shared_ipv6(&arrival.ipv6.ipi6_addr)

@@ -4,12 +4,9 @@ cimport fastsock._native.posix as posix
 from fastsock._native.posix cimport pthread_t
 
 
-cdef inline int spawn(pthread_t *thread, size_t stack_bytes, int cpu,
+cdef inline int start(pthread_t *thread, size_t stack_bytes, int cpu,
                       void *(*main)(void *) noexcept nogil, void *argument) noexcept nogil:
-    """pthread_create with a stack of its own size; returns its errno.
-
-    On `cpu` alone, or with -1 wherever its creator may run.
-    """
+    """pthread_create(3) with a stack of its own size; return its errno. A `cpu` of -1 is any."""
     cdef posix.pthread_attr_t attributes
     cdef posix.cpu_set_t cpus
     cdef int error = posix.pthread_attr_init(&attributes)

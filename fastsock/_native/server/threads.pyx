@@ -1,135 +1,137 @@
-"""The threads engine: one native thread per connection, each as simple as can be.
+"""The threads engine: one native thread per connection.
 
 The classic: accept, start a thread, and let it receive and send until the client has finished. The
 calls block, so a slow client holds up its own thread only, and an echo costs two system calls. The
 price is a thread for each client: its stack, its buffer, and a context switch for every echo.
 
-The conversation is in conversation.pxd, accepting in door.pxd, and how the acceptor knows its
-threads, what they count and how they are told to stop, in roster.pxd.
+How a thread serves its connection is in blocking.pxd, accepting in acceptor.pxd, and how the
+threads are known, counted and ended in handlers.pxd.
 """
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 
-cimport fastsock._native.server.engine as engine
+cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
-from fastsock._native.server.blocking cimport converse
-from fastsock._native.server.door cimport OWN, Door, door_init, end_rest, finished, hold, let_go
-from fastsock._native.server.door cimport list_init, next_client, wait_at
-from fastsock._native.server.engine cimport Context, Counters
-from fastsock._native.server.handlers cimport NO_SLOT, Member, Roster, add_up, close_copies, dismiss
-from fastsock._native.server.handlers cimport end_talks, enlist, leave, member_at, next_ended
-from fastsock._native.server.handlers cimport roster_free, roster_init
-from fastsock._native.server.thread cimport spawn
+cimport fastsock._native.server.acceptor as acceptor
+cimport fastsock._native.server.blocking as blocking
+cimport fastsock._native.server.handlers as handlers
+cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.thread as thread
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.server.acceptor cimport Acceptor
+from fastsock._native.server.context cimport Context
+from fastsock._native.server.counters cimport Counters
+from fastsock._native.server.handlers cimport Handler, Handlers
 from fastsock._native.server.worker cimport Worker
 
 cdef enum:
-    STACK_BYTES = 64 * 1024         # a conversation needs a few hundred; its buffer is elsewhere
+    STACK_BYTES = 64 * 1024         # a thread needs a few hundred; its buffer is elsewhere
 
-cdef struct Crew:
+cdef struct Loop:
     Context *context
-    Door door
-    posix.pollfd list[OWN]
-    Roster roster
+    Acceptor acceptor
+    posix.pollfd list[poll_list.FIRST_OWN]
+    Handlers handlers
 
 
 cdef class ThreadsWorker(Worker):
     """A worker that serves one listener with a thread for each connection."""
 
-    cdef Crew crew
+    cdef Loop loop
 
     def __cinit__(self):
-        roster_init(&self.crew.roster, posix.MAP_PRIVATE)
-        self.crew.door.held = -1
+        handlers.init(&self.loop.handlers, posix.MAP_PRIVATE)
+        self.loop.acceptor.held = -1
 
     cdef int prepare(self) except -1:
-        self.crew.context = &self.context
-        door_init(&self.crew.door, &self.context, 0, &self.crew.roster.open)
-        list_init(&self.crew.door, self.crew.list)
-        self.context.sweep_at = engine.NEVER    # the kernel watches the time, see conversation.pxd
+        self.loop.context = &self.context
+        acceptor.init(&self.loop.acceptor, &self.context, 0, &self.loop.handlers.open)
+        poll_list.init(&self.context, self.loop.list)
+        # The kernel watches the time instead: see limit_waiting() in blocking.pxd.
+        self.context.sweep_at = clock.NEVER
         self.main = run
-        self.argument = &self.crew
+        self.argument = &self.loop
         return 0
 
     cdef void release(self) noexcept:
-        roster_free(&self.crew.roster)
+        handlers.free_chunks(&self.loop.handlers)
 
     cdef void abandon(self) noexcept:
-        let_go(&self.crew.door)
-        close_copies(&self.crew.roster)
+        acceptor.close_held(&self.loop.acceptor)
+        handlers.close_copies(&self.loop.handlers)
 
     cdef void snapshot(self, Counters *total) noexcept:
-        add_up(&self.crew.roster, &self.context, total)
+        handlers.add_counters(&self.loop.handlers, &self.context, total)
 
 
 cdef void *run(void *argument) noexcept nogil:
-    cdef Crew *crew = <Crew *>argument
+    cdef Loop *loop = <Loop *>argument
     cdef int fd
-    while not finished(&crew.door, crew.roster.open > 0):
-        wait_at(&crew.door, crew.list, OWN, for_clients=True)
-        join_ended(crew)
-        fd = next_client(&crew.door)
+    while not acceptor.finished(&loop.acceptor, loop.handlers.open > 0):
+        poll_list.wait(&loop.acceptor, loop.list, poll_list.FIRST_OWN, for_clients=True)
+        join_ended(loop)
+        fd = acceptor.next_client(&loop.acceptor)
         while fd >= 0:
-            start(crew, fd)
-            fd = next_client(&crew.door)
-    let_go(&crew.door)
-    end_talks(&crew.roster)
-    join_all(crew)
-    engine.notify(crew.context.done_fd)
+            start_handler(loop, fd)
+            fd = acceptor.next_client(&loop.acceptor)
+    acceptor.close_held(&loop.acceptor)
+    handlers.end_threads(&loop.handlers)
+    join_all(loop)
+    wakeup.notify(loop.context.done_fd)
     return NULL
 
 
-cdef void start(Crew *crew, int fd) noexcept nogil:
-    """Give a new client its thread; without memory or threads accepting rests, and it waits."""
+cdef void start_handler(Loop *loop, int fd) noexcept nogil:
+    """Give a new connection its thread; without memory or threads it is held, and tried again."""
     cdef int error = posix.ENOMEM
-    cdef Member *member
-    cdef uint32_t slot
-    slot = enlist(&crew.roster, fd)
-    if slot != NO_SLOT:
-        member = member_at(&crew.roster, slot)
-        member.owner = crew
-        member.buffer = <char *>malloc(crew.context.buffer_size)
-        if member.buffer != NULL:
+    cdef Handler *handler
+    cdef uint32_t slot = handlers.add(&loop.handlers, fd)
+    if slot != handlers.NO_SLOT:
+        handler = handlers.at(&loop.handlers, slot)
+        handler.loop = loop
+        handler.buffer = <char *>malloc(loop.context.buffer_size)
+        if handler.buffer != NULL:
             # It inherits that all signals are blocked.
-            error = spawn(&member.thread, STACK_BYTES, -1, serve, member)
+            error = thread.start(&handler.thread, STACK_BYTES, -1, serve, handler)
         if not error:
             return
-        free(member.buffer)
-        leave(&crew.roster, slot, by_itself=False)
-        dismiss(&crew.roster, slot)
-    hold(&crew.door, fd, error)
+        free(handler.buffer)
+        handlers.note_end(&loop.handlers, slot, by_itself=False)
+        handlers.remove(&loop.handlers, slot)
+    acceptor.hold(&loop.acceptor, fd, error)
 
 
 cdef void *serve(void *argument) noexcept nogil:
     """The thread of one connection."""
-    cdef Member *member = <Member *>argument
-    cdef Crew *crew = <Crew *>member.owner
-    cdef int fd = member.fd
-    converse(fd, member.talk, member.buffer, crew.context)
-    free(member.buffer)
-    leave(&crew.roster, member.slot, by_itself=True)
+    cdef Handler *handler = <Handler *>argument
+    cdef Loop *loop = <Loop *>handler.loop
+    cdef int fd = handler.fd
+    blocking.serve(fd, handler.state, handler.buffer, loop.context)
+    free(handler.buffer)
+    handlers.note_end(&loop.handlers, handler.slot, by_itself=True)
     posix.close(fd)
-    engine.notify(crew.context.wake_fd)
+    wakeup.notify(loop.context.wake_fd)
     return NULL
 
 
-cdef void join_ended(Crew *crew) noexcept nogil:
-    """Let go of the threads that have ended: until it is joined, a thread keeps its stack."""
-    cdef uint32_t slot = next_ended(&crew.roster)
-    while slot != NO_SLOT:
-        join(crew, slot)
-        end_rest(&crew.door)
-        slot = next_ended(&crew.roster)
+cdef void join_ended(Loop *loop) noexcept nogil:
+    """Join the threads that have ended: until then a thread keeps its stack."""
+    cdef uint32_t slot = handlers.next_ended(&loop.handlers)
+    while slot != handlers.NO_SLOT:
+        join(loop, slot)
+        acceptor.resume(loop.context)
+        slot = handlers.next_ended(&loop.handlers)
 
 
-cdef void join_all(Crew *crew) noexcept nogil:
-    """Nothing may run any more when the worker's memory goes, so not even detached threads."""
+cdef void join_all(Loop *loop) noexcept nogil:
+    """No thread may run any more when the worker's memory is freed, so none is detached either."""
     cdef uint32_t slot
-    for slot in range(crew.roster.slots):
-        if member_at(&crew.roster, slot).taken:
-            join(crew, slot)
+    for slot in range(loop.handlers.slots):
+        if handlers.at(&loop.handlers, slot).in_use:
+            join(loop, slot)
 
 
-cdef void join(Crew *crew, uint32_t slot) noexcept nogil:
-    posix.pthread_join(member_at(&crew.roster, slot).thread, NULL)
-    dismiss(&crew.roster, slot)
+cdef void join(Loop *loop, uint32_t slot) noexcept nogil:
+    posix.pthread_join(handlers.at(&loop.handlers, slot).thread, NULL)
+    handlers.remove(&loop.handlers, slot)

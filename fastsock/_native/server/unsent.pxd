@@ -1,56 +1,57 @@
-# Memory for rests: what send() left of what a client is owed.
+# Memory for unsent bytes: what send() did not take, kept until the client reads again.
 #
-# Not malloc(), see pages.pxd: a server would hold on to what its slow readers took at their worst.
-# But to map pages and fault them in costs more than to fill them, so a few are kept for the next
-# rest while there are others, and one when all is quiet.
+# Not malloc(), see pages.pxd: a server would keep for ever what its slow readers took at their
+# worst. But mapping pages and faulting them in costs more than filling them, so a few blocks are
+# kept for the next use while others are in use, and one when none is.
 
 from libc.stdint cimport uint32_t
 
-from fastsock._native.pages cimport map_pages, unmap_pages
+cimport fastsock._native.pages as pages
 
 cdef enum:
-    ROOM_MAX = 65536
+    BLOCK_MAX = 65536
     SPARES_MAX = 4
 
-cdef struct Rests:                  # of one loop
-    size_t room                     # bytes mapped for each that is no longer, so that any fits
-    uint32_t count                  # how many there are
-    uint32_t spares                 # mapped, and nobody's: one, or no more than there are rests
+cdef struct UnsentPool:             # of one loop
+    size_t block_size               # bytes mapped for each block, more for one that is larger
+    uint32_t used                   # blocks in use
+    uint32_t spares                 # blocks mapped and not in use: at most max(used, 1)
     void *spare[SPARES_MAX]
 
 
-cdef inline void rests_init(Rests *rests, size_t buffer_size) noexcept nogil:
-    rests.room = min(buffer_size, <size_t>ROOM_MAX)
+cdef inline void init(UnsentPool *pool, size_t buffer_size) noexcept nogil:
+    pool.block_size = min(buffer_size, <size_t>BLOCK_MAX)
 
 
-cdef inline void rests_free(Rests *rests) noexcept nogil:
-    while rests.spares > 0:
-        rests.spares -= 1
-        unmap_pages(rests.spare[rests.spares], rests.room)
+cdef inline void free_spares(UnsentPool *pool) noexcept nogil:
+    while pool.spares > 0:
+        pool.spares -= 1
+        pages.unmap(pool.spare[pool.spares], pool.block_size)
 
 
-cdef inline char *take_room(Rests *rests, size_t size) noexcept nogil:
-    """Memory for a rest of `size` bytes; NULL, with errno ENOMEM, if there is none."""
+cdef inline char *take(UnsentPool *pool, size_t size) noexcept nogil:
+    """A block for `size` bytes; NULL, with errno ENOMEM, without memory."""
     cdef void *memory
-    if size <= rests.room and rests.spares > 0:
-        rests.spares -= 1
-        memory = rests.spare[rests.spares]
+    if size <= pool.block_size and pool.spares > 0:
+        pool.spares -= 1
+        memory = pool.spare[pool.spares]
     else:
-        # At once if all of it will be written: one fault instead of many.
-        memory = map_pages(max(size, rests.room), at_once=size >= rests.room)
+        # Populated if all of it will be written: one fault instead of many.
+        memory = pages.map(max(size, pool.block_size), populate=size >= pool.block_size)
         if memory == NULL:
             return NULL
-    rests.count += 1
+    pool.used += 1
     return <char *>memory
 
 
-cdef inline void give_back(Rests *rests, char *memory, size_t size) noexcept nogil:
-    rests.count -= 1
-    if size <= rests.room and rests.spares < SPARES_MAX:
-        rests.spare[rests.spares] = memory
-        rests.spares += 1
+cdef inline void give_back(UnsentPool *pool, char *memory, size_t size) noexcept nogil:
+    """`size` is the one that take() got."""
+    pool.used -= 1
+    if size <= pool.block_size and pool.spares < SPARES_MAX:
+        pool.spare[pool.spares] = memory
+        pool.spares += 1
     else:
-        unmap_pages(memory, max(size, rests.room))
-    while rests.spares > max(rests.count, <uint32_t>1):
-        rests.spares -= 1
-        unmap_pages(rests.spare[rests.spares], rests.room)
+        pages.unmap(memory, max(size, pool.block_size))
+    while pool.spares > max(pool.used, <uint32_t>1):
+        pool.spares -= 1
+        pages.unmap(pool.spare[pool.spares], pool.block_size)

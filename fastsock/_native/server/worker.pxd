@@ -1,5 +1,6 @@
-from fastsock._native.server.engine cimport Context, Counters
 from fastsock._native.posix cimport pthread_t
+from fastsock._native.server.context cimport Context
+from fastsock._native.server.counters cimport Counters
 
 
 cdef class Worker:
@@ -7,7 +8,7 @@ cdef class Worker:
     cdef void *(*main)(void *) noexcept nogil   # the engine's loop; gets `argument`
     cdef void *argument
     cdef pthread_t thread
-    cdef int cpu                                # where it runs; -1 is anywhere
+    cdef int cpu                                # the thread runs on it; -1 is any
     cdef bint running                           # a thread exists that was not joined
 
     cdef int prepare(self) except -1

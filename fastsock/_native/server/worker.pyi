@@ -4,17 +4,7 @@ from fastsock._native.server.listener import BoundSocket
 
 class Worker:
     def __init__(
-        self,
-        socket: BoundSocket,
-        *,
-        buffer_size: int,
-        service: str = "echo",
-        close_on: bytes = b"",
-        max_connections: int = 0,
-        allow: tuple[tuple[bytes, int], ...] = (),
-        idle_timeout: float = 0.0,
-        busy_poll: int = 0,
-        cpu: int = -1,
+        self, socket: BoundSocket, options: Any, *, max_connections: int = 0, cpu: int = -1
     ) -> None: ...
     @property
     def done_fd(self) -> int: ...

@@ -1,60 +1,60 @@
-"""The io_uring engine: calls are handed to the kernel, and their results collected.
+"""The io_uring engine: operations are given to the kernel, and their results collected.
 
-The loop is turned around: it does not ask who is ready and then call, it has the calls under way
-all the time. One `accept` and, for every connection, one `recv` go on answering until they are
+The other loops ask which sockets are ready, and then call. This one has the operations pending all
+the time. One `accept` and, for every connection, one `recv` go on giving results until they are
 cancelled (multishot), into buffers that the kernel picks when data has come. One system call a turn
-hands over the sends of all connections and waits for what comes in next.
+submits the sends of all connections and waits for what comes in next.
 
-That is the way of a connection that keeps up with small messages. All others go on by readiness as
-in the poll and epoll engines, with connection.pxd: a client that does not read, whose rest must not
-keep a buffer that others need; a stream of large pieces, for which one `recv` and `send` of 64 KiB
-are cheaper; and the services beside echo.
+That is how a connection works that keeps up with small messages. All others work by readiness as
+in the poll and epoll engines, with connection.pxd: a client that does not read, as its unsent
+bytes must not keep a buffer that other connections need; a stream of large pieces, for which one
+`recv` and `send` of 64 KiB are cheaper; and the services other than echo.
 
-What the kernel still has under way for a connection is in its Flight, and nothing of it is closed
-or used again before the last result was collected: the kernel holds on to the socket till then,
-and would go on receiving for whoever has it next (io_uring_cancelation(7)). A result names slot and
-generation, never a descriptor.
+Which operations are pending for a connection stands in its UringConnection. Nothing of it is closed
+or used again before the last result was collected: the kernel holds on to the socket till then, and
+would go on receiving for the next connection that gets it (io_uring_cancelation(7)). A result names
+slot and generation, never a descriptor.
 """
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-cimport fastsock._native.server.acceptor as accepting
 cimport fastsock._native.atomic as atomic
-cimport fastsock._native.server.engine as engine
-cimport fastsock._native.server.uring.liburing as liburing
+cimport fastsock._native.busy_poll as busy_poll
+cimport fastsock._native.check as check
 cimport fastsock._native.posix as posix
+cimport fastsock._native.server.acceptor as acceptor
+cimport fastsock._native.server.connections as connections
+cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.server.uring.liburing as liburing
+cimport fastsock._native.server.uring.ring as ring
+cimport fastsock._native.server.uring.uring_connection as uring_connection
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.busy_poll cimport BusyPoll
+from fastsock._native.server.acceptor cimport Acceptor
+from fastsock._native.server.context cimport Context
 from fastsock._native.server.debug cimport must_hold
-from fastsock._native.busy_poll cimport BusyPoll, asks_on, begin_wait, end_wait
-from fastsock._native.check cimport os_error
-from fastsock._native.server.door cimport Door, begin_turn, close_door, door_init, expects, finished
-from fastsock._native.server.door cimport give_up, hold, let_go, listening, next_client
-from fastsock._native.server.engine cimport Context
-from fastsock._native.server.uring.uring_connection cimport OPERATION_SHIFT, SLOT_MASK, Flights, adopt, close_overdue
-from fastsock._native.server.uring.uring_connection cimport end_all, feed_starved, flights_free, flights_init, on_result
-from fastsock._native.server.uring.uring_connection cimport send_all, settle_all
-from fastsock._native.server.uring.ring cimport BUFFER_BYTES, Ring, completions, new_entry, ring_add_buffers
-from fastsock._native.server.uring.ring cimport ready, ring_enable, ring_open, seen, submit_and_look
-from fastsock._native.server.uring.ring cimport submit_and_wait
-from fastsock._native.server.connections cimport close_copies
+from fastsock._native.server.uring.ring cimport Ring
+from fastsock._native.server.uring.uring_connection cimport UringConnections
 from fastsock._native.server.worker cimport Worker
 
 cdef enum:                          # tokens without a connection: all the slot's bits are set
-    ACCEPT = SLOT_MASK
-    READY = SLOT_MASK | 1 << OPERATION_SHIFT        # the listener, to accept()
-    WAKE = SLOT_MASK | 2 << OPERATION_SHIFT
-    CANCEL_LISTENER = SLOT_MASK | 3 << OPERATION_SHIFT
+    ACCEPT = uring_connection.SLOT_MASK
+    READY = ACCEPT | 1 << uring_connection.OPERATION_SHIFT      # the listener, to accept()
+    WAKE = ACCEPT | 2 << uring_connection.OPERATION_SHIFT
+    CANCEL_LISTENER = ACCEPT | 3 << uring_connection.OPERATION_SHIFT
 
 cdef struct Loop:
     Context *context
-    Door door
-    Ring *ring                      # that of the flights
-    Flights flights
-    uint64_t asking                 # ACCEPT or READY, if one of them is under way, else 0
-    bint cancelling                 # it
-    unsigned long descriptors       # the limit that it was begun under
-    bint accepted                   # some, this turn
-    bint cautious                   # look before accept() is called
+    Acceptor acceptor
+    Ring *ring                      # that of `connections`
+    UringConnections connections
+    uint64_t listening              # ACCEPT or READY, whichever is pending, else 0
+    bint cancelling                 # that operation
+    unsigned long descriptor_limit  # when it was begun
+    bint accepted                   # a connection, in this turn
+    bint one_at_a_time              # wait until the listener is ready, and call accept()
 
 
 cdef class UringWorker(Worker):
@@ -79,18 +79,20 @@ cdef class UringWorker(Worker):
             raise MemoryError
         self.loop = loop
         loop.context = &self.context
-        loop.ring = &loop.flights.ring
-        door_init(&loop.door, &self.context, posix.SOCK_NONBLOCK, &loop.flights.table.open)
-        loop.cautious = one_at_a_time(loop)
-        if not flights_init(&loop.flights, &self.context):
+        loop.ring = &loop.connections.ring
+        acceptor.init(&loop.acceptor, &self.context, posix.SOCK_NONBLOCK,
+                      &loop.connections.connections.open)
+        loop.one_at_a_time = must_accept_one_at_a_time(loop)
+        if not uring_connection.init(&loop.connections, &self.context):
             raise MemoryError
-        result = ring_open(loop.ring, self.entries, self.results)
+        result = ring.open_ring(loop.ring, self.entries, self.results)
         if result < 0:
-            raise os_error(-result, "io_uring_setup", "", likely_cause(-result))
-        result = ring_add_buffers(loop.ring, self.buffers,
-                                  <uint32_t>min(self.context.buffer_size, <size_t>BUFFER_BYTES))
+            raise check.os_error(-result, "io_uring_setup", "", likely_cause(-result))
+        result = ring.add_buffers(
+            loop.ring, self.buffers,
+            <uint32_t>min(self.context.buffer_size, <size_t>ring.BUFFER_BYTES))
         if result < 0:
-            raise os_error(-result, "io_uring_register", "", likely_cause(-result))
+            raise check.os_error(-result, "io_uring_register", "", likely_cause(-result))
         self.main = run
         self.argument = loop
         return 0
@@ -100,13 +102,13 @@ cdef class UringWorker(Worker):
         if loop == NULL:
             return
         self.loop = NULL
-        flights_free(&loop.flights)
+        uring_connection.free_all(&loop.connections)
         free(loop)
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
-            let_go(&self.loop.door)
-            close_copies(&self.loop.flights.table)
+            acceptor.close_held(&self.loop.acceptor)
+            connections.close_copies(&self.loop.connections.connections)
 
 
 cdef str likely_cause(int error):
@@ -123,16 +125,16 @@ cdef str likely_cause(int error):
 
 cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
-    cdef int result = ring_enable(loop.ring)
+    cdef int result = ring.enable(loop.ring)
     if result < 0:
         fail_ring(loop, -result)
     watch_wake(loop)
     listen(loop)
-    while not finished(&loop.door, loop.flights.table.open > 0):
+    while not acceptor.finished(&loop.acceptor, loop.connections.connections.open > 0):
         wait_and_serve(loop)
-    let_go(&loop.door)
+    acceptor.close_held(&loop.acceptor)
     close_all(loop)
-    engine.notify(loop.context.done_fd)
+    wakeup.notify(loop.context.done_fd)
     return NULL
 
 
@@ -141,87 +143,88 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     if result < 0:
         fail_ring(loop, -result)
         return
-    begin_turn(&loop.door)
+    acceptor.begin_turn(&loop.acceptor)
     collect(loop)
     if loop.accepted:
-        heed_limit(loop)
-    feed_starved(&loop.flights)
-    send_all(&loop.flights)
-    if engine.sweep_due(loop.context):
-        close_overdue(&loop.flights)
-    if expects(&loop.door):
-        let_in(loop)
+        follow_descriptor_limit(loop)
+    uring_connection.receive_waiting(&loop.connections)
+    uring_connection.send_queued(&loop.connections)
+    if deadlines.sweep_due(loop.context):
+        uring_connection.close_overdue(&loop.connections)
+    if acceptor.must_accept(&loop.acceptor):
+        accept_clients(loop)
     listen(loop)
 
 
 cdef inline int wait(Loop *loop) noexcept nogil:
-    cdef BusyPoll *busy_poll = &loop.context.busy_poll
+    cdef BusyPoll *busy = &loop.context.busy_poll
     cdef bint found = False
     cdef int result
-    begin_wait(busy_poll)
-    while asks_on(busy_poll):
-        result = submit_and_look(loop.ring, &found)
+    busy_poll.begin_wait(busy)
+    while busy_poll.poll_again(busy):
+        result = ring.submit_and_peek(loop.ring, &found)
         if found or result < 0:
             return result
-    result = submit_and_wait(loop.ring, engine.timeout_ms(loop.context))
-    end_wait(busy_poll)
+    result = ring.submit_and_wait(loop.ring, deadlines.timeout_ms(loop.context))
+    busy_poll.end_wait(busy)
     return result
 
 
-cdef inline void on_completion(Loop *loop, liburing.io_uring_cqe *entry) noexcept nogil:
-    if entry.user_data & SLOT_MASK == SLOT_MASK:
-        on_listener_or_wake(loop, entry.user_data, entry.res, entry.flags)
-    else:
-        on_result(&loop.flights, entry.user_data, entry.res, entry.flags)
-
-
 cdef void collect(Loop *loop) noexcept nogil:
-    """Go on with everything that has a result now.
+    """Handle every completion that is there now.
 
-    What comes meanwhile is for the next turn. To go on may hand calls over that end at once, and
-    were their results collected here, and their successors', this might never end; while others
-    never come, as the kernel puts them off until the next wait.
+    Later ones are for the next turn: handling may submit operations that complete at once, and
+    with these and their successors this might never end. Other completions would never come, as
+    the kernel puts them off until the next wait.
     """
-    cdef uint32_t i, count, left = ready(loop.ring)
+    cdef uint32_t i, count, left = ring.ready(loop.ring)
     while left:
-        count = completions(loop.ring, left)
+        count = ring.peek_batch(loop.ring, left)
         for i in range(count):
             on_completion(loop, loop.ring.batch[i])
-        seen(loop.ring, count)
+        ring.release(loop.ring, count)
         left -= count
+
+
+cdef inline void on_completion(Loop *loop, liburing.io_uring_cqe *entry) noexcept nogil:
+    if entry.user_data & uring_connection.SLOT_MASK == uring_connection.SLOT_MASK:
+        on_listener_or_wake(loop, entry.user_data, entry.res, entry.flags)
+    else:
+        uring_connection.on_result(&loop.connections, entry.user_data, entry.res, entry.flags)
 
 
 # --- accepting ----------------------------------------------------------------------------------
 
 cdef void listen(Loop *loop) noexcept nogil:
-    """Step 5, from now on: by multishot, or, where accept() has to be looked after, by readiness.
+    """Step 5, from now on: by multishot, or by readiness where each accept() needs a look.
 
-    Only one call at a time can be told who comes, or be kept from taking in more than is allowed.
-    And at the descriptor limit accept() fails also when nobody comes.
+    A multishot accept tells no addresses and keeps to no `max_connections`. And at the descriptor
+    limit it fails also when no connection comes.
     """
     cdef liburing.io_uring_sqe *entry
-    if loop.asking or not listening(&loop.door) or engine.stop_requested(loop.context):
+    if (loop.listening or not acceptor.listening(&loop.acceptor)
+            or deadlines.stop_requested(loop.context)):
         return
-    entry = new_entry(loop.ring)
-    if loop.cautious:
-        liburing.io_uring_prep_poll_add(entry, loop.context.listen_fd, posix.POLLIN)
-        loop.asking = READY
+    entry = ring.new_entry(loop.ring)
+    if loop.one_at_a_time:
+        liburing.io_uring_prep_poll_add(entry, loop.context.bound_fd, posix.POLLIN)
+        loop.listening = READY
     else:
-        liburing.io_uring_prep_multishot_accept(entry, loop.context.listen_fd, NULL, NULL,
+        liburing.io_uring_prep_multishot_accept(entry, loop.context.bound_fd, NULL, NULL,
                                                 posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
-        loop.asking = ACCEPT
-        loop.descriptors = descriptor_limit()
-    entry.user_data = loop.asking
+        loop.listening = ACCEPT
+        loop.descriptor_limit = descriptor_limit()
+    entry.user_data = loop.listening
 
 
-cdef inline bint one_at_a_time(Loop *loop) noexcept nogil:
-    return loop.context.allow_count != 0 or loop.context.max_connections != 0
+cdef inline bint must_accept_one_at_a_time(Loop *loop) noexcept nogil:
+    return loop.context.range_count != 0 or loop.context.max_connections != 0
 
 
 cdef void on_listener_or_wake(Loop *loop, uint64_t token, int32_t result,
                               uint32_t flags) noexcept nogil:
     if token == WAKE:
-        engine.clear(loop.context.wake_fd)
+        wakeup.clear(loop.context.wake_fd)
         if not flags & liburing.IORING_CQE_F_MORE:
             watch_wake(loop)
         return
@@ -229,11 +232,11 @@ cdef void on_listener_or_wake(Loop *loop, uint64_t token, int32_t result,
         loop.cancelling = False
         return
     if not flags & liburing.IORING_CQE_F_MORE:
-        loop.asking = 0
+        loop.listening = 0
     if result == -posix.ECANCELED:
         return
     if token == READY:
-        let_in(loop)
+        accept_clients(loop)
     elif result >= 0:
         on_accepted(loop, result)
     else:
@@ -242,34 +245,34 @@ cdef void on_listener_or_wake(Loop *loop, uint64_t token, int32_t result,
 
 cdef void on_accepted(Loop *loop, int fd) noexcept nogil:
     atomic.count(&loop.context.counters.accepted, 1)
-    if adopt(&loop.flights, fd):
+    if uring_connection.add(&loop.connections, fd):
         loop.accepted = True
-    elif loop.door.held < 0:
-        hold(&loop.door, fd, posix.ENOMEM)
-        stop_asking(loop)
+    elif loop.acceptor.held < 0:
+        acceptor.hold(&loop.acceptor, fd, posix.ENOMEM)
+        stop_multishot(loop)
     else:
-        posix.close(fd)             # there was no memory for two
-        atomic.count(&loop.context.counters.closed[engine.CLOSED_ERROR], 1)
+        posix.close(fd)             # there was no memory for two connections
+        atomic.count(&loop.context.counters.closed[counters.CLOSED_ERROR], 1)
 
 
 cdef void on_accept_failed(Loop *loop, int error) noexcept nogil:
-    if accepting.accept_failed(loop.context, error) == accepting.LISTENER_GONE:
-        close_door(&loop.door)
-    elif accepting.resting(loop.context):
-        stop_asking(loop)
+    if acceptor.accept_failed(loop.context, error) == acceptor.LISTENER_GONE:
+        acceptor.close_listener(&loop.acceptor)
+    elif acceptor.paused(loop.context):
+        stop_multishot(loop)
 
 
-cdef void stop_asking(Loop *loop) noexcept nogil:
-    """Accepting rests; then it is begun again with care, until the queue was empty once."""
-    loop.cautious = True
-    if loop.asking:
+cdef void stop_multishot(Loop *loop) noexcept nogil:
+    """Accepting is paused; then accept one at a time, until the queue was empty once."""
+    loop.one_at_a_time = True
+    if loop.listening:
         cancel_listener(loop)
 
 
-cdef void heed_limit(Loop *loop) noexcept nogil:
-    """A multishot accept keeps to the descriptor limit that was when it began: begin it again."""
+cdef void follow_descriptor_limit(Loop *loop) noexcept nogil:
+    """A multishot accept keeps to the descriptor limit of its beginning: begin it again."""
     loop.accepted = False
-    if loop.asking == ACCEPT and descriptor_limit() != loop.descriptors:
+    if loop.listening == ACCEPT and descriptor_limit() != loop.descriptor_limit:
         cancel_listener(loop)
 
 
@@ -278,53 +281,53 @@ cdef inline unsigned long descriptor_limit() noexcept nogil:
     return limit.rlim_cur if posix.getrlimit(posix.RLIMIT_NOFILE, &limit) == 0 else 0
 
 
-cdef void let_in(Loop *loop) noexcept nogil:
-    """Step 5, in bursts. A client that there is no memory for is held until there is.
+cdef void accept_clients(Loop *loop) noexcept nogil:
+    """Step 5, in bursts. A connection for which there is no memory is held until there is.
 
-    While accept() is under way close() does not stop it, and shutdown() would stop it for every
-    process that has a copy: at a stop it is cancelled first.
+    While an accept is pending, close() does not stop it, and shutdown() would stop it for every
+    process that has a copy of the listener: so it is cancelled first.
     """
     cdef int fd
-    if loop.asking:
+    if loop.listening:
         cancel_listener(loop)
         return
-    fd = next_client(&loop.door)
+    fd = acceptor.next_client(&loop.acceptor)
     while fd >= 0:
-        if not adopt(&loop.flights, fd):
-            hold(&loop.door, fd, posix.ENOMEM)
-        fd = next_client(&loop.door)
-    if loop.door.turns > 0 and listening(&loop.door):
-        loop.cautious = one_at_a_time(loop)
-
-
-# --- stopping -----------------------------------------------------------------------------------
-
-cdef void watch_wake(Loop *loop) noexcept nogil:
-    cdef liburing.io_uring_sqe *entry = new_entry(loop.ring)
-    liburing.io_uring_prep_poll_multishot(entry, loop.context.wake_fd, posix.POLLIN)
-    entry.user_data = WAKE
+        if not uring_connection.add(&loop.connections, fd):
+            acceptor.hold(&loop.acceptor, fd, posix.ENOMEM)
+        fd = acceptor.next_client(&loop.acceptor)
+    if loop.acceptor.attempts > 0 and acceptor.listening(&loop.acceptor):
+        loop.one_at_a_time = must_accept_one_at_a_time(loop)
 
 
 cdef void cancel_listener(Loop *loop) noexcept nogil:
     cdef liburing.io_uring_sqe *entry
     if loop.cancelling:
         return
-    entry = new_entry(loop.ring)
-    liburing.io_uring_prep_cancel64(entry, loop.asking, 0)
+    entry = ring.new_entry(loop.ring)
+    liburing.io_uring_prep_cancel64(entry, loop.listening, 0)
     entry.user_data = CANCEL_LISTENER
     loop.cancelling = True
+
+
+# --- stopping -----------------------------------------------------------------------------------
+
+cdef void watch_wake(Loop *loop) noexcept nogil:
+    cdef liburing.io_uring_sqe *entry = ring.new_entry(loop.ring)
+    liburing.io_uring_prep_poll_multishot(entry, loop.context.wake_fd, posix.POLLIN)
+    entry.user_data = WAKE
 
 
 cdef void fail_ring(Loop *loop, int error) noexcept nogil:
     """io_uring itself failed, as when something else in the process closed its descriptor."""
     loop.ring.failed = True
-    give_up(&loop.door, error)
+    acceptor.fail(&loop.acceptor, error)
 
 
 cdef void close_all(Loop *loop) noexcept nogil:
-    """Echo what has arrived, as far as it goes without waiting, and close what is still open."""
-    settle_all(&loop.flights)
-    while loop.flights.table.open and not loop.ring.failed:
+    """Echo what has arrived, as far as that needs no waiting, and close every connection."""
+    uring_connection.start_closing(&loop.connections)
+    while loop.connections.connections.open and not loop.ring.failed:
         wait_and_serve(loop)
-    end_all(&loop.flights)
-    must_hold(loop.ring.home == loop.ring.count or loop.ring.failed)
+    uring_connection.close_all(&loop.connections)
+    must_hold(loop.ring.available == loop.ring.count or loop.ring.failed)

@@ -1,83 +1,83 @@
-# One connection of the io_uring engine, and what the kernel has under way for it.
+# One connection of the io_uring engine, and which operations the kernel has pending for it.
 #
-# A connection goes on by completion: a multishot receive, and one send at a time of what came. One
-# that does not keep up, or has large pieces, goes on by readiness, as in the other loops.
+# A connection works by completion: a multishot receive, and one send at a time of what came. One
+# that does not keep up, or has large pieces, works by readiness, as in the other loops.
 #
-# Every function that ends something calls `settle()`, which alone decides what comes next. Nothing
-# is closed, and no slot used again, while anything is under way.
+# Every function that ends an operation calls decide_next(), which alone decides what comes next.
+# Nothing is closed, and no slot is used again, while an operation is pending.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-cimport fastsock._native.server.acceptor as accepting
 cimport fastsock._native.atomic as atomic
-cimport fastsock._native.server.engine as engine
-cimport fastsock._native.server.uring.liburing as liburing
 cimport fastsock._native.posix as posix
-cimport fastsock._native.services as service
-from fastsock._native.server.connection cimport AWAITS_INPUT, AWAITS_ROOM, ENDED, Connection
-from fastsock._native.server.connection cimport advance, idle_reason, overdue, poll_events
-from fastsock._native.server.engine cimport Context
-from fastsock._native.server.unsent cimport take_room
-from fastsock._native.server.uring.ring cimport NO_BUFFER, Ring, buffer_at, buffer_of, new_entry, recycle
-from fastsock._native.server.uring.ring cimport ring_close
-from fastsock._native.server.connections cimport CHUNK_BITS, CHUNK_SLOTS, CHUNKS_MAX, NO_SLOT, Table
-from fastsock._native.server.connections cimport add_connection, connection_at, owner_of, remove_connection
-from fastsock._native.server.connections cimport table_free, table_init, token_of, vacate
+cimport fastsock._native.server.acceptor as acceptor
+cimport fastsock._native.server.connection as connection
+cimport fastsock._native.server.connections as connections
+cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.unsent as unsent
+cimport fastsock._native.server.uring.liburing as liburing
+cimport fastsock._native.server.uring.ring as ring
+cimport fastsock._native.services as services
+from fastsock._native.server.connection cimport Connection
+from fastsock._native.server.connections cimport Connections
+from fastsock._native.server.context cimport Context
+from fastsock._native.server.uring.ring cimport Ring
 
 cdef enum:
-    SMALL_AGAIN = 4                 # receives that would fit a buffer before a stream is none
+    SMALL_RECEIVES = 4              # in a row, after which a connection is no stream any more
 
-cdef enum:                          # what is under way; part of the token of a result
+cdef enum:                          # pending operations; part of the token of a result
     RECV = 1
     SEND = 2
     POLL = 4
     CANCEL = 8                      # of RECV or POLL
-    SENDING = 16                    # on the list of those who have something to send
-    STARVED = 32                    # in the queue of those who wait for a buffer
+    QUEUED_TO_SEND = 16             # in the list of connections with something to send
+    QUEUED_FOR_BUFFER = 32          # in the queue of connections that wait for a buffer
 
 cdef enum:
     OPERATION_SHIFT = 24            # a slot has no more than 20 bits
     SLOT_MASK = (1 << OPERATION_SHIFT) - 1
 
-cdef struct Flight:                 # what the kernel has of one connection, beside its record
-    uint8_t under_way               # RECV, ...
-    bint by_readiness               # it goes on with poll, recv and send
+cdef struct UringConnection:        # what this engine keeps of a connection beside its record
+    uint8_t pending                 # RECV, ...
+    bint by_readiness               # it works with poll, recv and send
     bint stalled                    # the socket took less than it was given
-    bint at_end                     # the client has closed its side
+    bint at_end                     # the client has half-closed
     bint limited                    # its receive, by `length_limit`
-    uint32_t ending                 # 1 + the reason to close, once there is one
+    bint ending                     # it closes as soon as nothing is pending
     uint32_t small                  # receives in a row that would have fitted a buffer
     uint16_t first, last            # received and not sent yet: a queue of buffers
-    uint32_t sent                   # of the first
-    uint32_t next_sending           # by slot
-    uint32_t next_starved, previous_starved
+    uint32_t sent                   # bytes of the first
+    uint32_t next_to_send           # slot, in the list
+    uint32_t next_waiting, previous_waiting     # slots, in the queue for buffers
 
-cdef struct Flights:                # all of one loop
+cdef struct UringConnections:       # all of one loop
     Context *context
     Ring ring
-    Table table
-    Flight *chunks[CHUNKS_MAX]      # as those of the table
-    char *buffer                    # of those who go on by readiness
-    bint by_readiness               # nobody may do otherwise
-    uint32_t length_limit           # bytes a multishot receive may bring; 0: the kernel has none
-    bint one_shot                   # a receive brings one buffer, see `receive()`
-    bint closing                    # every connection goes as soon as nothing is under way for it
-    uint32_t sending                # head of the list
-    uint32_t first_starved, last_starved
+    Connections connections
+    UringConnection *chunks[connections.CHUNKS_MAX]     # as those of `connections`
+    char *buffer                    # for connections that work by readiness
+    bint by_readiness               # all of them do
+    uint32_t length_limit           # bytes of a multishot receive; 0: the kernel has no limit
+    bint one_shot                   # a receive brings one buffer, see start_receive()
+    bint closing                    # every connection closes as soon as nothing is pending for it
+    uint32_t first_to_send
+    uint32_t first_waiting, last_waiting
 
 
-cdef inline bint flights_init(Flights *flights, Context *context) noexcept nogil:
-    """The ring is yet to be opened; False without memory."""
-    flights.context = context
-    flights.by_readiness = context.service != service.ECHO or context.close_line != NULL
-    flights.length_limit = <uint32_t>context.buffer_size
-    flights.one_shot = is_unix(context.listen_fd)
-    flights.sending = flights.first_starved = flights.last_starved = NO_SLOT
-    table_init(&flights.table)
-    flights.buffer = <char *>malloc(context.stream_size)
-    return flights.buffer != NULL
+cdef inline bint init(UringConnections *uring, Context *context) noexcept nogil:
+    """The ring is opened later; False without memory."""
+    uring.context = context
+    uring.by_readiness = context.service != services.ECHO or context.close_line != NULL
+    uring.length_limit = <uint32_t>context.buffer_size
+    uring.one_shot = is_unix(context.bound_fd)
+    uring.first_to_send = connections.NO_SLOT
+    uring.first_waiting = uring.last_waiting = connections.NO_SLOT
+    connections.init(&uring.connections)
+    uring.buffer = <char *>malloc(context.stream_size)
+    return uring.buffer != NULL
 
 
 cdef inline bint is_unix(int fd) noexcept nogil:
@@ -87,427 +87,438 @@ cdef inline bint is_unix(int fd) noexcept nogil:
     return domain == posix.AF_UNIX
 
 
-cdef inline void flights_free(Flights *flights) noexcept nogil:
+cdef inline void free_all(UringConnections *uring) noexcept nogil:
     cdef int chunk
-    ring_close(&flights.ring)
-    table_free(&flights.table)
-    for chunk in range(CHUNKS_MAX):
-        free(flights.chunks[chunk])
-    free(flights.buffer)
+    ring.close_ring(&uring.ring)
+    connections.free_chunks(&uring.connections)
+    for chunk in range(connections.CHUNKS_MAX):
+        free(uring.chunks[chunk])
+    free(uring.buffer)
 
 
-cdef inline Flight *flight_at(Flights *flights, uint32_t slot) noexcept nogil:
-    return &flights.chunks[slot >> CHUNK_BITS][slot & (CHUNK_SLOTS - 1)]
+cdef inline UringConnection *at(UringConnections *uring, uint32_t slot) noexcept nogil:
+    return &uring.chunks[slot >> connections.CHUNK_BITS][slot & (connections.CHUNK_SLOTS - 1)]
 
 
-cdef inline liburing.io_uring_sqe *begin(Flights *flights, uint32_t slot, uint8_t operation,
-                                         uint64_t *token) noexcept nogil:
-    """Note an operation of a connection; its entry is still to be prepared, and gets `token`."""
-    token[0] = token_of(connection_at(&flights.table, slot), slot) | operation << OPERATION_SHIFT
-    flight_at(flights, slot).under_way |= operation
-    return new_entry(&flights.ring)
+cdef inline Connection *record_at(UringConnections *uring, uint32_t slot) noexcept nogil:
+    return connections.at(&uring.connections, slot)
 
 
-cdef inline void on_result(Flights *flights, uint64_t token, int32_t result,
+cdef inline liburing.io_uring_sqe *begin(UringConnections *uring, uint32_t slot,
+                                         uint8_t operation, uint64_t *token) noexcept nogil:
+    """Note a pending operation; its entry is still to be prepared, and gets `token`."""
+    token[0] = (connections.token_of(record_at(uring, slot), slot)
+                | operation << OPERATION_SHIFT)
+    at(uring, slot).pending |= operation
+    return ring.new_entry(&uring.ring)
+
+
+cdef inline void on_result(UringConnections *uring, uint64_t token, int32_t result,
                            uint32_t flags) noexcept nogil:
     cdef uint32_t slot = <uint32_t>token & SLOT_MASK
     cdef uint8_t operation = <uint8_t>(token >> OPERATION_SHIFT)
-    if owner_of(&flights.table, token & ~(<uint64_t>0xFF << OPERATION_SHIFT)) == NULL:
-        return                      # nobody's any more; see `settle_end()` why this cannot be
+    if connections.at_token(&uring.connections,
+                            token & ~(<uint64_t>0xFF << OPERATION_SHIFT)) == NULL:
+        return                      # a closed connection's; close_if_idle() says why it cannot be
     if operation == RECV:
-        on_received(flights, slot, result, flags)
+        on_received(uring, slot, result, flags)
     elif operation == SEND:
-        on_sent(flights, slot, result)
+        on_sent(uring, slot, result)
     elif operation == POLL:
-        on_ready(flights, slot, result)
+        on_ready(uring, slot, result)
     else:
-        on_cancelled(flights, slot)
+        on_cancelled(uring, slot)
 
 
-# --- one connection, by completion --------------------------------------------------------------
+# --- by completion ------------------------------------------------------------------------------
 
-cdef inline void receive(Flights *flights, uint32_t slot) noexcept nogil:
-    """Step 6, from now on, until what it brings no longer has MORE set.
+cdef inline void start_receive(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """Step 6, from now on, until a result no longer has MORE set.
 
-    On a Unix socket once and no more. Linux 6.18 takes a socket for empty once it has received all
-    bytes; and where the client's end came with these, as it began to watch, it never tells of it.
+    On a Unix socket for one result only. Linux 6.18 takes such a socket for empty once it has
+    received all bytes: where the client's end came with these bytes, it never reports the end.
     """
     cdef uint64_t token
-    cdef liburing.io_uring_sqe *entry = begin(flights, slot, RECV, &token)
-    cdef int fd = connection_at(&flights.table, slot).fd
-    if flights.one_shot:
+    cdef liburing.io_uring_sqe *entry = begin(uring, slot, RECV, &token)
+    cdef int fd = record_at(uring, slot).fd
+    if uring.one_shot:
         liburing.io_uring_prep_recv(entry, fd, NULL, 0, 0)
     else:
         liburing.io_uring_prep_recv_multishot(entry, fd, NULL, 0, 0)
-        # `optlen` of Linux 6.17: so much and no more, however fast it comes. It shares this place.
-        entry.file_index = flights.length_limit
-        flight_at(flights, slot).limited = flights.length_limit != 0
+        # `optlen` of Linux 6.17: so many bytes at most, however fast they come. It has no field of
+        # its own in the structure, and shares this one.
+        entry.file_index = uring.length_limit
+        at(uring, slot).limited = uring.length_limit != 0
     entry.flags = liburing.IOSQE_BUFFER_SELECT
     entry.buf_group = 0
     entry.user_data = token
 
 
-cdef inline void on_received(Flights *flights, uint32_t slot, int32_t result,
+cdef inline void on_received(UringConnections *uring, uint32_t slot, int32_t result,
                              uint32_t flags) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    cdef uint16_t number = buffer_of(flags)
-    if number != NO_BUFFER:
-        flights.ring.home -= 1
-        if result > 0 and not flight.ending:
-            keep(flights, slot, number, <uint32_t>result)
+    cdef UringConnection *io = at(uring, slot)
+    cdef uint16_t number = ring.buffer_of(flags)
+    if number != ring.NO_BUFFER:
+        uring.ring.available -= 1
+        if result > 0 and not io.ending:
+            queue_received(uring, slot, number, <uint32_t>result)
         else:
-            recycle(&flights.ring, number)
+            ring.recycle(&uring.ring, number)
     if flags & liburing.IORING_CQE_F_MORE:
-        if flight.by_readiness:
-            cancel(flights, slot)
+        if io.by_readiness:
+            cancel(uring, slot)
         return
-    # The last one. It may have brought data all the same, where there was no room for another.
-    flight.under_way &= ~RECV
-    if result > 0 and flights.one_shot and not (
-            flight.by_readiness or flight.ending or flights.closing):
-        receive(flights, slot)
+    # The last result. It may have brought data all the same, where there was no room for another.
+    io.pending &= ~RECV
+    if result > 0 and uring.one_shot and not (io.by_readiness or io.ending or uring.closing):
+        start_receive(uring, slot)
     elif result == 0:
-        flight.at_end = True
+        io.at_end = True
     elif result == -posix.ENOBUFS:
-        starve(flights, slot)
-    elif result == -posix.EINVAL and flight.limited:
-        flights.length_limit = 0    # before Linux 6.17
+        wait_for_buffer(uring, slot)
+    elif result == -posix.EINVAL and io.limited:
+        uring.length_limit = 0      # before Linux 6.17
     elif result < 0 and result not in (-posix.ECANCELED, -posix.EINTR, -posix.EAGAIN):
-        fail(flights, slot, -result)
+        fail(uring, slot, -result)
         return
-    settle(flights, slot)
+    decide_next(uring, slot)
 
 
-cdef inline void keep(Flights *flights, uint32_t slot, uint16_t number,
-                      uint32_t size) noexcept nogil:
+cdef inline void queue_received(UringConnections *uring, uint32_t slot, uint16_t number,
+                                uint32_t size) noexcept nogil:
     """Queue a buffer to be sent back."""
-    cdef Flight *flight = flight_at(flights, slot)
-    cdef Ring *ring = &flights.ring
-    atomic.count(&flights.context.counters.bytes_in, size)
-    connection_at(&flights.table, slot).active_at = flights.context.now
-    if size == ring.buffer_size:
-        leave_ring(flights, slot)
-    if flight.first == NO_BUFFER:
-        flight.first = number
-    elif (not (flight.under_way & SEND and flight.first == flight.last)
-            and ring.buffers[flight.last].size + size <= ring.buffer_size):
+    cdef UringConnection *io = at(uring, slot)
+    cdef ring.Buffer *buffers = uring.ring.buffers
+    atomic.count(&uring.context.counters.bytes_in, size)
+    record_at(uring, slot).active_at = uring.context.now
+    if size == uring.ring.buffer_size:
+        use_readiness(uring, slot)
+    if io.first == ring.NO_BUFFER:
+        io.first = number
+    elif (not (io.pending & SEND and io.first == io.last)
+            and buffers[io.last].size + size <= uring.ring.buffer_size):
         # Small pieces go out together.
-        memcpy(buffer_at(ring, flight.last) + ring.buffers[flight.last].size,
-               buffer_at(ring, number), size)
-        ring.buffers[flight.last].size += size
-        recycle(ring, number)
+        memcpy(ring.buffer_at(&uring.ring, io.last) + buffers[io.last].size,
+               ring.buffer_at(&uring.ring, number), size)
+        buffers[io.last].size += size
+        ring.recycle(&uring.ring, number)
         return
     else:
-        ring.buffers[flight.last].next = number
-    flight.last = number
-    ring.buffers[number].size = size
-    ring.buffers[number].next = NO_BUFFER
-    want_to_send(flights, slot)
+        buffers[io.last].next = number
+    io.last = number
+    buffers[number].size = size
+    buffers[number].next = ring.NO_BUFFER
+    queue_to_send(uring, slot)
 
 
-cdef inline void want_to_send(Flights *flights, uint32_t slot) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    if flight.under_way & (SEND | SENDING) or flight.stalled:
+cdef inline void queue_to_send(UringConnections *uring, uint32_t slot) noexcept nogil:
+    cdef UringConnection *io = at(uring, slot)
+    if io.pending & (SEND | QUEUED_TO_SEND) or io.stalled:
         return
-    flight.under_way |= SENDING
-    flight.next_sending = flights.sending
-    flights.sending = slot
+    io.pending |= QUEUED_TO_SEND
+    io.next_to_send = uring.first_to_send
+    uring.first_to_send = slot
 
 
-cdef inline void send_all(Flights *flights) noexcept nogil:
-    """Step 7 for everybody who has something, handed over with the next wait."""
+cdef inline void send_queued(UringConnections *uring) noexcept nogil:
+    """Step 7 for all connections that have something to send; submitted with the next wait."""
     cdef uint32_t slot
-    cdef Flight *flight
-    while flights.sending != NO_SLOT:
-        slot = flights.sending
-        flight = flight_at(flights, slot)
-        flights.sending = flight.next_sending
-        flight.under_way &= ~SENDING
-        if flight.first != NO_BUFFER and not flight.ending:
-            send_first(flights, slot)
+    cdef UringConnection *io
+    while uring.first_to_send != connections.NO_SLOT:
+        slot = uring.first_to_send
+        io = at(uring, slot)
+        uring.first_to_send = io.next_to_send
+        io.pending &= ~QUEUED_TO_SEND
+        if io.first != ring.NO_BUFFER and not io.ending:
+            send_first(uring, slot)
         else:
-            settle(flights, slot)
+            decide_next(uring, slot)
 
 
-cdef inline void send_first(Flights *flights, uint32_t slot) noexcept nogil:
+cdef inline void send_first(UringConnections *uring, uint32_t slot) noexcept nogil:
     cdef uint64_t token
-    cdef uint16_t number = flight_at(flights, slot).first
-    cdef liburing.io_uring_sqe *entry = begin(flights, slot, SEND, &token)
-    # Never waiting: it has its result at the next turn, so that no client can keep a buffer. And
-    # one at a time: two could overtake each other when the socket is full.
-    liburing.io_uring_prep_send(entry, connection_at(&flights.table, slot).fd,
-                                buffer_at(&flights.ring, number), flights.ring.buffers[number].size,
+    cdef uint16_t number = at(uring, slot).first
+    cdef liburing.io_uring_sqe *entry = begin(uring, slot, SEND, &token)
+    # Never waiting: the result comes with the next turn, so that no client can keep a buffer. And
+    # one at a time: of two sends the second could overtake the first when the socket is full.
+    liburing.io_uring_prep_send(entry, record_at(uring, slot).fd,
+                                ring.buffer_at(&uring.ring, number),
+                                uring.ring.buffers[number].size,
                                 posix.MSG_NOSIGNAL | posix.MSG_DONTWAIT)
     entry.user_data = token
 
 
-cdef inline void on_sent(Flights *flights, uint32_t slot, int32_t result) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    flight.under_way &= ~SEND
+cdef inline void on_sent(UringConnections *uring, uint32_t slot, int32_t result) noexcept nogil:
+    cdef UringConnection *io = at(uring, slot)
+    io.pending &= ~SEND
     if result < 0 and result not in (-posix.EAGAIN, -posix.EINTR):
-        fail(flights, slot, -result)
+        fail(uring, slot, -result)
         return
-    flight.sent = max(result, 0)
-    atomic.count(&flights.context.counters.bytes_out, flight.sent)
-    connection_at(&flights.table, slot).active_at = flights.context.now
-    if flight.sent == flights.ring.buffers[flight.first].size:
-        drop_first(flights, flight)
+    io.sent = max(result, 0)
+    atomic.count(&uring.context.counters.bytes_out, io.sent)
+    record_at(uring, slot).active_at = uring.context.now
+    if io.sent == uring.ring.buffers[io.first].size:
+        recycle_first(uring, io)
     else:
-        flight.stalled = True
-        leave_ring(flights, slot)
-        cancel(flights, slot)
-    settle(flights, slot)
+        io.stalled = True
+        use_readiness(uring, slot)
+        cancel(uring, slot)
+    decide_next(uring, slot)
 
 
-cdef inline void drop_first(Flights *flights, Flight *flight) noexcept nogil:
-    cdef uint16_t number = flight.first
-    flight.first = flights.ring.buffers[number].next
-    flight.sent = 0
-    recycle(&flights.ring, number)
+cdef inline void recycle_first(UringConnections *uring, UringConnection *io) noexcept nogil:
+    cdef uint16_t number = io.first
+    io.first = uring.ring.buffers[number].next
+    io.sent = 0
+    ring.recycle(&uring.ring, number)
 
 
-# --- without a buffer ---------------------------------------------------------------------------
+# --- waiting for a buffer -----------------------------------------------------------------------
 #
-# First come, first fed. And nobody waits here with buffers that are not being sent, or those who
-# wait could hold all of them: who needs none any more leaves, and gives back its own.
+# In the order in which they came. No connection waits here with buffers that are not being sent:
+# else those that wait could hold all buffers. A connection that needs none any more leaves the
+# queue, and gives back its own.
 
-cdef inline void starve(Flights *flights, uint32_t slot) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    if flight.by_readiness or flight.ending or flights.closing:
+cdef inline void wait_for_buffer(UringConnections *uring, uint32_t slot) noexcept nogil:
+    cdef UringConnection *io = at(uring, slot)
+    if io.by_readiness or io.ending or uring.closing:
         return
-    flight.under_way |= STARVED
-    flight.next_starved = NO_SLOT
-    flight.previous_starved = flights.last_starved
-    if flights.last_starved == NO_SLOT:
-        flights.first_starved = slot
+    io.pending |= QUEUED_FOR_BUFFER
+    io.next_waiting = connections.NO_SLOT
+    io.previous_waiting = uring.last_waiting
+    if uring.last_waiting == connections.NO_SLOT:
+        uring.first_waiting = slot
     else:
-        flight_at(flights, flights.last_starved).next_starved = slot
-    flights.last_starved = slot
+        at(uring, uring.last_waiting).next_waiting = slot
+    uring.last_waiting = slot
 
 
-cdef inline void leave_starved(Flights *flights, uint32_t slot) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    if not flight.under_way & STARVED:
+cdef inline void stop_waiting_for_buffer(UringConnections *uring, uint32_t slot) noexcept nogil:
+    cdef UringConnection *io = at(uring, slot)
+    if not io.pending & QUEUED_FOR_BUFFER:
         return
-    flight.under_way &= ~STARVED
-    if flight.previous_starved == NO_SLOT:
-        flights.first_starved = flight.next_starved
+    io.pending &= ~QUEUED_FOR_BUFFER
+    if io.previous_waiting == connections.NO_SLOT:
+        uring.first_waiting = io.next_waiting
     else:
-        flight_at(flights, flight.previous_starved).next_starved = flight.next_starved
-    if flight.next_starved == NO_SLOT:
-        flights.last_starved = flight.previous_starved
+        at(uring, io.previous_waiting).next_waiting = io.next_waiting
+    if io.next_waiting == connections.NO_SLOT:
+        uring.last_waiting = io.previous_waiting
     else:
-        flight_at(flights, flight.next_starved).previous_starved = flight.previous_starved
+        at(uring, io.next_waiting).previous_waiting = io.previous_waiting
 
 
-cdef inline void feed_starved(Flights *flights) noexcept nogil:
-    """Receive again for those who found no buffer, as far as some have come back."""
+cdef inline void receive_waiting(UringConnections *uring) noexcept nogil:
+    """Receive again for connections that wait for a buffer, as many as are available."""
     cdef uint32_t slot, receiving = 0
-    while flights.first_starved != NO_SLOT and flights.ring.home > receiving:
-        slot = flights.first_starved
-        leave_starved(flights, slot)
-        settle(flights, slot)
-        receiving += flight_at(flights, slot).under_way & RECV != 0
+    while uring.first_waiting != connections.NO_SLOT and uring.ring.available > receiving:
+        slot = uring.first_waiting
+        stop_waiting_for_buffer(uring, slot)
+        decide_next(uring, slot)
+        receiving += at(uring, slot).pending & RECV != 0
 
 
-# --- one connection, by readiness ---------------------------------------------------------------
+# --- by readiness -------------------------------------------------------------------------------
 
-cdef inline void leave_ring(Flights *flights, uint32_t slot) noexcept nogil:
-    """Go on by readiness, once all that is under way has ended."""
-    flight_at(flights, slot).by_readiness = True
-    flight_at(flights, slot).small = 0
-    leave_starved(flights, slot)
+cdef inline void use_readiness(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """Work by readiness, once all that is pending has ended."""
+    at(uring, slot).by_readiness = True
+    at(uring, slot).small = 0
+    stop_waiting_for_buffer(uring, slot)
 
 
-cdef inline void watch(Flights *flights, uint32_t slot) noexcept nogil:
+cdef inline void start_poll(UringConnections *uring, uint32_t slot) noexcept nogil:
     cdef uint64_t token
-    cdef Connection *connection = connection_at(&flights.table, slot)
-    cdef liburing.io_uring_sqe *entry = begin(flights, slot, POLL, &token)
-    liburing.io_uring_prep_poll_add(entry, connection.fd, poll_events(connection.awaits))
+    cdef Connection *conn = record_at(uring, slot)
+    cdef liburing.io_uring_sqe *entry = begin(uring, slot, POLL, &token)
+    liburing.io_uring_prep_poll_add(entry, conn.fd, connection.poll_events(conn.awaits))
     entry.user_data = token
 
 
-cdef inline void on_ready(Flights *flights, uint32_t slot, int32_t result) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    flight.under_way &= ~POLL
+cdef inline void on_ready(UringConnections *uring, uint32_t slot, int32_t result) noexcept nogil:
+    cdef UringConnection *io = at(uring, slot)
+    io.pending &= ~POLL
     if result < 0 and result != -posix.ECANCELED:
-        fail(flights, slot, -result)
+        fail(uring, slot, -result)
         return
-    if result >= 0 and not flight.ending and not flights.closing:
-        go_on(flights, slot)
-    settle(flights, slot)
+    if result >= 0 and not io.ending and not uring.closing:
+        advance(uring, slot)
+    decide_next(uring, slot)
 
 
-cdef inline void go_on(Flights *flights, uint32_t slot) noexcept nogil:
-    """One recv and one send; see whether the connection has small messages again."""
-    cdef Connection *connection = connection_at(&flights.table, slot)
-    cdef Flight *flight = flight_at(flights, slot)
-    cdef uint64_t before = flights.context.counters.bytes_in
-    cdef uint32_t awaits = advance(connection, flights.context, flights.buffer)
-    if awaits >= ENDED:
-        flight.ending = 1 + awaits - ENDED
+cdef inline void advance(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """One recv and one send; notes whether the connection has small messages again."""
+    cdef Connection *conn = record_at(uring, slot)
+    cdef UringConnection *io = at(uring, slot)
+    cdef uint64_t before = uring.context.counters.bytes_in
+    cdef uint32_t awaits = connection.advance(conn, uring.context, uring.buffer)
+    if awaits == connection.ENDED:
+        io.ending = True
         return
-    connection.awaits = awaits
-    if flights.by_readiness or awaits != AWAITS_INPUT:
+    conn.awaits = awaits
+    if uring.by_readiness or awaits != connection.AWAITS_INPUT:
         return
-    if flights.context.counters.bytes_in - before < flights.ring.buffer_size:
-        flight.small += 1
+    if uring.context.counters.bytes_in - before < uring.ring.buffer_size:
+        io.small += 1
     else:
-        flight.small = 0
-    if flight.small == SMALL_AGAIN:
-        flight.by_readiness = False
+        io.small = 0
+    if io.small == SMALL_RECEIVES:
+        io.by_readiness = False
 
 
-cdef inline bint keep_rest(Flights *flights, uint32_t slot) noexcept nogil:
+cdef inline bint move_to_unsent(UringConnections *uring, uint32_t slot) noexcept nogil:
     """Move what the socket did not take out of the ring's buffers; False without memory."""
-    cdef Connection *connection = connection_at(&flights.table, slot)
-    cdef Flight *flight = flight_at(flights, slot)
-    cdef uint16_t number = flight.first
+    cdef Connection *conn = record_at(uring, slot)
+    cdef UringConnection *io = at(uring, slot)
+    cdef uint16_t number = io.first
     cdef size_t size = 0
-    while number != NO_BUFFER:
-        size += flights.ring.buffers[number].size
-        number = flights.ring.buffers[number].next
-    connection.rest = take_room(&flights.context.rests, size)
-    if connection.rest == NULL:
+    while number != ring.NO_BUFFER:
+        size += uring.ring.buffers[number].size
+        number = uring.ring.buffers[number].next
+    conn.unsent = unsent.take(&uring.context.unsent, size)
+    if conn.unsent == NULL:
         return False
-    connection.rest_start = flight.sent
-    connection.rest_end = 0
-    while flight.first != NO_BUFFER:
-        size = flights.ring.buffers[flight.first].size
-        memcpy(connection.rest + connection.rest_end, buffer_at(&flights.ring, flight.first), size)
-        connection.rest_end += <uint32_t>size
-        drop_first(flights, flight)
-    flight.stalled = False
-    connection.awaits = AWAITS_ROOM
+    conn.unsent_start = io.sent
+    conn.unsent_end = 0
+    while io.first != ring.NO_BUFFER:
+        size = uring.ring.buffers[io.first].size
+        memcpy(conn.unsent + conn.unsent_end, ring.buffer_at(&uring.ring, io.first), size)
+        conn.unsent_end += <uint32_t>size
+        recycle_first(uring, io)
+    io.stalled = False
+    conn.awaits = connection.AWAITS_ROOM
     return True
 
 
 # --- beginning and end --------------------------------------------------------------------------
 
-cdef inline void settle(Flights *flights, uint32_t slot) noexcept nogil:
-    """What comes next for a connection, now that something has ended."""
-    cdef Connection *connection = connection_at(&flights.table, slot)
-    cdef Flight *flight = flight_at(flights, slot)
-    if flight.ending:
-        settle_end(flights, slot)
+cdef inline bint add(UringConnections *uring, int fd) noexcept nogil:
+    """Give a new connection a slot and start receiving; False without memory."""
+    cdef uint32_t slot = connections.add(&uring.connections, uring.context, fd)
+    cdef UringConnection **chunk
+    cdef UringConnection *io
+    if slot == connections.NO_SLOT:
+        return False
+    chunk = &uring.chunks[slot >> connections.CHUNK_BITS]
+    if chunk[0] == NULL:
+        chunk[0] = <UringConnection *>calloc(connections.CHUNK_SLOTS, sizeof(UringConnection))
+    if chunk[0] == NULL:
+        connections.free_slot(&uring.connections, uring.context, slot)
+        return False
+    io = at(uring, slot)
+    io.by_readiness = uring.by_readiness
+    io.stalled = io.at_end = io.ending = False
+    io.small = 0
+    io.first = ring.NO_BUFFER
+    decide_next(uring, slot)
+    return True
+
+
+cdef inline void decide_next(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """Start what comes next for a connection, now that an operation has ended."""
+    cdef UringConnection *io = at(uring, slot)
+    if io.ending:
+        close_if_idle(uring, slot)
         return
-    if flight.first != NO_BUFFER and not flight.stalled:
-        want_to_send(flights, slot)
-    if flight.under_way:
+    if io.first != ring.NO_BUFFER and not io.stalled:
+        queue_to_send(uring, slot)
+    if io.pending:
         return
-    if flight.stalled and not keep_rest(flights, slot):
-        fail(flights, slot, posix.ENOMEM)
-    elif flight.at_end and connection.rest == NULL:
-        flight.ending = 1 + engine.CLOSED_EOF
-        settle_end(flights, slot)
-    elif flights.closing:
-        go_on(flights, slot)
-        if not flight.ending:
-            flight.ending = 1 + engine.CLOSED_STOPPED
-        settle_end(flights, slot)
-    elif flight.by_readiness:
-        watch(flights, slot)
+    if io.stalled and not move_to_unsent(uring, slot):
+        fail(uring, slot, posix.ENOMEM)
+    elif io.at_end and record_at(uring, slot).unsent == NULL:
+        end(uring, slot, counters.CLOSED_EOF)
+    elif uring.closing:
+        advance(uring, slot)
+        if io.ending:
+            close_if_idle(uring, slot)
+        else:
+            end(uring, slot, counters.CLOSED_STOPPED)
+    elif io.by_readiness:
+        start_poll(uring, slot)
     else:
-        receive(flights, slot)
+        start_receive(uring, slot)
 
 
-cdef inline void fail(Flights *flights, uint32_t slot, int error) noexcept nogil:
-    if flight_at(flights, slot).ending:
-        settle_end(flights, slot)   # for a reason that was counted before
+cdef inline void fail(UringConnections *uring, uint32_t slot, int error) noexcept nogil:
+    if at(uring, slot).ending:
+        close_if_idle(uring, slot)  # for a reason that was counted before
         return
-    engine.count_error(flights.context, error)
-    end(flights, slot, engine.close_reason(error))
+    counters.count_error(&uring.context.counters, error)
+    end(uring, slot, counters.close_reason(error))
 
 
-cdef inline void end(Flights *flights, uint32_t slot, int reason) noexcept nogil:
-    """Let a connection go, whatever it is owed."""
-    flight_at(flights, slot).ending = 1 + reason
-    settle_end(flights, slot)
+cdef inline void end(UringConnections *uring, uint32_t slot, int reason) noexcept nogil:
+    """Close a connection as soon as nothing is pending, whatever is unsent."""
+    at(uring, slot).ending = True
+    record_at(uring, slot).close_reason = reason
+    close_if_idle(uring, slot)
 
 
-cdef inline void settle_end(Flights *flights, uint32_t slot) noexcept nogil:
-    """Close an ending connection, or cancel what keeps it from that."""
-    cdef Flight *flight = flight_at(flights, slot)
-    leave_starved(flights, slot)
-    if flight.under_way:
-        cancel(flights, slot)
+cdef inline void close_if_idle(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """Close an ending connection, or cancel what is pending.
+
+    The kernel holds on to a socket with a pending operation, and a later connection could get its
+    slot: so nothing is closed before the last result.
+    """
+    cdef UringConnection *io = at(uring, slot)
+    cdef int reason = record_at(uring, slot).close_reason
+    stop_waiting_for_buffer(uring, slot)
+    if io.pending:
+        cancel(uring, slot)
         return
-    while flight.first != NO_BUFFER:
-        drop_first(flights, flight)
-    remove_connection(&flights.table, flights.context, slot)
-    atomic.count(&flights.context.counters.closed[flight.ending - 1], 1)
-    if accepting.resting(flights.context):
-        flights.context.resume_at = 0   # a descriptor is free again
+    while io.first != ring.NO_BUFFER:
+        recycle_first(uring, io)
+    connections.remove(&uring.connections, uring.context, slot)
+    atomic.count(&uring.context.counters.closed[reason], 1)
+    acceptor.resume(uring.context)
 
 
-cdef inline void cancel(Flights *flights, uint32_t slot) noexcept nogil:
-    """Ask for the end of what waits for the client: its own result says when that has come."""
-    cdef Flight *flight = flight_at(flights, slot)
-    cdef uint8_t waiting = flight.under_way & (RECV | POLL)
+cdef inline void cancel(UringConnections *uring, uint32_t slot) noexcept nogil:
+    """Ask for the end of the operation that waits for the client; its result brings the end."""
+    cdef UringConnection *io = at(uring, slot)
+    cdef uint8_t waiting = io.pending & (RECV | POLL)
     cdef uint64_t token
     cdef liburing.io_uring_sqe *entry
-    if not waiting or flight.under_way & CANCEL:
+    if not waiting or io.pending & CANCEL:
         return
-    entry = begin(flights, slot, CANCEL, &token)
+    entry = begin(uring, slot, CANCEL, &token)
     liburing.io_uring_prep_cancel64(
         entry, token ^ (CANCEL ^ waiting) << OPERATION_SHIFT, 0)
     entry.user_data = token
 
 
-cdef inline void on_cancelled(Flights *flights, uint32_t slot) noexcept nogil:
-    cdef Flight *flight = flight_at(flights, slot)
-    flight.under_way &= ~CANCEL
-    cancel(flights, slot)           # again, if the kernel was just moving it between its lists
-    settle(flights, slot)
+cdef inline void on_cancelled(UringConnections *uring, uint32_t slot) noexcept nogil:
+    at(uring, slot).pending &= ~CANCEL
+    cancel(uring, slot)             # again, if the kernel was just moving it between its lists
+    decide_next(uring, slot)
 
 
-cdef inline void close_overdue(Flights *flights) noexcept nogil:
+cdef inline void close_overdue(UringConnections *uring) noexcept nogil:
     cdef uint32_t slot
-    cdef Connection *connection
-    for slot in range(flights.table.slots):
-        connection = connection_at(&flights.table, slot)
-        if (connection.fd >= 0 and not flight_at(flights, slot).ending
-                and overdue(connection, flights.context)):
-            end(flights, slot, idle_reason(connection))
+    cdef Connection *conn
+    for slot in range(uring.connections.slots):
+        conn = record_at(uring, slot)
+        if (conn.fd >= 0 and not at(uring, slot).ending
+                and connection.overdue(conn, uring.context)):
+            end(uring, slot, conn.close_reason)
 
 
-cdef inline bint adopt(Flights *flights, int fd) noexcept nogil:
-    """Give a new connection a slot and begin with it; False without memory."""
-    cdef uint32_t slot = add_connection(&flights.table, flights.context, fd)
-    cdef Flight *flight
-    if slot == NO_SLOT:
-        return False
-    if flights.chunks[slot >> CHUNK_BITS] == NULL:
-        flights.chunks[slot >> CHUNK_BITS] = <Flight *>calloc(CHUNK_SLOTS, sizeof(Flight))
-    if flights.chunks[slot >> CHUNK_BITS] == NULL:
-        vacate(&flights.table, flights.context, slot)
-        return False
-    flight = flight_at(flights, slot)
-    flight.by_readiness = flights.by_readiness
-    flight.stalled = flight.at_end = False
-    flight.ending = flight.small = 0
-    flight.first = NO_BUFFER
-    settle(flights, slot)
-    return True
-
-
-# --- all of them --------------------------------------------------------------------------------
-
-cdef inline void settle_all(Flights *flights) noexcept nogil:
-    """Let each go once it has sent back what has arrived, as far as that needs no waiting."""
+cdef inline void start_closing(UringConnections *uring) noexcept nogil:
+    """Close each connection once it has sent back what has arrived, without waiting for room."""
     cdef uint32_t slot
-    flights.closing = True
-    for slot in range(flights.table.slots):
-        if connection_at(&flights.table, slot).fd >= 0:
-            leave_starved(flights, slot)
-            cancel(flights, slot)
-            settle(flights, slot)
+    uring.closing = True
+    for slot in range(uring.connections.slots):
+        if record_at(uring, slot).fd >= 0:
+            stop_waiting_for_buffer(uring, slot)
+            cancel(uring, slot)
+            decide_next(uring, slot)
 
 
-cdef inline void end_all(Flights *flights) noexcept nogil:
-    """Close those that are left of a ring that failed."""
+cdef inline void close_all(UringConnections *uring) noexcept nogil:
+    """Close the connections that are left after the ring has failed."""
     cdef uint32_t slot
-    for slot in range(flights.table.slots):
-        if connection_at(&flights.table, slot).fd >= 0:
-            flight_at(flights, slot).under_way = 0
-            end(flights, slot, engine.CLOSED_STOPPED)
+    for slot in range(uring.connections.slots):
+        if record_at(uring, slot).fd >= 0:
+            at(uring, slot).pending = 0
+            end(uring, slot, counters.CLOSED_STOPPED)
