@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.histogram import Histogram
@@ -18,7 +17,6 @@ from fastsock.client.options import LoadOptions
 from fastsock.client.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadReport
 from fastsock.endpoint import Endpoint, EndpointLike
 from fastsock.host import host_facts
-from fastsock.options import AUTO_BUSY_POLL
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
@@ -144,43 +142,14 @@ def load(
 
 
 def _make_loaders(target: Endpoint, options: LoadOptions) -> list[AnyLoader]:
-    address = target.resolve()
-    make: Callable[..., AnyLoader] = partial(
-        DatagramLoader, loss_timeout=options.loss_timeout, gso=options.gso
-    )
-    if target.is_stream:
-        make = partial(
-            Loader,
-            mode=options.mode,
-            timeout=options.timeout,
-            nodelay=options.nodelay,
-            reconnect_every=options.reconnect_every or 0,
-        )
-    loaders = []
+    loader = Loader if target.is_stream else DatagramLoader
+    server = target.resolve()
+    loaders: list[AnyLoader] = []
     first = 0
     for thread in range(options.threads):
         # The first threads take the connections that do not divide evenly.
         count = (options.connections - first) // (options.threads - thread)
-        loaders.append(
-            make(
-                address.family,
-                address.path or address.host,
-                address.port,
-                address.scope_id,
-                str(target),
-                first=first,
-                count=count,
-                everyone=options.connections,
-                size=options.size,
-                depth=options.depth,
-                rate=options.rate or 0.0,
-                messages=options.messages or 0,
-                verify=options.verify,
-                spin=options.wait == "spin",
-                busy_poll=AUTO_BUSY_POLL if options.wait == "auto" else 0,
-                server_pid=(options.server_pid or 0) if thread == 0 else 0,
-            )
-        )
+        loaders.append(loader(server, str(target), options, first=first, count=count))
         first += count
     return loaders
 

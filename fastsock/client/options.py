@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsock.options import (
+    AUTO_BUSY_POLL,
     check_bool,
     check_choice,
     check_each,
@@ -108,6 +109,11 @@ class LoadOptions:
             raise ValueError(
                 f"depth does not go with mode {self.mode!r}, in which nothing is answered"
             )
+
+    @property
+    def busy_poll(self) -> float:
+        """For how many seconds at most a loader that does not spin polls before it blocks."""
+        return AUTO_BUSY_POLL / 1e6 if self.wait == "auto" else 0.0
 
     def check_target(self, target: Endpoint) -> None:
         """Raise ValueError if there can be no such run there."""

@@ -1,25 +1,26 @@
-# How the load client's connections are opened: step 1 and connect(), without waiting for it.
+# How the load client opens connections: step 1 and connect(), which does not block.
 
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
 
+cimport fastsock._native.client.connection as connection
+cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
-from fastsock._native.client.load_run cimport watch
-from fastsock._native.client.connection cimport CONNECTING, Peer, Run, admit, fail, failure_of_errno
+from fastsock._native.client.connection cimport Connection, StreamRun
 
 cdef enum:
-    RETRY_NS = 1000000              # how often connect() is tried again
+    RETRY_NS = 1000000              # between two tries of connect()
     LOOPBACK_NET = 127
-    SOURCES = 60000                 # addresses that are used as sources, from 127.1.0.1 on
-    SOURCES_APART = 997             # between the first of two threads
+    SOURCE_COUNT = 60000            # source addresses, from 127.1.0.1 on
+    SOURCE_STRIDE = 997             # times a thread's first connection: its first source address
 
 
-cdef inline void vary_source(Run *run, int fd) noexcept nogil:
-    """On loopback, connect from one address of 127.0.0.0/8 after the other.
+cdef inline void vary_source(StreamRun *run, int fd) noexcept nogil:
+    """On loopback, take the next source address of 127.0.0.0/8.
 
     The ports of one address would run out: each of its closed connections keeps one for a minute
-    (TIME_WAIT). A failure is no matter here: connect() then chooses the address, or says why not.
+    (TIME_WAIT). Errors are ignored: connect() then chooses the address, or reports the error.
     """
     cdef posix.sockaddr_in source
     cdef int on = 1
@@ -29,71 +30,71 @@ cdef inline void vary_source(Run *run, int fd) noexcept nogil:
     memset(&source, 0, sizeof(source))
     source.sin_family = posix.AF_INET
     source.sin_addr.s_addr = posix.htonl(
-        <uint32_t>LOOPBACK_NET << 24 | 1 << 16 | run.next_source % SOURCES + 1)
+        <uint32_t>LOOPBACK_NET << 24 | 1 << 16 | run.next_source % SOURCE_COUNT + 1)
     run.next_source += 1
-    # The port is chosen by connect(), which knows that only the four-tuple must be unique (ip(7)).
+    # connect() chooses the port: it knows that only the four-tuple must be unique (ip(7)).
     posix.setsockopt(fd, posix.IPPROTO_IP, posix.IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
     posix.bind(fd, <posix.sockaddr *>&source, sizeof(source))
 
 
-cdef inline void start_connect(Run *run, uint32_t i) noexcept nogil:
-    cdef Peer *peer = &run.peers[i]
-    if (posix.connect(peer.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
+cdef inline void try_connect(StreamRun *run, uint32_t i) noexcept nogil:
+    cdef Connection *conn = &run.connections[i]
+    if (posix.connect(conn.fd, <posix.sockaddr *>&run.address, run.address_size) != 0
             and posix.errno != posix.EINPROGRESS):
-        # A full queue: TCP tries again by itself, a Unix socket leaves that to its owner, with no
-        # event to wait for (connect(2)). For TCP the same errno means that no port is left.
+        # The listener's queue is full. TCP tries again by itself. For a Unix socket the caller
+        # must, and no event says when (connect(2)). For TCP this errno means that no port is free.
         if posix.errno == posix.EAGAIN and run.address.ss_family == posix.AF_UNIX:
-            peer.turned_away = True
-            run.turned_away += 1
+            conn.must_retry = True
+            run.retry_count += 1
             run.retry_at = clock.monotonic_ns() + RETRY_NS
         else:
-            fail(run, peer, failure_of_errno(run, posix.errno))
+            connection.fail_with_errno(run, conn, posix.errno)
         return
-    peer.watched = posix.EPOLLOUT
-    if watch(&run.frame, posix.EPOLL_CTL_ADD, peer.fd, posix.EPOLLOUT, i) < 0:
-        fail(run, peer, failure_of_errno(run, posix.errno))
+    conn.watched = posix.EPOLLOUT
+    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_ADD, conn.fd, posix.EPOLLOUT, i) < 0:
+        connection.fail_with_errno(run, conn, posix.errno)
 
 
-cdef inline int open_peer(Run *run, uint32_t i) noexcept nogil:
-    """Start a connect; return the errno of socket(), or 0."""
-    cdef Peer *peer = &run.peers[i]
+cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
+    """Create the socket and start to connect; return the errno of socket(), or 0."""
+    cdef Connection *conn = &run.connections[i]
     cdef int on = 1
-    peer.fd = posix.socket(run.address.ss_family,
+    conn.fd = posix.socket(run.address.ss_family,
                            posix.SOCK_STREAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
-    if peer.fd < 0:
+    if conn.fd < 0:
         return posix.errno
     if run.nodelay and run.address.ss_family != posix.AF_UNIX:
-        # Otherwise Nagle's algorithm holds a small message back until the last answer's ACK.
-        posix.setsockopt(peer.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
-    peer.state = CONNECTING
-    peer.leave_after = peer.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
-    peer.opened_at = peer.active_at = clock.monotonic_ns()
-    run.connecting += 1
+        # Otherwise Nagle's algorithm delays a small message until the last answer's ACK.
+        posix.setsockopt(conn.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
+    conn.state = connection.CONNECTING
+    conn.reopen_after = conn.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
+    conn.opened_at = conn.progress_at = clock.monotonic_ns()
+    run.connecting_count += 1
     if run.reconnect_every:
-        vary_source(run, peer.fd)
-    start_connect(run, i)
+        vary_source(run, conn.fd)
+    try_connect(run, i)
     return 0
 
 
-cdef inline void open_again(Run *run, uint32_t i) noexcept nogil:
-    cdef Peer *peer = &run.peers[i]
+cdef inline void reopen(StreamRun *run, uint32_t i) noexcept nogil:
+    cdef Connection *conn = &run.connections[i]
     cdef int error
-    posix.close_once(&peer.fd)
-    error = open_peer(run, i)
+    posix.close_once(&conn.fd)
+    error = open_connection(run, i)
     if error:
-        fail(run, peer, failure_of_errno(run, error))
+        connection.fail_with_errno(run, conn, error)
 
 
-cdef inline void try_again(Run *run) noexcept nogil:
-    """connect() once more for those that a full queue turned away."""
+cdef inline void retry_connects(StreamRun *run) noexcept nogil:
+    """Call connect() again for each connection that found the listener's queue full."""
     cdef uint32_t i
-    for i in range(run.frame.count):
-        if run.peers[i].turned_away:
-            admit(run, &run.peers[i])
-            start_connect(run, i)
-            if run.peers[i].turned_away:
-                return              # full again, and for all that follow
+    for i in range(run.base.count):
+        if run.connections[i].must_retry:
+            connection.end_retry(run, &run.connections[i])
+            try_connect(run, i)
+            if run.connections[i].must_retry:
+                return              # still full, for all other connections too
 
 
-cdef inline int64_t retry_time(Run *run) noexcept nogil:
-    return run.retry_at if run.turned_away else clock.NEVER
+cdef inline int64_t next_retry(StreamRun *run) noexcept nogil:
+    return run.retry_at if run.retry_count else clock.NEVER

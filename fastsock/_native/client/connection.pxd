@@ -1,27 +1,28 @@
-# One connection of the load client and the run that it belongs to, and how a connection ends.
+# One connection of the stream load client, the run that it belongs to, and how a connection ends.
 #
-# A connection's life: connect (again and again while a Unix listener's queue is full), open,
-# half-closed (all was sent; the rest is awaited), closed; with `reconnect_every` it then begins
-# again, as the same connection with the same place in the pattern.
+# A connection is first connecting (again and again while a Unix listener's queue is full), then
+# open, half-closed (all its bytes are sent) and closed. With `reconnect_every` it is opened again,
+# with the same number and its place in the pattern.
 #
-# A message goes there and back, or in two modes one way only: of an upload it is complete when the
-# socket has taken it, of a download when it has come.
+# In the mode echo a message is complete when it has come back, in an upload when the socket has
+# taken it, in a download when it was received.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.posix as posix
 from fastsock._native.client.histogram cimport Recorder
-from fastsock._native.client.load_run cimport Frame, nobody_listens, quota_of, watch
+from fastsock._native.client.load_run cimport LoadRun
 
-cdef enum:                          # mode: what the load is
-    ECHO
-    SEND                            # upload, to a discard service
-    RECEIVE                         # download, from a chargen service
+cdef enum:
+    MODE_ECHO
+    MODE_SEND                       # upload, to a discard service
+    MODE_RECEIVE                    # download, from a chargen service
 
-cdef enum:                          # a connection's state
+cdef enum:                          # state of a connection
     CONNECTING
     OPEN
-    LEAVING                         # half-closed, to be opened again
+    REOPENING                       # half-closed, to be opened again
     HALF_CLOSED
     CLOSED
 
@@ -32,86 +33,89 @@ cdef enum:                          # why a connection failed
     CLOSED_EARLY
     MISMATCH
     OTHER
-    FAILURES
+    FAILURE_KINDS
 
-cdef struct Peer:                   # one connection
+cdef struct Connection:
     int fd
     int state
-    bint turned_away                # while CONNECTING: connect() is to be tried again
-    uint32_t watched                # the events that epoll watches it for
+    bint must_retry                 # while CONNECTING: connect() is to be tried again
+    uint32_t watched                # the events that epoll reports
     uint32_t send_offset            # into the pattern, of the next byte to send
-    uint32_t receive_offset         # into the pattern, of the next byte to come
-    uint32_t ring_mask              # sent_at has ring_mask + 1 places
-    int64_t *sent_at                # ns, by message number & ring_mask, while in flight
-    uint64_t due                    # messages that may be sent, ever
-    uint64_t started                # messages whose first byte was offered to send()
-    uint64_t answered               # messages that came back whole; one way: complete messages
-    uint64_t to_send                # bytes of started messages not yet taken by the socket
-    uint64_t partial                # bytes received of the message number `answered`
-    uint64_t leave_after            # how many messages this opening may start in all
+    uint32_t receive_offset         # into the pattern, of the next byte to receive
+    uint32_t ring_mask              # `sent_at` has ring_mask + 1 places
+    int64_t *sent_at                # ns, by message number & ring_mask, while outstanding
+    uint64_t due                    # messages that may have started so far
+    uint64_t started                # messages; send() was called for their first byte
+    uint64_t completed              # messages
+    uint64_t unsent                 # bytes of started messages that the socket has not taken
+    uint64_t partial                # bytes received of the message number `completed`
+    uint64_t reopen_after           # value of `started` at which the connection is opened again
     int64_t opened_at               # when connect() was called, ns
-    int64_t active_at               # last progress, ns
-    int64_t left_at                 # when it was half-closed, ns
-    int unacknowledged              # see still_held(); what it was when last looked at
+    int64_t progress_at             # last progress, ns
+    int64_t half_closed_at          # ns
+    int send_queue                  # send_queue_size() at the last look
 
-cdef struct Run:
-    Frame frame
-    # What was asked for
+cdef struct StreamRun:
+    LoadRun base
+    # Options
     int mode
     posix.sockaddr_storage address
     posix.socklen_t address_size
     uint64_t size                   # bytes per message
-    uint32_t depth                  # messages in flight per connection; 0 in an open loop
+    uint32_t depth                  # outstanding messages per connection; 0 in an open loop
     int64_t timeout_ns
-    uint64_t reconnect_every        # messages per opening of a connection; 0 without a limit
-    uint32_t next_source            # last octets of the next source address, if they are varied
+    uint64_t reconnect_every        # messages per opening of a connection; 0: unlimited
+    uint32_t next_source            # gives the next source address, where they are varied
     bint verify, nodelay
-    # How it goes
-    uint32_t connecting, alive      # connections in these states; alive counts until closed
-    uint32_t turned_away            # of those connecting
-    int64_t retry_at                # when those are tried again
+    # State
+    uint32_t connecting_count       # connections in the state CONNECTING
+    uint32_t unclosed_count         # connections in every state but CLOSED
+    uint32_t retry_count            # connections with `must_retry`
+    int64_t retry_at                # when these call connect() again
     int64_t next_sweep
-    int64_t give_up_at              # when what is owed at the end is given up, ns
-    char *pattern                   # the table that pattern.fill() made, or the lines of chargen
-    char *buffer                    # what was received last
-    Peer *peers
+    int64_t give_up_at              # when outstanding messages are given up at the end, ns
+    char *pattern                   # from pattern.fill(), or the lines of chargen
+    char *buffer                    # the bytes of the last receive
+    Connection *connections
     Recorder *connects              # from connect() to connected
-    # What was seen
+    # Results
     uint64_t received, lost         # bytes, over the whole run
-    uint64_t failures[FAILURES]
+    uint64_t failures[FAILURE_KINDS]
 
 
-cdef inline uint64_t owed(Run *run, Peer *peer) noexcept nogil:
+cdef inline uint64_t outstanding_bytes(StreamRun *run, Connection *connection) noexcept nogil:
     """Bytes that the socket has taken and that have not come back."""
-    if run.mode != ECHO:
+    if run.mode != MODE_ECHO:
         return 0
-    return (peer.started - peer.answered) * run.size - peer.partial - peer.to_send
+    return ((connection.started - connection.completed) * run.size
+            - connection.partial - connection.unsent)
 
 
-cdef inline bint has_done_its_share(Run *run, uint32_t i) noexcept nogil:
-    """Whether a connection of a run of so many messages has started the last of its own."""
-    return run.frame.quota and run.peers[i].started == quota_of(&run.frame, i)
+cdef inline bint has_started_quota(StreamRun *run, uint32_t i) noexcept nogil:
+    """Whether the run has a quota and the connection has started its last message of it."""
+    return (run.base.quota
+            and run.connections[i].started == load_run.quota_of(&run.base, i))
 
 
-cdef inline int still_held(Peer *peer) noexcept nogil:
-    """What the socket has taken and the other end has not; only 0 and change mean something.
+cdef inline int send_queue_size(Connection *connection) noexcept nogil:
+    """SIOCOUTQ: what the socket has taken and the other end has not.
 
-    TCP counts bytes without acknowledgement, and the FIN as one; a Unix socket counts the memory of
-    what the other end has not read.
+    Only 0 and a change mean something. TCP counts unacknowledged bytes, and the FIN as one
+    (tcp(7)). A Unix socket counts the memory of what the other end has not read.
     """
-    cdef int held = 0
-    posix.ioctl(peer.fd, posix.TIOCOUTQ, &held)
-    return held
+    cdef int size = 0
+    posix.ioctl(connection.fd, posix.TIOCOUTQ, &size)
+    return size
 
 
-cdef inline void half_close(Peer *peer, int state, int64_t now) noexcept nogil:
-    peer.state = state
-    peer.active_at = peer.left_at = now
-    posix.shutdown(peer.fd, posix.SHUT_WR)
+cdef inline void half_close(Connection *connection, int state, int64_t now) noexcept nogil:
+    connection.state = state
+    connection.progress_at = connection.half_closed_at = now
+    posix.shutdown(connection.fd, posix.SHUT_WR)
 
 
 cdef inline int failure_of(int error) noexcept nogil:
-    if nobody_listens(error):
+    if load_run.is_refusal(error):
         return REFUSED
     if error == posix.ECONNRESET or error == posix.EPIPE:
         return RESET
@@ -120,40 +124,44 @@ cdef inline int failure_of(int error) noexcept nogil:
     return OTHER
 
 
-cdef inline int failure_of_errno(Run *run, int error) noexcept nogil:
-    if failure_of(error) == OTHER:
-        run.frame.other_errno = error
-    return failure_of(error)
+cdef inline void fail_with_errno(StreamRun *run, Connection *connection,
+                                 int error) noexcept nogil:
+    cdef int failure = failure_of(error)
+    if failure == OTHER:
+        run.base.other_errno = error
+    fail(run, connection, failure)
 
 
-cdef inline void fail(Run *run, Peer *peer, int failure) noexcept nogil:
+cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexcept nogil:
+    """Count the failure and the lost bytes, and close the connection."""
     run.failures[failure] += 1
-    if peer.turned_away:
-        admit(run, peer)
-    if peer.state == CONNECTING:
-        run.connecting -= 1
-    elif peer.state != CLOSED:
-        run.lost += owed(run, peer)
-    close_peer(run, peer)
+    if connection.must_retry:
+        end_retry(run, connection)
+    if connection.state == CONNECTING:
+        run.connecting_count -= 1
+    elif connection.state != CLOSED:
+        run.lost += outstanding_bytes(run, connection)
+    close(run, connection)
 
 
-cdef inline void close_peer(Run *run, Peer *peer) noexcept nogil:
-    # epoll reports a descriptor once in a batch, and tokens are numbers of connections: no event
-    # that is still to come can be taken for that of a descriptor with a reused number.
-    posix.close_once(&peer.fd)
-    peer.state = CLOSED
-    run.alive -= 1
+cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
+    # epoll reports a descriptor once per call, and a token is the index of a connection. So no
+    # event of this call can be taken for one of a new descriptor with the same number.
+    posix.close_once(&connection.fd)
+    connection.state = CLOSED
+    run.unclosed_count -= 1
 
 
-cdef inline void admit(Run *run, Peer *peer) noexcept nogil:
-    peer.turned_away = False
-    run.turned_away -= 1
+cdef inline void end_retry(StreamRun *run, Connection *connection) noexcept nogil:
+    connection.must_retry = False
+    run.retry_count -= 1
 
 
-cdef inline void rewatch(Run *run, uint32_t i, uint32_t events) noexcept nogil:
-    cdef Peer *peer = &run.peers[i]
-    if peer.watched == events:
+cdef inline void set_watched(StreamRun *run, uint32_t i, uint32_t events) noexcept nogil:
+    """Have epoll report these events of the connection."""
+    cdef Connection *connection = &run.connections[i]
+    if connection.watched == events:
         return
-    peer.watched = events
-    if watch(&run.frame, posix.EPOLL_CTL_MOD, peer.fd, events, i) < 0:
-        fail(run, peer, failure_of_errno(run, posix.errno))
+    connection.watched = events
+    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_MOD, connection.fd, events, i) < 0:
+        fail_with_errno(run, connection, posix.errno)

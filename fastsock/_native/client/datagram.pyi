@@ -10,26 +10,7 @@ class DatagramLoader:
     @property
     def send_delay(self) -> Histogram: ...
     def __init__(
-        self,
-        family: int,
-        host: str,
-        port: int,
-        scope_id: int,
-        where: str,
-        *,
-        first: int,
-        count: int,
-        everyone: int,
-        size: int,
-        depth: int,
-        rate: float,
-        messages: int,
-        loss_timeout: float,
-        gso: bool,
-        verify: bool,
-        spin: bool,
-        busy_poll: int = 0,
-        server_pid: int = 0,
+        self, server: Any, where: str, options: Any, *, first: int, count: int
     ) -> None: ...
     def connect(self) -> None: ...
     def run(self, begin_ns: int, warmup_ns: int, window_ns: int) -> None: ...

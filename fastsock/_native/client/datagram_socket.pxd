@@ -1,116 +1,125 @@
-# One socket of the load client for datagrams and the run that it belongs to.
+# One socket of the load client for datagrams, the run that it belongs to, and how a datagram is
+# given up.
 #
-# A datagram can be lost, doubled, overtaken, late or changed, and each of these is told apart: its
-# first 8 bytes hold the number of its socket and its own, the rest is a stretch of the pattern that
-# differs from one to the next. When it was sent, and then what became of it, is remembered in a
-# ring. A lost datagram stalls nothing: what is not back within a time is given up.
+# A datagram can be lost, doubled, reordered, late or corrupt. To tell these apart, its first 8
+# bytes hold the number of its socket and its own, and its other bytes are a stretch of the pattern
+# that differs from one datagram to the next. A ring remembers each datagram's send time, and then
+# its state. A lost datagram stalls nothing: after the loss timeout it is given up.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.posix as posix
-from fastsock._native.client.load_run cimport Frame, nobody_listens, watch
+from fastsock._native.client.load_run cimport LoadRun
 
 cdef enum:
-    HEADER = 8                      # bytes: socket number << NUMBER_BITS | number of the datagram
+    HEADER_BYTES = 8                # socket number << NUMBER_BITS | number of the datagram
     NUMBER_BITS = 48
-    BUFFER = 65536                  # bytes; more than any datagram, so one too long is seen
-    BURST = 64                      # datagrams of one socket before the others have their turn
-    RING_MAX = 65536                # datagrams of a socket that are remembered
+    BUFFER_BYTES = 65536            # more than any datagram, so that one too long is detected
+    BURST = 64                      # datagrams of one socket before the next one's turn
+    RING_MAX = 65536                # datagrams that a socket remembers
 
-cdef enum:                          # in a ring in place of a send time, which is above all these
+cdef enum:                          # states in the ring; every send time is above them
     ANSWERED = 0
     GIVEN_UP = 1
 
-cdef struct Peer:                   # one socket
+cdef struct DatagramSocket:
     int fd                          # -1 once it failed
-    bint blocked                    # the socket is full: watched for room
-    uint64_t due                    # datagrams that may be sent, ever
+    bint blocked                    # its send buffer is full: epoll reports when it has room
+    uint64_t due                    # datagrams that may have been sent so far
     uint64_t started                # datagrams sent
-    uint64_t oldest                 # all before it are answered or given up
-    uint64_t waiting                # those neither answered nor given up
+    uint64_t oldest                 # all datagrams before this number are answered or given up
+    uint64_t outstanding            # datagrams neither answered nor given up
     uint64_t next_expected          # one more than the highest number that was answered
     uint64_t ring_mask              # `ring` has ring_mask + 1 places
-    int64_t *ring                   # send time or fate of a datagram, by number & ring_mask
+    int64_t *ring                   # send time or state of a datagram, by number & ring_mask
 
-cdef struct Run:
-    Frame frame
+cdef struct DatagramRun:
+    LoadRun base
     posix.sockaddr_storage address
     posix.socklen_t address_size
     size_t size                     # bytes per datagram
-    uint32_t depth                  # datagrams in flight per socket; 0 in an open loop
-    int64_t loss_ns                 # after which a datagram is given up
+    uint32_t depth                  # outstanding datagrams per socket; 0 in an open loop
+    int64_t loss_ns                 # the loss timeout
     bint verify
     bint gso
-    uint32_t together               # datagrams that may leave in one call
-    uint32_t alive                  # sockets that did not fail
-    uint64_t waiting                # of all sockets
+    uint32_t per_call               # datagrams that one call may send
+    uint32_t open_count             # sockets that did not fail
+    uint64_t outstanding            # datagrams of all sockets
     int64_t next_sweep
-    char *pattern                   # the table that pattern.fill() made
-    char *buffer                    # what was received last
-    Peer *peers
-    # What was seen over the whole run
+    char *pattern                   # from pattern.fill()
+    char *buffer                    # the bytes of the last receive
+    DatagramSocket *sockets
+    # Results over the whole run
     uint64_t sent, received, lost, duplicated, reordered, late      # datagrams
-    uint64_t refused, other         # sockets
+    uint64_t refused, other         # failed sockets
 
 
-cdef inline uint64_t header_of(Run *run, uint32_t i, uint64_t number) noexcept nogil:
-    return <uint64_t>(run.frame.first + i) << NUMBER_BITS | number
+cdef inline uint64_t header_of(DatagramRun *run, uint32_t i, uint64_t number) noexcept nogil:
+    return <uint64_t>(run.base.first + i) << NUMBER_BITS | number
 
 
-cdef inline char *body_of(Run *run, uint32_t i, uint64_t number) noexcept nogil:
-    """What follows the header: it differs from one datagram to the next, and by socket."""
-    return run.pattern + (pattern.offset_of(run.frame.first + i) + number) % pattern.PERIOD
+cdef inline char *body_of(DatagramRun *run, uint32_t i, uint64_t number) noexcept nogil:
+    """The bytes after the header: they differ by datagram and by socket."""
+    return run.pattern + (pattern.offset_of(run.base.first + i) + number) % pattern.PERIOD
 
 
-cdef inline bint grow_ring(Peer *peer) noexcept nogil:
-    cdef uint64_t mask = peer.ring_mask * 2 + 1, number
+cdef inline bint grow_ring(DatagramSocket *sock) noexcept nogil:
+    cdef uint64_t mask = sock.ring_mask * 2 + 1, number
     cdef int64_t *ring
     if mask >= RING_MAX:
         return False
-    ring = <int64_t *>calloc(mask + 1, sizeof(int64_t))     # of what is forgotten: ANSWERED
+    # calloc(): datagrams older than the old ring count as ANSWERED.
+    ring = <int64_t *>calloc(mask + 1, sizeof(int64_t))
     if ring == NULL:
         return False
-    number = peer.started - (peer.ring_mask + 1)
-    while number < peer.started:
-        ring[number & mask] = peer.ring[number & peer.ring_mask]
+    number = sock.started - (sock.ring_mask + 1)
+    while number < sock.started:
+        ring[number & mask] = sock.ring[number & sock.ring_mask]
         number += 1
-    free(peer.ring)
-    peer.ring = ring
-    peer.ring_mask = mask
+    free(sock.ring)
+    sock.ring = ring
+    sock.ring_mask = mask
     return True
 
 
-cdef inline void give_up(Run *run, Peer *peer) noexcept nogil:
-    """Wait no longer for the oldest datagram; it is lost if no answer came."""
-    cdef int64_t *fate = &peer.ring[peer.oldest & peer.ring_mask]
-    peer.oldest += 1
-    if fate[0] > GIVEN_UP:
-        fate[0] = GIVEN_UP
-        peer.waiting -= 1
-        run.waiting -= 1
+cdef inline void give_up_oldest(DatagramRun *run, DatagramSocket *sock) noexcept nogil:
+    """Stop waiting for the oldest datagram; it is lost if it was not answered."""
+    cdef int64_t *state = &sock.ring[sock.oldest & sock.ring_mask]
+    sock.oldest += 1
+    if state[0] > GIVEN_UP:
+        state[0] = GIVEN_UP
+        sock.outstanding -= 1
+        run.outstanding -= 1
         run.lost += 1
 
 
-cdef inline void fail(Run *run, Peer *peer, int error) noexcept nogil:
-    """The socket cannot be used: nobody listens, or some other errno."""
-    if nobody_listens(error):
+cdef inline void give_up_all(DatagramRun *run, DatagramSocket *sock) noexcept nogil:
+    while sock.oldest < sock.started:
+        give_up_oldest(run, sock)
+
+
+cdef inline void fail_with_errno(DatagramRun *run, DatagramSocket *sock,
+                                 int error) noexcept nogil:
+    """Count the failure, give up the socket's datagrams and close it."""
+    if load_run.is_refusal(error):
         run.refused += 1
     else:
         run.other += 1
-        run.frame.other_errno = error
-    while peer.oldest < peer.started:
-        give_up(run, peer)
-    posix.close_once(&peer.fd)
-    run.alive -= 1
+        run.base.other_errno = error
+    give_up_all(run, sock)
+    posix.close_once(&sock.fd)
+    run.open_count -= 1
 
 
-cdef inline void set_blocked(Run *run, uint32_t i, bint blocked) noexcept nogil:
-    cdef Peer *peer = &run.peers[i]
-    if peer.blocked == blocked:
+cdef inline void set_blocked(DatagramRun *run, uint32_t i, bint blocked) noexcept nogil:
+    """Have epoll report, or no longer report, that the socket has room."""
+    cdef DatagramSocket *sock = &run.sockets[i]
+    if sock.blocked == blocked:
         return
-    peer.blocked = blocked
-    if watch(&run.frame, posix.EPOLL_CTL_MOD, peer.fd,
-             posix.EPOLLIN | posix.EPOLLOUT if blocked else posix.EPOLLIN, i) < 0:
-        fail(run, peer, posix.errno)
+    sock.blocked = blocked
+    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_MOD, sock.fd,
+                             posix.EPOLLIN | posix.EPOLLOUT if blocked else posix.EPOLLIN, i) < 0:
+        fail_with_errno(run, sock, posix.errno)

@@ -1,4 +1,4 @@
-"""The floor: what one echo costs the kernel, with nothing of a server or a client around it."""
+"""The floor: what one echo costs in the kernel, without a server and a client around it."""
 
 from libc.stdint cimport int64_t
 
@@ -9,8 +9,8 @@ cimport fastsock._native.posix as posix
 def round_trips(int a, int b, size_t size, int64_t duration_ns) -> tuple:
     """Do ``send recv send recv`` over the connected pair `a`, `b` in this thread.
 
-    Blocking sockets of this process; `size` bytes each way, at most 64 KiB. Nothing ever waits,
-    because what is received was sent just before. Returns (echoes, elapsed ns). Raises
+    Both are blocking sockets of this process; `size` is in bytes, at most 64 KiB. No call blocks,
+    because the bytes to receive were sent just before. Returns (echoes, elapsed ns). Raises
     ConnectionError when a call fails.
     """
     cdef char buffer[65536]
@@ -21,7 +21,7 @@ def round_trips(int a, int b, size_t size, int64_t duration_ns) -> tuple:
         raise ValueError(f"size {size} is not between 1 and {sizeof(buffer)} bytes")
     with nogil:
         while ok and now - start < duration_ns:
-            ok = pass_on(a, b, buffer, size) and pass_on(b, a, buffer, size)
+            ok = transfer(a, b, buffer, size) and transfer(b, a, buffer, size)
             echoes += 1
             now = clock.monotonic_ns()
     if not ok:
@@ -29,8 +29,8 @@ def round_trips(int a, int b, size_t size, int64_t duration_ns) -> tuple:
     return echoes, now - start
 
 
-cdef inline bint pass_on(int source, int target, char *buffer, size_t size) noexcept nogil:
-    """Send `size` bytes into one end and receive them all from the other."""
+cdef inline bint transfer(int source, int target, char *buffer, size_t size) noexcept nogil:
+    """Send `size` bytes from `source` and receive them all at `target`."""
     cdef ssize_t received
     cdef size_t left = size
     if posix.send(source, buffer, size, posix.MSG_NOSIGNAL) != <ssize_t>size:

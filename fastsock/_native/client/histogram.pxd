@@ -1,15 +1,15 @@
-# Latency recorder in HdrHistogram's bucket layout, so that counts can be handed to its tools.
+# Latency recorder with HdrHistogram's bucket layout, so that its tools can read the counts.
 #
-# A value falls into bucket b, which doubles in width from one to the next, and within it into one
-# of 1024 equal steps: at 3 significant digits every step is below a thousandth of its value.
+# A bucket has 1024 equal steps; the width of a step doubles from one bucket to the next. At 3
+# significant digits every step is below a thousandth of its value.
 #   lowest 100 ns -> unit 64 ns; highest 10 min; 24 buckets; 25 * 1024 counts of 8 bytes
 
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
-    UNIT_BITS = 6                   # values are told apart down to 64 ns
+    UNIT_BITS = 6                   # the smallest step is 64 ns
     HALF_BITS = 10
-    HALF_COUNT = 1 << HALF_BITS
+    HALF_COUNT = 1 << HALF_BITS     # steps of a bucket that the bucket below does not have
     BUCKETS = 24
     COUNTS = (BUCKETS + 1) * HALF_COUNT
 
@@ -17,7 +17,7 @@ cdef extern from * nogil:
     int leading_zeros "__builtin_clzll"(unsigned long long value)
     const int64_t HIGHEST_NS "600000000000LL"
 
-cdef struct Recorder:               # one writer; merged after the threads have ended
+cdef struct Recorder:               # written by one thread; merged after the threads have ended
     uint64_t total
     int64_t min
     int64_t max
@@ -33,7 +33,7 @@ cdef inline int index_of(int64_t value) noexcept nogil:
 
 
 cdef inline void record(Recorder *recorder, int64_t value) noexcept nogil:
-    """Record a latency in ns; what is above ten minutes counts as ten minutes."""
+    """Record a latency in ns; more than ten minutes counts as ten minutes."""
     if value < 0:
         value = 0
     elif value > HIGHEST_NS:

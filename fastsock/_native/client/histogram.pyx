@@ -1,14 +1,11 @@
 """Latency histogram: recording without the GIL, percentiles and merging for Python.
 
-The layout is that of HdrHistogram (lowest 100 ns, highest 10 minutes, 3 significant digits), and
-so are the answers: a percentile is the highest value that its step can stand for.
+Layout and percentiles are those of HdrHistogram (lowest 100 ns, highest 10 minutes, 3 significant
+digits): a percentile is the highest value that its step can stand for.
 """
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
-
-from fastsock._native.client.histogram cimport COUNTS, HALF_BITS, HALF_COUNT, UNIT_BITS
-from fastsock._native.client.histogram cimport Histogram, Recorder, record
 
 
 cdef class Histogram:
@@ -29,7 +26,7 @@ cdef class Histogram:
         record(self.recorder, value_ns)
 
     def add(self, Histogram other not None) -> None:
-        """Merge `other` into this one, without loss."""
+        """Add the counts of `other` to this one, without loss."""
         cdef Recorder *mine = self.recorder
         cdef Recorder *theirs = other.recorder
         cdef int i
@@ -54,7 +51,7 @@ cdef class Histogram:
         for i in range(COUNTS):
             seen += recorder.counts[i]
             if seen >= rank:
-                return min(highest_of(i), recorder.max)
+                return min(highest_value_of(i), recorder.max)
         return recorder.max
 
     def summary_us(self) -> dict:
@@ -73,8 +70,8 @@ cdef class Histogram:
         }
 
 
-cdef int64_t highest_of(int index) noexcept nogil:
-    """The highest value that is counted at `index`."""
+cdef int64_t highest_value_of(int index) noexcept nogil:
+    """The highest value that counts[index] counts, ns."""
     cdef int bucket = (index >> HALF_BITS) - 1
     cdef int64_t step = (index & (HALF_COUNT - 1)) + HALF_COUNT
     if bucket < 0:

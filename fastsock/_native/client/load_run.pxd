@@ -1,308 +1,327 @@
-# What every load loop has: its share of the connections, the schedule, the window, the wait, and
-# what it saw in the window.
+# One thread's part of a load run, the same for streams and datagrams: its share of the
+# connections, the schedule of the messages, the measured window, the wait and the counters.
+# "Connections" stands for sockets too where the load is datagrams.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-cimport fastsock._native.wakeup as wakeup
-cimport fastsock._native.clock as clock
 cimport fastsock._native.atomic as atomic
+cimport fastsock._native.busy_poll as busy_poll
+cimport fastsock._native.check as check
+cimport fastsock._native.client.histogram as histogram
+cimport fastsock._native.client.process_tree as process_tree
+cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
-from fastsock._native.busy_poll cimport BusyPoll, poll_again, begin_wait, end_wait
-from fastsock._native.check cimport os_error
-from fastsock._native.client.histogram cimport Histogram, Recorder, record
-from fastsock._native.client.process_tree cimport Processes, cpu_ns, free_processes, list_processes
-from fastsock._native.client.process_tree cimport newcomers_ns
+cimport fastsock._native.wakeup as wakeup
+from fastsock._native.busy_poll cimport BusyPoll
+from fastsock._native.client.histogram cimport Histogram, Recorder
+from fastsock._native.client.process_tree cimport ProcessTree
 
 cdef enum:
     EVENTS_MAX = 256
-    WAKE = 0xFFFFFFFF               # token of the two descriptors that are not connections
-    TIMER = 0xFFFFFFFE
+    WAKE_TOKEN = 0xFFFFFFFF         # above every connection's token, which is its index
+    TIMER_TOKEN = 0xFFFFFFFE
 
-cdef enum:                          # how far a run is
+cdef enum:                          # phase of a run
     RUNNING
-    FINISHING                       # nothing new is due; what is owed is awaited
+    FINISHING                       # no new message becomes due; outstanding ones are awaited
     ABORTED
 
-cdef struct Frame:
+cdef enum:                          # what another thread asked for
+    NOT_CANCELLED
+    END_WINDOW                      # finish now
+    DROP_EVERYTHING                 # and do not wait for outstanding messages
+
+cdef struct LoadRun:
     uint32_t count                  # connections of this thread
-    uint32_t first, everyone        # number of the first of them, and of all threads' together
+    uint32_t first                  # number of this thread's first connection
+    uint32_t total_connections      # of all threads
     double interval_ns              # between two messages of all connections; 0 in a closed loop
-    uint64_t quota                  # messages of all connections; 0 without a limit
-    uint64_t next_due               # open loop: number of the next message of this thread
+    uint64_t quota                  # messages of all connections; 0: unlimited
+    uint64_t next_due               # open loop: number of this thread's next message
     bint spin                       # never block
     BusyPoll busy_poll              # when not spinning
-    int server_pid                  # whose CPU time is to be read; 0: nobody's
-    Processes server
+    int server_pid                  # process to read the CPU time of; 0: none
+    ProcessTree server
     int phase
-    int cancelled                   # 1: finish now; 2: drop everything. Set by other threads
+    int cancel_request              # set by other threads
     int epfd, wake_fd, timer_fd
     int64_t begin_ns, window_start, window_end
     int64_t list_at                 # when the server's processes are listed
     int64_t idle_ns                 # time in the window with nothing to do
-    int64_t cpu_start, cpu_end      # the server's CPU time at the ends of the window, ns
+    int64_t cpu_start, cpu_end      # server's CPU time at both ends of the window, ns; 0: not read
     posix.epoll_event *events
-    # What was seen
-    uint64_t messages               # answers inside the window; one way: messages completed in it
-    int64_t last_answer             # or when the last one-way message was complete
-    int64_t idle_till_last          # of `idle_ns`
+    # Results
+    uint64_t messages               # completed inside the window
+    int64_t last_complete           # when the last message was complete
+    int64_t idle_at_last_complete   # `idle_ns` at that time
     uint64_t corrupt                # bytes, over the whole run
-    int other_errno                 # the last errno that has no kind of its own
+    int other_errno                 # the last errno that counted as "other"
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
-    Recorder *send_delay            # how late messages were sent; NULL in a closed loop
+    Recorder *send_delay            # NULL in a closed loop
 
 
-cdef inline void set_share(Frame *frame, uint32_t first, uint32_t count, uint32_t everyone,
-                           double rate, uint64_t messages) noexcept nogil:
-    """What the thread does of the whole; `rate` and `messages` are those of all threads, or 0."""
-    frame.first, frame.count, frame.everyone = first, count, everyone
-    frame.interval_ns = 1e9 / rate if rate else 0
-    frame.quota = messages
+cdef inline int open_run(LoadRun *run, object options, uint32_t first,
+                         uint32_t count) except -1:
+    """Read the options that streams and datagrams share, and open the descriptors.
 
-
-cdef inline void set_wait(Frame *frame, bint spin, int64_t busy_poll_us) noexcept nogil:
-    """How to wait; `busy_poll_us` is the longest time spent asking before it blocks, or 0."""
-    frame.spin = spin
-    frame.busy_poll.cap_ns = busy_poll_us * 1000
-
-
-cdef inline int open_frame(Frame *frame, int server_pid) except -1:
-    cdef int error, clock
-    frame.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
-    if frame.events == NULL:
+    The thread has the connections `first` to `first + count`. The thread of connection 0 also
+    reads the server's CPU time. Raises OSError or MemoryError.
+    """
+    run.first, run.count, run.total_connections = first, count, options.connections
+    run.interval_ns = 1e9 / <double>options.rate if options.rate else 0
+    run.quota = options.messages or 0
+    run.spin = options.wait == "spin"
+    run.busy_poll.cap_ns = round(options.busy_poll * 1e9)
+    if first == 0 and options.server_pid:
+        run.server_pid = options.server_pid
+        check_process(run.server_pid)
+    run.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
+    if run.events == NULL:
         raise MemoryError
-    if server_pid:
-        error = posix.clock_getcpuclockid(server_pid, &clock)
-        if error:
-            raise os_error(error, "clock_getcpuclockid", f"process {server_pid}")
-        frame.server_pid = server_pid
-    frame.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
-    frame.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
-    # A timer of epoll_wait has whole milliseconds; a message may be due in microseconds.
-    frame.timer_fd = posix.timerfd_create(
+    run.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+    run.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+    # The timeout of epoll_wait(2) is in milliseconds; messages can be microseconds apart.
+    run.timer_fd = posix.timerfd_create(
         posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
-    if frame.epfd < 0 or frame.wake_fd < 0 or frame.timer_fd < 0:
-        raise os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
-    if (watch(frame, posix.EPOLL_CTL_ADD, frame.wake_fd, posix.EPOLLIN, WAKE) < 0
-            or watch(frame, posix.EPOLL_CTL_ADD, frame.timer_fd, posix.EPOLLIN, TIMER) < 0):
-        raise os_error(posix.errno, "epoll_ctl", "")
+    if run.epfd < 0 or run.wake_fd < 0 or run.timer_fd < 0:
+        raise check.os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
+    if (update_epoll(run, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN, WAKE_TOKEN) < 0
+            or update_epoll(run, posix.EPOLL_CTL_ADD, run.timer_fd, posix.EPOLLIN,
+                            TIMER_TOKEN) < 0):
+        raise check.os_error(posix.errno, "epoll_ctl", "")
     return 0
 
 
-cdef inline void close_frame(Frame *frame) noexcept nogil:
-    posix.close_once(&frame.epfd)
-    posix.close_once(&frame.wake_fd)
-    posix.close_once(&frame.timer_fd)
-    free(frame.events)
-    free_processes(&frame.server)
+cdef inline int check_process(int pid) except -1:
+    """Raise OSError if there is no such process."""
+    cdef int clock_id
+    cdef int error = posix.clock_getcpuclockid(pid, &clock_id)
+    if error:
+        raise check.os_error(error, "clock_getcpuclockid", f"process {pid}")
+    return 0
 
 
-cdef inline int watch(Frame *frame, int operation, int fd, uint32_t events,
-                      uint64_t token) noexcept nogil:
+cdef inline void close_run(LoadRun *run) noexcept nogil:
+    posix.close_once(&run.epfd)
+    posix.close_once(&run.wake_fd)
+    posix.close_once(&run.timer_fd)
+    free(run.events)
+    process_tree.free_processes(&run.server)
+
+
+cdef inline int update_epoll(LoadRun *run, int operation, int fd, uint32_t events,
+                             uint64_t token) noexcept nogil:
     cdef posix.epoll_event event
     event.events = events
     event.data.u64 = token
-    return posix.epoll_ctl(frame.epfd, operation, fd, &event)
+    return posix.epoll_ctl(run.epfd, operation, fd, &event)
 
 
 # --- the schedule -------------------------------------------------------------------------------
 
-cdef inline uint64_t quota_of(Frame *frame, uint32_t i) noexcept nogil:
-    return frame.quota // frame.everyone + (frame.first + i < frame.quota % frame.everyone)
+cdef inline uint64_t quota_of(LoadRun *run, uint32_t i) noexcept nogil:
+    """How many messages of the quota connection `i` of this thread sends."""
+    return (run.quota // run.total_connections
+            + (run.first + i < run.quota % run.total_connections))
 
 
-cdef inline uint64_t quota_of_thread(Frame *frame) noexcept nogil:
+cdef inline uint64_t quota_of_thread(LoadRun *run) noexcept nogil:
     cdef uint64_t total = 0
     cdef uint32_t i
-    for i in range(frame.count):
-        total += quota_of(frame, i)
+    for i in range(run.count):
+        total += quota_of(run, i)
     return total
 
 
-cdef inline int64_t intended_at(Frame *frame, uint32_t i, uint64_t message) noexcept nogil:
-    """When a connection's message should be sent: the connections take turns."""
-    cdef double number = <double>(message * frame.everyone + frame.first + i)
-    return frame.begin_ns + <int64_t>(number * frame.interval_ns)
+cdef inline int64_t intended_at(LoadRun *run, uint32_t i, uint64_t message) noexcept nogil:
+    """When connection `i` should send its message number `message`: connections take turns."""
+    cdef double number = <double>(message * run.total_connections + run.first + i)
+    return run.begin_ns + <int64_t>(number * run.interval_ns)
 
 
-cdef inline int64_t due_at(Frame *frame, uint64_t number) noexcept nogil:
-    """When this thread's message `number`, counted over its connections, should be sent."""
-    return intended_at(frame, <uint32_t>(number % frame.count), number // frame.count)
+cdef inline int64_t due_at(LoadRun *run, uint64_t number) noexcept nogil:
+    """When message `number` should be sent, counted over this thread's connections."""
+    return intended_at(run, <uint32_t>(number % run.count), number // run.count)
 
 
-cdef inline int64_t next_wake(Frame *frame, int64_t latest) noexcept nogil:
-    """When there is something to do even if no event comes, ns.
+cdef inline int64_t next_wake(LoadRun *run, int64_t latest) noexcept nogil:
+    """When the wait must end even without an event, ns.
 
-    That is `latest`, or before: the end of the window, or the thread's next message.
+    That is `latest`, the end of the window or the thread's next message, the first of them.
     """
-    if frame.phase != RUNNING:
+    if run.phase != RUNNING:
         return latest
-    latest = min(latest, frame.window_end)
-    return min(latest, due_at(frame, frame.next_due)) if frame.interval_ns else latest
+    latest = min(latest, run.window_end)
+    return min(latest, due_at(run, run.next_due)) if run.interval_ns else latest
 
 
 # --- the window and the wait --------------------------------------------------------------------
 
-cdef inline void set_window(Frame *frame, int64_t begin_ns, int64_t warmup_ns,
+cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
                             int64_t window_ns) noexcept nogil:
-    frame.begin_ns = begin_ns
-    # By then every connection should have its process, if it gets one; and the time that the list
-    # takes is not in the window.
-    frame.list_at = begin_ns + warmup_ns // 2
-    frame.window_start = begin_ns + warmup_ns
-    frame.window_end = frame.window_start + window_ns if window_ns else clock.NEVER
+    run.begin_ns = begin_ns
+    # Before the window, so that the time to list the processes is not measured; late enough for a
+    # server that makes a process for each connection.
+    run.list_at = begin_ns + warmup_ns // 2
+    run.window_start = begin_ns + warmup_ns
+    run.window_end = run.window_start + window_ns if window_ns else clock.NEVER
 
 
-cdef inline void cancel(Frame *frame, bint drop_everything) noexcept nogil:
-    """From any thread."""
-    atomic.store_int(&frame.cancelled, 2 if drop_everything else 1, atomic.RELEASE)
-    wakeup.notify(frame.wake_fd)
+cdef inline void cancel(LoadRun *run, bint drop_everything) noexcept nogil:
+    """End the run; for any thread to call."""
+    atomic.store_int(&run.cancel_request, DROP_EVERYTHING if drop_everything else END_WINDOW,
+                     atomic.RELEASE)
+    wakeup.notify(run.wake_fd)
 
 
-cdef inline bint cancelled(Frame *frame) noexcept nogil:
-    return atomic.load_int(&frame.cancelled, atomic.ACQUIRE) != 0
+cdef inline bint is_cancelled(LoadRun *run) noexcept nogil:
+    return atomic.load_int(&run.cancel_request, atomic.ACQUIRE) != NOT_CANCELLED
 
 
-cdef inline bint is_over(Frame *frame, int64_t now) noexcept nogil:
-    """Whether nothing more becomes due; of a quota in a closed loop the connections know more."""
-    if now >= frame.window_end or cancelled(frame):
+cdef inline bint nothing_more_due(LoadRun *run, int64_t now) noexcept nogil:
+    """Whether the schedule has ended. In a closed loop with a quota, the connections know."""
+    if now >= run.window_end or is_cancelled(run):
         return True
-    return frame.quota and frame.interval_ns and frame.next_due >= quota_of_thread(frame)
+    return run.quota and run.interval_ns and run.next_due >= quota_of_thread(run)
 
 
-cdef inline void note_time(Frame *frame, int64_t now) noexcept nogil:
-    """List the server's processes in time, and read their CPU time when the window has begun."""
-    if frame.server_pid == 0 or now < frame.list_at or frame.cpu_start:
+cdef inline void note_server_cpu(LoadRun *run, int64_t now) noexcept nogil:
+    """List the server's processes in time, and read their CPU time when the window begins."""
+    if run.server_pid == 0 or now < run.list_at or run.cpu_start:
         return
-    if frame.server.count == 0:
-        list_processes(&frame.server, frame.server_pid)
-    if now >= frame.window_start:
-        frame.cpu_start = cpu_ns(&frame.server)
+    if run.server.count == 0:
+        process_tree.list_processes(&run.server, run.server_pid)
+    if now >= run.window_start:
+        run.cpu_start = process_tree.cpu_ns(&run.server)
 
 
-cdef inline void end_window(Frame *frame, int64_t now) noexcept nogil:
-    if frame.cpu_start and not frame.cpu_end:
-        frame.cpu_end = cpu_ns(&frame.server)
-        # A server that makes a process for each connection may still have been at it.
-        frame.cpu_end += newcomers_ns(&frame.server)
-    if frame.window_end > now and not frame.quota:
-        frame.window_end = now      # earlier than was asked for
+cdef inline void end_window(LoadRun *run, int64_t now) noexcept nogil:
+    if run.cpu_start and not run.cpu_end:
+        run.cpu_end = process_tree.cpu_ns(&run.server)
+        # A server that makes a process for each connection may have made some after the listing.
+        run.cpu_end += process_tree.unlisted_cpu_ns(&run.server)
+    if run.window_end > now and not run.quota:
+        run.window_end = now        # earlier than was asked for
 
 
-cdef inline void end_run(Frame *frame, int64_t now) noexcept nogil:
-    """After the last answer, or when no connection, or no wish, was left."""
-    if frame.phase != FINISHING:
-        end_window(frame, now)
-    if frame.quota:
-        # What came after it, a server that is slow to close for one, is not of the window.
-        frame.window_end = frame.last_answer
-        frame.idle_ns = frame.idle_till_last
+cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
+    """After the loop: set the end of the window, if it is not set yet."""
+    if run.phase != FINISHING:
+        end_window(run, now)
+    if run.quota:
+        # The time after the last message, as with a server that closes slowly, does not count.
+        run.window_end = run.last_complete
+        run.idle_ns = run.idle_at_last_complete
 
 
-cdef inline object server_cpu_ns(Frame *frame):
-    """None: not asked for, the window never began, or the process is gone."""
-    return frame.cpu_end - frame.cpu_start if frame.cpu_start and frame.cpu_end else None
+cdef inline object server_cpu_ns(LoadRun *run):
+    """None: not asked for, the window never began, or the process has ended."""
+    return run.cpu_end - run.cpu_start if run.cpu_start and run.cpu_end else None
 
 
-cdef inline int wait_for_events(Frame *frame, int64_t until) noexcept nogil:
-    """Wait until `until` at the latest, or not at all when spinning; return how many events."""
+cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
+    """Wait until `until` at the latest, or not at all when spinning; return the events' number."""
     cdef int64_t began = clock.monotonic_ns(), now = began
     cdef int count
-    begin_wait(&frame.busy_poll)
-    while frame.spin or now >= until or poll_again(&frame.busy_poll):
-        count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, 0)
-        if count == 0 or now > began:   # to ask once, and be answered, is no idle time
+    busy_poll.begin_wait(&run.busy_poll)
+    while run.spin or now >= until or busy_poll.poll_again(&run.busy_poll):
+        count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, 0)
+        if count == 0 or now > began:   # events at the first poll: no time was idle
             now = clock.monotonic_ns()
-        if count != 0 or frame.spin or now >= until:
+        if count != 0 or run.spin or now >= until:
             break
     else:
-        set_timer(frame, until)
-        count = posix.epoll_wait(frame.epfd, frame.events, EVENTS_MAX, -1)
-        end_wait(&frame.busy_poll)
+        set_timer(run, until)
+        count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, -1)
+        busy_poll.end_wait(&run.busy_poll)
         now = clock.monotonic_ns()
-    if frame.window_start <= began < frame.window_end:
-        frame.idle_ns += now - began
+    if run.window_start <= began < run.window_end:
+        run.idle_ns += now - began
     return count
 
 
-cdef inline bint is_connection(Frame *frame, uint64_t token) noexcept nogil:
-    """True for the token of a connection; a wake-up or the timer is dealt with here."""
-    if token == WAKE:
-        wakeup.clear(frame.wake_fd)
-        if atomic.load_int(&frame.cancelled, atomic.ACQUIRE) == 2:
-            frame.phase = ABORTED
-    elif token == TIMER:
-        wakeup.clear(frame.timer_fd)
+cdef inline bint handle_wakeup(LoadRun *run, uint64_t token) noexcept nogil:
+    """Handle the event of the wake-up or of the timer; False for a connection's token."""
+    if token == WAKE_TOKEN:
+        wakeup.clear(run.wake_fd)
+        if atomic.load_int(&run.cancel_request, atomic.ACQUIRE) == DROP_EVERYTHING:
+            run.phase = ABORTED
+    elif token == TIMER_TOKEN:
+        wakeup.clear(run.timer_fd)
     else:
-        return True
-    return False
+        return False
+    return True
 
 
-cdef inline void set_timer(Frame *frame, int64_t until) noexcept nogil:
+cdef inline void set_timer(LoadRun *run, int64_t until) noexcept nogil:
     cdef posix.itimerspec timer
     memset(&timer, 0, sizeof(timer))
-    until = max(until, 1)           # zero would disarm it
+    until = max(until, 1)           # zero would disarm the timer
     timer.it_value.tv_sec = until // 1000000000
     timer.it_value.tv_nsec = until % 1000000000
-    posix.timerfd_settime(frame.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)
+    posix.timerfd_settime(run.timer_fd, posix.TFD_TIMER_ABSTIME, &timer, NULL)
 
 
-# --- what was seen ------------------------------------------------------------------------------
+# --- the results --------------------------------------------------------------------------------
 
-cdef inline tuple open_histograms(Frame *frame):
+cdef inline tuple open_histograms(LoadRun *run):
     """Latency from the intended and from the actual send time, and the delay between the two.
 
-    In a closed loop the first two are one, and the delay stays empty.
+    In a closed loop the first two are the same object, and the delay stays empty.
     """
     from_send, send_delay = Histogram(), Histogram()
-    from_intended = Histogram() if frame.interval_ns else from_send
-    frame.from_send = (<Histogram>from_send).recorder
-    if frame.interval_ns:
-        frame.from_intended = (<Histogram>from_intended).recorder
-        frame.send_delay = (<Histogram>send_delay).recorder
+    from_intended = Histogram() if run.interval_ns else from_send
+    run.from_send = (<Histogram>from_send).recorder
+    if run.interval_ns:
+        run.from_intended = (<Histogram>from_intended).recorder
+        run.send_delay = (<Histogram>send_delay).recorder
     return from_intended, from_send, send_delay
 
 
-cdef inline void note_delay(Frame *frame, uint32_t i, uint64_t message,
-                            int64_t now) noexcept nogil:
-    """A connection's message is sent now; note how long after its intended time."""
-    if frame.send_delay != NULL and now >= frame.window_start:
-        record(frame.send_delay, now - intended_at(frame, i, message))
+cdef inline void note_send(LoadRun *run, uint32_t i, uint64_t message,
+                           int64_t now) noexcept nogil:
+    """Connection `i` sends its message number `message` now: record the delay."""
+    if run.send_delay != NULL and now >= run.window_start:
+        histogram.record(run.send_delay, now - intended_at(run, i, message))
 
 
-cdef inline void note_last(Frame *frame, int64_t now) noexcept nogil:
-    """A message is complete, the last one so far."""
-    frame.last_answer = now
-    frame.idle_till_last = frame.idle_ns
+cdef inline void note_complete(LoadRun *run, int64_t now) noexcept nogil:
+    """A message is complete: it is the last one until the next call."""
+    run.last_complete = now
+    run.idle_at_last_complete = run.idle_ns
 
 
-cdef inline void note_answer(Frame *frame, uint32_t i, uint64_t message, int64_t sent_at,
+cdef inline void note_answer(LoadRun *run, uint32_t i, uint64_t message, int64_t sent_at,
                              int64_t now) noexcept nogil:
-    """A connection's message has come back; an answer after the window has a latency too."""
-    note_last(frame, now)
-    if now < frame.window_start:
+    """Message number `message` of connection `i` has come back.
+
+    After the window its latency is still recorded, but it is not counted.
+    """
+    note_complete(run, now)
+    if now < run.window_start:
         return
-    record(frame.from_send, now - sent_at)
-    if frame.from_intended != NULL:
-        record(frame.from_intended, now - intended_at(frame, i, message))
-    frame.messages += now < frame.window_end
+    histogram.record(run.from_send, now - sent_at)
+    if run.from_intended != NULL:
+        histogram.record(run.from_intended, now - intended_at(run, i, message))
+    run.messages += now < run.window_end
 
 
-cdef inline bint nobody_listens(int error) noexcept nogil:
-    # ENOENT: of a Unix path where there is no socket.
+cdef inline bint is_refusal(int error) noexcept nogil:
+    """Whether the errno means that no server listens there."""
+    # ENOENT: the path of a Unix socket does not exist.
     return error == posix.ECONNREFUSED or error == posix.ENOENT
 
 
-cdef inline dict seen(Frame *frame):
+cdef inline dict results(LoadRun *run):
     return {
-        "messages": frame.messages,
-        "window_start_ns": frame.window_start,
-        "window_end_ns": frame.window_end,
-        "last_answer_ns": frame.last_answer,
-        "idle_ns": frame.idle_ns,
-        "server_cpu_ns": server_cpu_ns(frame),
-        "corrupt_bytes": frame.corrupt,
-        "other_errno": frame.other_errno,
+        "messages": run.messages,
+        "window_start_ns": run.window_start,
+        "window_end_ns": run.window_end,
+        "idle_ns": run.idle_ns,
+        "server_cpu_ns": server_cpu_ns(run),
+        "corrupt_bytes": run.corrupt,
+        "other_errno": run.other_errno,
     }

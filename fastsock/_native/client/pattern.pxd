@@ -1,20 +1,20 @@
 # The payload: a fixed stretch of pseudo-random bytes, repeated with a prime period.
 #
-# A connection's stream is the pattern from an offset of its own. A byte lost, doubled or moved
-# shifts all that follows, and a byte of another connection stands at another place, so both show
-# up in a comparison. The period is prime, and so no multiple of any buffer size: a buffer lost
-# whole is a shift too. Messages need no copy: they are sent from where they stand in the table.
+# The stream of each connection is the pattern from a different offset. A lost, doubled or moved
+# byte shifts all bytes after it, and a byte of another connection has another place in the
+# pattern: a comparison detects both. The period is prime, so it is no multiple of a buffer's size:
+# the loss of a whole buffer is a shift too. Messages are sent from the table, without a copy.
 
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     PERIOD = 65537
-    STRIDE = 40503                  # between connections; with a prime period none shares a place
-    PIECE = 262144                  # most bytes that are sent, received or compared at once
+    STRIDE = 40503                  # between connections; as the period is prime, offsets differ
+    PIECE = 262144                  # bytes; the most that one call sends, receives or compares
 
 
 cdef inline void fill(char *table) noexcept nogil:
-    """Fill `table`, of PERIOD + PIECE bytes: any piece of the stream stands in it unbroken."""
+    """Fill `table`, PERIOD + PIECE bytes: it holds a whole piece from any offset on."""
     cdef uint64_t state = 0x9E3779B97F4A7C15u
     cdef uint32_t i
     for i in range(<uint32_t>PERIOD):

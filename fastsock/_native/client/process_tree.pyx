@@ -1,16 +1,13 @@
-"""The processes of a server as Python sees them; the work is in processes.pxd."""
-
-cimport fastsock._native.client.process_tree as processes
-from fastsock._native.client.process_tree cimport Processes
+"""The processes of a server for Python; the work is in process_tree.pxd."""
 
 
 def descendants(int pid) -> list:
     """Return `pid` and the processes that descend from it now, parents first; [] if it is gone."""
-    cdef Processes tree
+    cdef ProcessTree tree
     tree.list = NULL
-    tree.count = tree.room = 0
+    tree.count = tree.capacity = 0
     try:
-        processes.list_processes(&tree, pid)
+        list_processes(&tree, pid)
         return [tree.list[i].pid for i in range(tree.count)]
     finally:
-        processes.free_processes(&tree)
+        free_processes(&tree)
