@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
-.PHONY: demo test slow asan tsan valgrind bench shapes reliability soak churn hold stop lint dist clean
+.PHONY: demo test slow asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -71,9 +71,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 
-# Every shape of server over 1 to 1000 connections, for docs/nine-steps.md. Some minutes.
-shapes: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.shapes
+# Every engine over 1 to 1000 connections, for docs/nine-steps.md. Some minutes.
+engines: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.engines
 
 # Every promise measured, rivals beside it, for docs/reliability.md. Ten minutes; root for UDP.
 reliability: $(VENV)/.reliability

@@ -20,7 +20,7 @@ def main(package: str, kind: str) -> None:
     if package == "native":
         server = fastsock.Server("tcp://127.0.0.1:0", engine=kind)
     else:
-        server = fastsock.pure.Server("tcp://127.0.0.1:0", shape=kind)
+        server = fastsock.pure.Server("tcp://127.0.0.1:0", engine=kind)
     with server:
         print(f"listening on {server.endpoint} ({kind})", file=sys.stderr, flush=True)
         compute_for_ever()

@@ -11,14 +11,14 @@ from fastsock.bench.contenders import (
     NATIVE_ENGINES,
     Contender,
     datagrams,
-    every_shape,
+    every_engine,
     native,
     pure,
 )
 
 
 def everyone(case: Case) -> list[Contender]:
-    return [*every_shape(), *rivals()]
+    return [*every_engine(), *rivals()]
 
 
 def with_datagrams(case: Case) -> list[Contender]:

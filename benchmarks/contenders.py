@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 from benchmarks.rivals.build import compile_rival, missing
-from fastsock.bench.contenders import NATIVE_ENGINES, PURE_SHAPES, Contender
+from fastsock.bench.contenders import NATIVE_ENGINES, PURE_ENGINES, Contender
 from fastsock.server import engines
 
 ADDRESS = ("127.0.0.1", "0")
@@ -62,7 +62,7 @@ def not_installed(how: str) -> str:
 def beside_busy_main_thread() -> list[Contender]:
     """Servers in a background thread of a process whose main thread computes in Python."""
     servers = [("native", engine) for engine in NATIVE_ENGINES if engine != "serial"]
-    servers += [("stdlib", shape) for shape in PURE_SHAPES if shape != "serial"]
+    servers += [("stdlib", engine) for engine in PURE_ENGINES if engine != "serial"]
     return [
         Contender(
             f"{package} {kind}, busy main thread",

@@ -19,12 +19,12 @@ from fastsock.bench.contenders import (
     RunningServer,
     cpus_for_both,
     datagrams,
-    every_shape,
+    every_engine,
     pinned,
 )
 
 ROUNDS = 5
-SERVERS = [each for each in every_shape() if not each.one_at_a_time]
+SERVERS = [each for each in every_engine() if not each.one_at_a_time]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def measure(
     )
 
 
-@each(every_shape())
+@each(every_engine())
 @pytest.mark.benchmark(group="one connection round trip")
 def test_one_connection(benchmark: BenchmarkFixture, server: RunningServer) -> None:
     measure(benchmark, server, messages=5_000, connections=1)

@@ -7,7 +7,7 @@ import json
 import sys
 
 from ..client.report import LoadReport
-from . import SHAPES, Server, load, serve
+from . import ENGINES, Server, load, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     server = commands.add_parser("serve", help="serve until Ctrl-C or SIGTERM")
     server.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:7007")
     server.add_argument("--unix-mode", type=octal, default=0o600, help="rights of a Unix socket")
-    server.add_argument("--shape", choices=SHAPES, default="threads")
+    server.add_argument("--engine", choices=ENGINES, default="threads")
     server.add_argument(
         "--drain-timeout", type=float, default=0.0, help="seconds that the first signal leaves"
     )
@@ -52,11 +52,11 @@ def octal(text: str) -> int:
 
 def run_server(options: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
-        print(f"listening on {server.endpoint} ({options.shape})", file=sys.stderr, flush=True)
+        print(f"listening on {server.endpoint} ({options.engine})", file=sys.stderr, flush=True)
 
     serve(
         options.endpoint,
-        shape=options.shape,
+        engine=options.engine,
         unix_mode=options.unix_mode,
         drain_timeout=options.drain_timeout,
         ready=announce,

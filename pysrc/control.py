@@ -1,4 +1,4 @@
-"""How a running shape is told to finish."""
+"""How a running engine is told to finish."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Datagrams: receive one, send it back to whom it came from, one at a time.
 
-There are no connections, so this is the only shape that datagrams have. A UDP datagram goes back to
+There are no connections, so datagrams have this engine alone. A UDP datagram goes back to
 an address and a port. A Unix datagram goes back to the name of its sender's socket, which has one
 only if it was bound.
 """

@@ -1,4 +1,4 @@
-"""The server: binds in the caller, runs one shape in a background thread, and stops it."""
+"""The server: binds in the caller, runs one engine in a background thread, and stops it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,20 @@ from .signals import signals_to, wait_for_end
 from .tally import Tally
 
 
-class Run(Protocol):
-    """What every shape is: serves until `control` says otherwise, and leaves nothing behind."""
+class Engine(Protocol):
+    """What every engine is: serves until `control` says otherwise, and leaves nothing behind."""
 
     def __call__(
         self, listener: socket.socket, control: Control, tally: Tally, buffer_size: int
     ) -> None: ...
 
 
-RUNS: dict[str, Run] = {
+ENGINES: dict[str, Engine] = {
     "serial": serial.run,
     "threads": threads.run,
     "selectors": selector_loop.run,
     "asyncio": asyncio_streams.run,
 }
-
-#: The names of the shapes.
-SHAPES = tuple(RUNS)
 
 
 class Server:
@@ -50,7 +47,7 @@ class Server:
     Args:
         endpoint: where to listen: tcp, unix, udp or unixgram; tcp://127.0.0.1:7007 if there is
             none, nor any `fds`. Port 0 picks a free one.
-        shape: one of SHAPES, for streams; datagrams have one of their own.
+        engine: one of ENGINES, for streams; datagrams have one of their own.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
         unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
         fds: in place of an endpoint, the descriptor of one bound socket that somebody else made.
@@ -65,24 +62,24 @@ class Server:
         self,
         endpoint: Endpoint | str | tuple[Any, ...] | None = None,
         *,
-        shape: str = "threads",
+        engine: str = "threads",
         backlog: int = 4096,
         unix_mode: int = 0o600,
         fds: Iterable[int] = (),
         buffer_size: int = 65536,
         drain_timeout: float = 0.0,
     ) -> None:
-        if not isinstance(shape, str):
-            raise TypeError(f"shape {shape!r} is {type(shape).__name__}; expected a str")
-        if shape not in RUNS:
-            raise ValueError(f"shape {shape!r} is unknown; expected one of {', '.join(SHAPES)}")
+        if not isinstance(engine, str):
+            raise TypeError(f"engine {engine!r} is {type(engine).__name__}; expected a str")
+        if engine not in ENGINES:
+            raise ValueError(f"engine {engine!r} is unknown; expected one of {', '.join(ENGINES)}")
         self._fds = tuple(fds)
         if len(self._fds) > (endpoint is None):
             raise ValueError("expected one endpoint, or one descriptor in its place")
         if self._fds:
             endpoint = endpoint_of(self._fds[0])
         self._endpoint = Endpoint.parse(endpoint or DEFAULT_ENDPOINT)
-        self._shape = shape
+        self._engine = engine
         self._backlog = check_int("backlog", backlog)
         self._unix_mode = check_mode("unix_mode", unix_mode)
         self._buffer_size = check_int("buffer_size", buffer_size)
@@ -140,12 +137,12 @@ class Server:
     def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
         try:
             with listener:
-                run = RUNS[self._shape] if self._endpoint.is_stream else datagrams.run
+                run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
                 run(listener, control, self._tally, self._buffer_size)
         finally:
             if file:
                 file.remove()
-            self._tally.shut_down()  # a shape that crashed must not leave its clients waiting
+            self._tally.shut_down()  # an engine that crashed must not leave its clients waiting
             with self._lock:
                 self._ended = True
                 for bell in self._bells:
@@ -212,7 +209,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """The counters since start(), at any time and from any thread."""
-        return self._tally.stats(f"pure-{self._shape}", str(self._endpoint))
+        return self._tally.stats(f"pure-{self._engine}", str(self._endpoint))
 
     def __enter__(self) -> Server:
         self.start()

@@ -86,7 +86,7 @@ def suits(implementation: Implementation, marks: list[pytest.Mark]) -> bool:
     if any(mark.name == "many_clients" for mark in marks) and implementation.one_at_a_time:
         return False
     return all(
-        implementation.native and (not mark.args or implementation.shape in mark.args)
+        implementation.native and (not mark.args or implementation.engine in mark.args)
         for mark in marks
         if mark.name == "native"
     )

@@ -44,11 +44,11 @@ def any_endpoint(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One server to test: a package and the shape (or engine) it is asked for."""
+    """One server to test: a package and the engine it is asked for."""
 
     name: str
     package: Any
-    shape: str
+    engine: str
 
     @property
     def native(self) -> bool:
@@ -57,16 +57,13 @@ class Implementation:
     @property
     def one_at_a_time(self) -> bool:
         """Whether a client is served only when the one before it has gone."""
-        return self.shape == "serial"
+        return self.engine == "serial"
 
     def server(self, endpoint: Any = ANY_PORT, **options: Any) -> Any:
-        return self.package.Server(*where(endpoint, options), **self._shape(), **options)
+        return self.package.Server(*where(endpoint, options), engine=self.engine, **options)
 
     def serve(self, endpoint: Any = ANY_PORT, **options: Any) -> fastsock.ServerStats:
-        return self.package.serve(*where(endpoint, options), **self._shape(), **options)
-
-    def _shape(self) -> dict[str, str]:
-        return {"engine" if self.native else "shape": self.shape}
+        return self.package.serve(*where(endpoint, options), engine=self.engine, **options)
 
 
 def where(endpoint: Any, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -89,7 +86,7 @@ def find_implementations() -> dict[str, Implementation]:
     """Every one there is; those that serve one client at a time come last."""
     found = [
         *(Implementation(f"native-{name}", fastsock, name) for name in usable_engines()),
-        *(Implementation(f"pure-{name}", pure, name) for name in pure.SHAPES),
+        *(Implementation(f"pure-{name}", pure, name) for name in pure.ENGINES),
     ]
     return {each.name: each for each in sorted(found, key=lambda each: each.one_at_a_time)}
 

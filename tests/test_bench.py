@@ -16,7 +16,7 @@ from clients import wait_until
 from fastsock._native.client.process_tree import descendants
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture, syscalls
-from fastsock.bench.contenders import Contender, RunningServer, every_shape, native
+from fastsock.bench.contenders import Contender, RunningServer, every_engine, native
 from fastsock.cli import run
 
 SHORT = ("--windows", "1", "--window", "100ms", "--warmup", "10ms")
@@ -32,7 +32,7 @@ wait
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """All shapes with one connection and with two: the document, and the picture as SVG."""
+    """All engines with one connection and with two: the document, and the picture as SVG."""
     folder = tmp_path_factory.mktemp("bench")
     target, drawn = folder / "bench.json", folder / "bench.svg"
     paths = ["--json", str(target), "--picture", str(drawn)]
@@ -40,7 +40,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return json.loads(target.read_text()), drawn
 
 
-def test_every_shape_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
+def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     """Each has its figures for each number of connections."""
     document, _ = measured
     assert document["schema"] == "fastsock.bench/2"
@@ -52,7 +52,7 @@ def test_every_shape_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     }
     alone, both = document["cases"]
     assert [case["case"]["connections"] for case in (alone, both)] == [1, 2]
-    assert [result["name"] for result in alone["results"]] == [each.name for each in every_shape()]
+    assert [result["name"] for result in alone["results"]] == [each.name for each in every_engine()]
     assert {"fastsock fork", "stdlib asyncio"} <= {result["name"] for result in both["results"]}
     for case in (alone, both):
         assert case["floor_us"]["median"] > 0
@@ -74,12 +74,12 @@ def test_serial_does_not_take_part_with_two_clients(
     )
 
 
-def test_the_picture_has_a_line_per_shape(measured: tuple[dict[str, Any], Path]) -> None:
+def test_the_picture_has_a_line_per_engine(measured: tuple[dict[str, Any], Path]) -> None:
     """In each of the four panels; and its text says where the figures come from."""
     _, drawn = measured
     root = ElementTree.fromstring(drawn.read_text())
     ids = {element.get("id") for element in root.iter()}
-    lines = {f"{panel.name}: {each.name}" for panel in picture.PANELS for each in every_shape()}
+    lines = {f"{panel.name}: {each.name}" for panel in picture.PANELS for each in every_engine()}
     assert len(lines) >= 36
     assert lines <= ids
     text = " ".join(root.itertext())
@@ -92,19 +92,19 @@ def test_the_picture_is_the_same_each_time(
 ) -> None:
     """No date, and no random names in it."""
     document, drawn = measured
-    picture.draw_shapes(document, tmp_path / "again.svg")
+    picture.draw_engines(document, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == drawn.read_bytes()
 
 
 def test_a_picture_as_png(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """The suffix decides."""
     document, _ = measured
-    picture.draw_shapes(document, tmp_path / "shapes.png")
-    assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG\r\n")
+    picture.draw_engines(document, tmp_path / "engines.png")
+    assert (tmp_path / "engines.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
 def test_bench_compares(capsys: pytest.CaptureFixture[str]) -> None:
-    """bench runs shapes and rivals in turns, says how long it takes, and prints a table each."""
+    """bench runs engines and rivals in turns, says how long it takes, and prints a table each."""
     rival = f"again={sys.executable} -m fastsock serve tcp://127.0.0.1:0"
     who = ["--engines", "stdlib-threads,serial", "--rival", rival, "-c", "1,2"]
     assert run(["bench", *who, *SHORT]) in DONE
@@ -207,8 +207,8 @@ def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None
         ("--engines serial -c 2", "none of the servers serves 2 clients at a time"),
         ("-c 1,many", "'1,many' is not a list of numbers like 0,1"),
         ("-c 0", "connections 0"),
-        ("--picture shapes.jpg", "has none of the suffixes .svg, .png"),
-        ("--picture /nowhere/shapes.svg", "cannot write /nowhere/shapes.svg"),
+        ("--picture engines.jpg", "has none of the suffixes .svg, .png"),
+        ("--picture /nowhere/engines.svg", "cannot write /nowhere/engines.svg"),
     ],
 )
 def test_refused_before_any_server_starts(
@@ -224,7 +224,7 @@ def test_a_picture_needs_matplotlib(
 ) -> None:
     """Without it the error says how to get it, before anything is measured."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert run(["bench", "--picture", "shapes.svg"]) == 2
+    assert run(["bench", "--picture", "engines.svg"]) == 2
     assert "pip install 'fastsock[plot]'" in " ".join(capsys.readouterr().err.split())
 
 

@@ -78,7 +78,7 @@ def test_nobody_gets_anothers_bytes(
     implementation: Implementation, socket_kind: str, serve: Serve
 ) -> None:
     """800 connections; fewer if each is a process, which takes longer the larger this one is."""
-    connections = 200 if implementation.shape == "fork" else 800
+    connections = 200 if implementation.engine == "fork" else 800
     server = serve()
     churn(server.endpoint, connections)
     wait_until(lambda: sum(server.stats().closed.values()) == connections, "all gone")

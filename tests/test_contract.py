@@ -1,4 +1,4 @@
-"""What every server promises, whatever its shape: each test runs on every implementation."""
+"""What every server promises, whatever its engine: each test runs on every implementation."""
 
 from __future__ import annotations
 

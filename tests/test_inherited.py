@@ -224,8 +224,8 @@ def test_a_stop_leaves_the_queue_alone(
 
 
 def test_the_twin_leaves_the_queue_alone(listener: socket.socket) -> None:
-    """So does the serial shape of the twin, behind whose client the others wait."""
-    with fastsock.pure.Server(fds=[listener.fileno()], shape="serial") as old:
+    """So does the serial engine of the twin, behind whose client the others wait."""
+    with fastsock.pure.Server(fds=[listener.fileno()], engine="serial") as old:
         with connect(old.endpoint) as staying, connect(old.endpoint):
             echo_exactly(staying, b"the only one")
             old._control.advance(Phase.DRAINING)
@@ -325,7 +325,7 @@ def test_a_restart_under_load_fails_nobody(
     listener: socket.socket,
 ) -> None:
     """Servers come and go on one listener, and every connection is made, echoed and ended."""
-    report, restarts = restart_under_load(implementation.shape, listener, seconds, pause)
+    report, restarts = restart_under_load(implementation.engine, listener, seconds, pause)
     print(f"{restarts} restarts, {report.messages} connections, errors {report.errors}")
     assert restarts >= at_least
     assert not any(report.errors.values()), report.errors

@@ -159,18 +159,18 @@ def test_stopping_workers_resets_nobody(serve: Any) -> None:
 def test_several_endpoints_and_workers(implementation: Any) -> None:
     """Every endpoint has all its workers, and the port is free afterwards."""
     ports = ("tcp://127.0.0.1:0", "tcp://[::1]:0")
-    with implementation.package.Server(*ports, engine=implementation.shape, workers=2) as server:
+    with implementation.package.Server(*ports, engine=implementation.engine, workers=2) as server:
         for endpoint in server.endpoints:
             with connect(endpoint) as sock:
                 echo_exactly(sock, b"hello")
         bound = server.endpoints
         assert len(server.stats().accepted_per_worker) == 4
-    with implementation.package.Server(*bound, engine=implementation.shape) as again:
+    with implementation.package.Server(*bound, engine=implementation.engine) as again:
         assert again.endpoints == bound
 
 
-@pytest.mark.parametrize("shape", ["selectors", "asyncio"])
-def test_a_client_that_leaves_ends_the_pause(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["selectors", "asyncio"])
+def test_a_client_that_leaves_ends_the_pause(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops of the twin accept again as soon as a descriptor has come free."""
     accept = Acceptor.accept
 
@@ -182,7 +182,7 @@ def test_a_client_that_leaves_ends_the_pause(shape: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("fastsock.pure.accepting.PAUSE", 3600.0)
     monkeypatch.setattr(Acceptor, "accept", accept_one_at_a_time)
-    with pure.Server("tcp://127.0.0.1:0", shape=shape) as server:
+    with pure.Server("tcp://127.0.0.1:0", engine=engine) as server:
         with connect(server.endpoint) as first:
             echo_exactly(first, b"first")
             waiting = connect(server.endpoint)

@@ -179,7 +179,7 @@ def test_socket_file(server: Any) -> None:
 
 def test_probe_by_sockets(implementation: Implementation) -> None:
     """What nmap asks comes back unchanged, by TCP and by UDP of one server."""
-    with fastsock.Server(ANY_PORT, "udp://127.0.0.1:0", engine=implementation.shape) as server:
+    with fastsock.Server(ANY_PORT, "udp://127.0.0.1:0", engine=implementation.engine) as server:
         stream, datagrams = server.endpoints
         with connect(stream) as sock:
             sock.sendall(PROBE)

@@ -1,4 +1,4 @@
-"""Tests of the server shapes: those that block first of all, beside the loops that never do."""
+"""Tests of the server engines: those that block first of all, beside the loops that never do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import fastsock
 
 pytestmark = pytest.mark.native
 
-SHAPES = usable_engines()
+ENGINES = usable_engines()
 MIB = 1 << 20
 TIMEOUT = 25.0  # seconds; only something that hangs takes so long
 FEW_DESCRIPTORS = 64
@@ -256,7 +256,7 @@ def connect_to(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), TIMEOUT)
 
 
-@pytest.mark.parametrize("engine", SHAPES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_descriptor_limit(engine: str) -> None:
     """Without descriptors the listener rests, which costs no CPU, and comes back by itself."""
     with in_process(serve_at_the_limit, engine, "RLIMIT_NOFILE") as process:
@@ -296,7 +296,7 @@ def fork_beside_a_server(engine: str) -> None:
     print(0, flush=True)
 
 
-@pytest.mark.parametrize("engine", SHAPES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="os.fork() warns when there are threads")
 def test_fork_of_the_application(engine: str) -> None:
     """A forked child keeps nothing of the server open, and can have one of its own."""
@@ -319,7 +319,7 @@ def test_nobody_to_serve_a_client(engine: str) -> None:
 
 
 def test_signals_are_left_alone(server: fastsock.Server) -> None:
-    """No shape changes what a signal does to the process."""
+    """No engine changes what a signal does to the process."""
     numbers = (signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     with connect(server) as sock:

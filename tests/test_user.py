@@ -85,13 +85,13 @@ def assert_is(uid: int, gid: int, pid: int) -> None:
 @pytest.mark.native
 def test_a_low_port_served_by_nobody(implementation: Implementation, low_ports: None) -> None:
     """Port 7 is bound by root, and its clients are served by processes that have no rights."""
-    arguments = ("--engine", implementation.shape, "--user", "nobody")
+    arguments = ("--engine", implementation.engine, "--user", "nobody")
     with serving("tcp://127.0.0.1:7", *arguments) as (pid, lines):
-        assert lines == [f"listening on tcp://127.0.0.1:7 ({implementation.shape}, 1 worker)"]
+        assert lines == [f"listening on tcp://127.0.0.1:7 ({implementation.engine}, 1 worker)"]
         with connect(fastsock.Endpoint.parse("tcp://127.0.0.1:7")) as sock:
             echo_exactly(sock, b"who are you?")
             assert len(threads(pid)) > 1
-            assert len(children(pid)) == (implementation.shape == "fork")
+            assert len(children(pid)) == (implementation.engine == "fork")
             assert_is(NOBODY.pw_uid, NOBODY.pw_gid, pid)
 
 

@@ -90,7 +90,9 @@ def load_all(server: WatchedServer, found: Found, seconds: float, seed: int) -> 
     rng = random.Random(seed)
     reports: list[fastsock.LoadReport] = []
     threads = [
-        threading.Thread(target=load_one, args=(endpoint, shape(endpoint, rng), seconds, reports))
+        threading.Thread(
+            target=load_one, args=(endpoint, load_options(endpoint, rng), seconds, reports)
+        )
         for endpoint in server.endpoints
     ]
     victim = rng.choice(server.endpoints[:2])
@@ -110,7 +112,7 @@ def load_all(server: WatchedServer, found: Found, seconds: float, seed: int) -> 
         take(report, found)
 
 
-def shape(endpoint: str, rng: random.Random) -> dict[str, Any]:
+def load_options(endpoint: str, rng: random.Random) -> dict[str, Any]:
     """The options of a load run that is unlike the one before."""
     if endpoint.startswith("udp"):
         return {"connections": rng.randrange(1, 17), "size": rng.choice((8, 64, 1472, 9000))}

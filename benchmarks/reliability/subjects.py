@@ -57,8 +57,8 @@ def natives() -> list[Subject]:
 
 def twins() -> list[Subject]:
     return [
-        Subject(f"stdlib {shape}", TWIN, twin(shape).command, PYTHON, ("--drain-timeout", "5"))
-        for shape in pure.SHAPES
+        Subject(f"stdlib {engine}", TWIN, twin(engine).command, PYTHON, ("--drain-timeout", "5"))
+        for engine in pure.ENGINES
     ]
 
 

@@ -22,7 +22,7 @@ from fastsock.server import engines
 
 #: Without what may not work here: nobody has asked for it by name.
 NATIVE_ENGINES = tuple(name for name in engines.WORKERS if not engines.doubt(name))
-PURE_SHAPES = ("threads", "selectors", "asyncio", "serial")
+PURE_ENGINES = ("threads", "selectors", "asyncio", "serial")
 
 #: What can be compared: the schemes of endpoints.
 KINDS = ("tcp", "udp", "unix", "unixgram")
@@ -65,14 +65,14 @@ def native(engine: str, kind: str = "tcp", *, busy_poll: str = "") -> Contender:
     return Contender(name, (sys.executable, *serve), engine == "serial")
 
 
-def pure(shape: str, kind: str = "tcp") -> Contender:
-    serve = ("-m", "fastsock.pure", "serve", free_endpoint(kind), "--shape", shape)
-    name = named("stdlib", shape, kind)
-    return Contender(name, (sys.executable, *serve), shape == "serial")
+def pure(engine: str, kind: str = "tcp") -> Contender:
+    serve = ("-m", "fastsock.pure", "serve", free_endpoint(kind), "--engine", engine)
+    name = named("stdlib", engine, kind)
+    return Contender(name, (sys.executable, *serve), engine == "serial")
 
 
 def datagrams(kind: str) -> list[Contender]:
-    """The native server and its twin, which have one engine and one shape for datagrams."""
+    """The native server and its twin, each with its one engine for datagrams."""
     return [
         Contender(
             named(name, "datagrams", kind),
@@ -82,18 +82,18 @@ def datagrams(kind: str) -> list[Contender]:
     ]
 
 
-def every_shape(kind: str = "tcp") -> list[Contender]:
-    """Every engine that is usable here, and every shape of the twin."""
+def every_engine(kind: str = "tcp") -> list[Contender]:
+    """Every engine that is usable here, and every engine of the twin."""
     if kind in ("udp", "unixgram"):
         return datagrams(kind)
     return [
         *(native(engine, kind) for engine in NATIVE_ENGINES),
-        *(pure(shape, kind) for shape in PURE_SHAPES),
+        *(pure(engine, kind) for engine in PURE_ENGINES),
     ]
 
 
-def named(server: str, shape: str, kind: str) -> str:
-    return f"{server} {shape}" if kind == "tcp" else f"{server} {shape}, {kind}"
+def named(server: str, engine: str, kind: str) -> str:
+    return f"{server} {engine}" if kind == "tcp" else f"{server} {engine}, {kind}"
 
 
 def free_endpoint(kind: str) -> str:

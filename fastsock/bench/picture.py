@@ -23,7 +23,7 @@ BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY, INK = "#767676", "#1a1a1a"
 
-#: Shapes that work alike have one colour and marker, whether native or in the standard library.
+#: Engines that work alike have one colour and marker, whether native or in the standard library.
 LOOKS = {
     "epoll": (BLUE, "o"),
     "selectors": (BLUE, "o"),
@@ -116,7 +116,7 @@ def title(drawing: Figure, text: str, document: dict[str, Any], method: str) -> 
     drawing.set_layout_engine("constrained", rect=(0.005, 0, 0.99, 1 - 0.75 / height))
 
 
-# --- the shapes of a server over the number of connections --------------------------------------
+# --- the engines of a server over the number of connections -------------------------------------
 
 
 def median(key: str) -> Value:
@@ -164,7 +164,7 @@ PANELS = (
 )
 
 
-def draw_shapes(document: dict[str, Any], path: str | Path) -> None:
+def draw_engines(document: dict[str, Any], path: str | Path) -> None:
     """Draw rate, p99, CPU per echo and memory over the connections, a line for each server."""
     method = document["method"]
     size = document["cases"][0]["case"]["size"]
@@ -178,7 +178,7 @@ def draw_shapes(document: dict[str, Any], path: str | Path) -> None:
         legend(drawing, panels[0][0])
         title(
             drawing,
-            "One echo server in every shape",
+            "One echo server, every engine",
             document,
             f"{size}-byte messages; medians of {method['windows']} windows of "
             f"{method['window_s']:g} s, taken in turns{absent}",
@@ -245,19 +245,21 @@ def servers(document: dict[str, Any]) -> list[str]:
 
 
 def left_out(document: dict[str, Any]) -> dict[str, str]:
-    """Shapes that do not take part everywhere, and why."""
+    """Engines that do not take part everywhere, and why."""
     return {
-        shape(server): why for case in document["cases"] for server, why in case["left_out"].items()
+        engine_of(server): why
+        for case in document["cases"]
+        for server, why in case["left_out"].items()
     }
 
 
-def shape(server: str) -> str:
+def engine_of(server: str) -> str:
     return server.removeprefix(NATIVE).removeprefix(TWIN)
 
 
 def look(server: str) -> tuple[str, str]:
     """Colour and marker; a rival of which nothing is known is grey."""
-    return LOOKS.get(shape(server), (GREY, "*"))
+    return LOOKS.get(engine_of(server), (GREY, "*"))
 
 
 def legend(drawing: Figure, axes: Axes) -> None:

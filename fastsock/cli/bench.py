@@ -53,9 +53,9 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
 @click.command()
 @click.option(
     "--engines",
-    "shapes",
+    "engine_names",
     metavar="all|NAME,...",
-    help="Shapes to set side by side over a range of connections: all, or some of them, such as "
+    help="Engines to compare over a range of connections: all, or some of them, such as "
     "epoll,fork,stdlib-threads.",
 )
 @click.option(
@@ -94,7 +94,7 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
     help="Draw rate, p99, CPU and memory over the connections; needs fastsock[plot].",
 )
 def bench(
-    shapes: str | None,
+    engine_names: str | None,
     kind: str,
     connections: list[int] | None,
     size: int,
@@ -112,12 +112,12 @@ def bench(
     within a round, and their median is given with its quartiles.
     """
     method = compare.Method(windows, window, warmup)
-    counts = connections or (ONE_CASE if shapes is None else CURVE)
+    counts = connections or (ONE_CASE if engine_names is None else CURVE)
     cases = [compare.Case(count, size, depth, kind=kind) for count in dict.fromkeys(counts)]
     with usage_errors():
-        servers = [*chosen(shapes, kind), *rivals]
+        servers = [*chosen(engine_names, kind), *rivals]
         check(servers, cases, method)
-    if shapes == "all" and kind in ("tcp", "unix"):
+    if engine_names == "all" and kind in ("tcp", "unix"):
         tell_unusable()
     try:
         comparisons = compare_all(servers, cases, method)
@@ -138,24 +138,24 @@ def bench(
 def draw(document: dict[str, Any], path: str) -> int:
     """Draw the picture; return an exit code."""
     try:
-        picture.draw_shapes(document, path)
+        picture.draw_engines(document, path)
     except OSError as error:
         click.echo(f"Error: cannot write {path}: {error.strerror}", err=True)
         return FAILED
     return OK
 
 
-def chosen(shapes: str | None, kind: str) -> list[Contender]:
+def chosen(engine_names: str | None, kind: str) -> list[Contender]:
     """None and ``all`` are everyone who is usable here; else as in ``epoll,stdlib-threads``."""
-    everyone = contenders.every_shape(kind)
-    if shapes is None or shapes == "all":
+    everyone = contenders.every_engine(kind)
+    if engine_names is None or engine_names == "all":
         return everyone
     known = {option_name(each): each for each in everyone}
-    for name in shapes.split(","):
+    for name in engine_names.split(","):
         if name not in known:
             expected = f"all, or some of {', '.join(known)}"
             raise ValueError(f"engine {name!r} does not take part; expected {expected}")
-    return [known[name] for name in dict.fromkeys(shapes.split(","))]
+    return [known[name] for name in dict.fromkeys(engine_names.split(","))]
 
 
 def option_name(contender: Contender) -> str:

@@ -1,6 +1,6 @@
-"""Measure and draw every shape of server: ``python -m benchmarks.shapes``.
+"""Measure and draw every engine: ``python -m benchmarks.engines``.
 
-Writes ``benchmarks/results/shapes.json``, ``docs/shapes.svg`` and the tables of the page.
+Writes ``benchmarks/results/engines.json``, ``docs/engines.svg`` and the tables of the page.
 Nothing else should run on the machine meanwhile.
 """
 
@@ -15,15 +15,15 @@ from benchmarks.run import RESULTS, commit, write
 from benchmarks.table import lines_of
 from fastsock.bench import picture
 from fastsock.bench.comparison import Case, Method, compare, document
-from fastsock.bench.contenders import every_shape
+from fastsock.bench.contenders import every_engine
 
-SHAPES = RESULTS / "shapes.json"
-DRAWN = ROOT / "docs" / "shapes.svg"
+ENGINES = RESULTS / "engines.json"
+DRAWN = ROOT / "docs" / "engines.svg"
 PAGE = ROOT / "docs" / "nine-steps.md"
 
 
 def page_lines(results: dict[str, Any]) -> Iterator[str]:
-    yield "![Rate, p99, CPU and memory of every shape](shapes.svg)"
+    yield "![Rate, p99, CPU and memory of every engine](engines.svg)"
     yield ""
     for line in lines_of(results):
         yield f"#{line}" if line.startswith("###") else line
@@ -35,11 +35,11 @@ def main() -> None:
     for connections in (1, 10, 100, 1000):
         case = Case(connections)
         print(case.title, file=sys.stderr)
-        comparisons[case.title] = compare(every_shape(), case, method)
+        comparisons[case.title] = compare(every_engine(), case, method)
     results = document(comparisons, method, commit=commit())
-    write(results, SHAPES)
-    picture.draw_shapes(results, DRAWN)
-    write_generated(PAGE, SHAPES, page_lines(results))
+    write(results, ENGINES)
+    picture.draw_engines(results, DRAWN)
+    write_generated(PAGE, ENGINES, page_lines(results))
 
 
 if __name__ == "__main__":
