@@ -11,7 +11,7 @@ from . import ENGINES, Server, load, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 usage, 4 the load run is not valid, 130 Ctrl-C."""
+    """Return 0 if done, 1 failed, 2 usage, 4 the load run is not valid, 130 Ctrl-C."""
     options = parse(arguments)
     try:
         if options.command == "serve":
@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     server.add_argument("--unix-mode", type=octal, default=0o600, help="rights of a Unix socket")
     server.add_argument("--engine", choices=ENGINES, default="threads")
     server.add_argument(
-        "--drain-timeout", type=float, default=0.0, help="seconds that the first signal leaves"
+        "--drain-timeout", type=float, default=0.0, help="seconds to finish after the first signal"
     )
 
     client = commands.add_parser("load", help="load an echo server and report")

@@ -8,9 +8,9 @@ from typing import Any
 from ..client.report import LoadReport
 from ..endpoint import Endpoint
 from ..host import host_facts
-from .load_datagrams import HEADER_SIZE, LONGEST, DatagramLoop
-from .load_loop import LoadLoop
+from .load_datagrams import HEADER_SIZE, LONGEST, DatagramRun
 from .load_run import LoadRun, Plan
+from .load_streams import StreamRun
 from .options import check_int, check_number
 
 DEFAULT_DURATION = 5.0  # seconds
@@ -31,26 +31,25 @@ def load(
     timeout: float = 5.0,
     loss_timeout: float = 0.2,
 ) -> LoadReport:
-    """Loads an echo server and reports what it saw.
+    """Load an echo server and return a report.
 
     Args:
         endpoint: the server: tcp, unix, udp or unixgram.
-        connections: opened before the clock starts, and kept to the end.
+        connections: opened before the clock starts, and kept until the end.
         size: bytes a message; of a datagram 8 to 65507.
-        depth: messages in flight on each connection, in a closed loop.
+        depth: messages in flight on each connection, in a closed run.
         duration: seconds measured; 5 unless `messages` is given.
-        messages: stop after so many, over all connections, instead of after `duration`.
+        messages: stop after this many, over all connections, instead of after `duration`.
         warmup: seconds of load before the measured ones; a tenth of `duration`, 0 with `messages`.
         rate: messages a second over all connections, sent on schedule whether or not answers
-            come back (open loop).
+            arrive (open loop).
         verify: compare every byte; otherwise only count them.
         timeout: seconds without progress after which a connection is given up; streams only.
-        loss_timeout: seconds after which a datagram without an answer is given up as lost.
+        loss_timeout: seconds after which a datagram without an answer counts as lost.
 
     A connection that fails is counted in `errors` and not opened again. At the end each connection
-    is half-closed and every byte sent must come back; of datagrams, what is in flight is awaited
-    for the loss timeout. Raises TypeError or ValueError for a bad
-    option, OSError if the host has no address.
+    is half-closed, and every byte sent must come back; datagrams in flight are awaited for the loss
+    timeout. Raises TypeError or ValueError for a bad option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
     if not endpoint.is_unix and endpoint.port == 0:
@@ -80,24 +79,24 @@ def load(
 
 
 def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
-    make = LoadLoop if endpoint.is_stream else DatagramLoop
-    loop: LoadRun = make(endpoint.resolve(), plan)
-    loop.run()
+    make = StreamRun if endpoint.is_stream else DatagramRun
+    run: LoadRun = make(endpoint.resolve(), plan)
+    run.run()
     return LoadReport(
         endpoint=str(endpoint),
         options=asdict(plan),
-        duration=loop.duration,
-        messages=loop.messages,
-        bytes=loop.messages * plan.size,
-        latency=loop.from_intended.summary(),
-        latency_from_send=loop.from_send.summary(),
+        duration=run.duration,
+        messages=run.messages,
+        bytes=run.messages * plan.size,
+        latency=run.from_intended.summary(),
+        latency_from_send=run.from_send.summary(),
         offered_per_s=plan.rate,
-        errors=dict(loop.errors),
-        lost_bytes=loop.lost_bytes,
-        corrupt_bytes=loop.corrupt_bytes,
-        datagrams=loop.datagrams,
-        reasons=reasons(loop, plan),
-        client_busy=loop.busy,
+        errors=dict(run.errors),
+        lost_bytes=run.lost_bytes,
+        corrupt_bytes=run.corrupt_bytes,
+        datagrams=run.datagrams,
+        reasons=reasons(run, plan),
+        client_busy=run.busy,
         host=host_facts(),
     )
 
@@ -119,25 +118,25 @@ def check(plan: Plan) -> None:
         raise ValueError("depth does not go with rate, which sends whether or not answers came")
 
 
-def reasons(loop: LoadRun, plan: Plan) -> tuple[str, ...]:
-    """Why the figures of a run should not be trusted."""
-    found = [f"connections failed ({kind}): {count}" for kind, count in loop.errors.items()]
-    if loop.lost_bytes:
-        found.append(f"{loop.lost_bytes} bytes lost")
-    if loop.corrupt_bytes:
-        found.append(f"{loop.corrupt_bytes} bytes corrupt")
-    if loop.datagrams:
-        sent, lost, doubled = (loop.datagrams[name] for name in ("sent", "lost", "duplicated"))
+def reasons(run: LoadRun, plan: Plan) -> tuple[str, ...]:
+    """Return why the figures of a run should not be trusted."""
+    found = [f"connections failed ({kind}): {count}" for kind, count in run.errors.items()]
+    if run.lost_bytes:
+        found.append(f"{run.lost_bytes} bytes lost")
+    if run.corrupt_bytes:
+        found.append(f"{run.corrupt_bytes} bytes corrupt")
+    if run.datagrams:
+        sent, lost, doubled = (run.datagrams[name] for name in ("sent", "lost", "duplicated"))
         if lost > max(sent / 100, 2):
             found.append(f"{lost} of {sent} datagrams lost")
         if doubled:
             found.append(f"{doubled} datagrams answered more than once")
-    if not loop.messages:
+    if not run.messages:
         found.append("no message was answered in the window")
     elif plan.rate and plan.messages is None:
-        offered = plan.rate * loop.duration
-        # As many answers come in from before the window as are owed at its end, or nearly so.
-        if offered - loop.messages > max(offered / 100, 2):
-            achieved = loop.messages / loop.duration
+        offered = plan.rate * run.duration
+        # About as many messages are outstanding at the start of the window as at its end.
+        if offered - run.messages > max(offered / 100, 2):
+            achieved = run.messages / run.duration
             found.append(f"offered {plan.rate:g} messages/s, achieved {achieved:g}")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""How a running engine is told to finish."""
+"""The phases of a server, and how an engine learns of a change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 import threading
 from collections.abc import Callable
 
-from .bell import Bell
+from .waker import Waker
 
 
 class Phase(enum.IntEnum):
@@ -17,28 +17,30 @@ class Phase(enum.IntEnum):
     STOPPED = 2
 
 
-class Control(Bell):
-    """The phase, and a bell that is rung when it changes."""
+class Control(Waker):
+    """The phase, and a waker that wakes the engine when the phase changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = Phase.RUNNING
-        # Reentrant, because a signal handler may call stop() while its thread is in here.
+        # Reentrant: a signal handler may call stop() while its thread holds the lock.
         self._lock = threading.RLock()
         self._on_stop: Callable[[], None] | None = None
 
     def advance(self, phase: Phase) -> None:
-        """Enters `phase`, from any thread; a phase never goes back."""
+        """Enter `phase`, from any thread. An earlier phase changes nothing."""
         with self._lock:
             if phase > self.phase:
                 self.phase = phase
-                self.ring()
+                self.wake()
                 if phase is Phase.STOPPED and self._on_stop:
                     self._on_stop()
 
     def on_stop(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called by the thread that stops: a thread blocked in recv() or send()
-        does not hear the bell."""
+        """Call `callback` in the thread that stops the server.
+
+        The waker does not wake a thread that is blocked in recv() or send().
+        """
         with self._lock:
             self._on_stop = callback
             if self.phase is Phase.STOPPED:

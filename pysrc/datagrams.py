@@ -1,8 +1,8 @@
-"""Datagrams: receive one, send it back to whom it came from, one at a time.
+"""Datagrams: receive one, send it back to its sender, one at a time.
 
-There are no connections, so datagrams have this engine alone. A UDP datagram goes back to
-an address and a port. A Unix datagram goes back to the name of its sender's socket, which has one
-only if it was bound.
+There are no connections, so datagrams have this engine alone. A UDP datagram goes back to an
+address and a port. A Unix datagram goes back to the name of its sender's socket, which has one only
+if it was bound.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ import sys
 from typing import Any
 
 from .control import Control, Phase
-from .tally import Tally
+from .counters import Counters
 
 SIZE_MAX = 65535  # bytes; no UDP datagram is longer
-#: Bytes for what the kernel tells beside the data.
-CONTROL_SIZE = 128
+ANCILLARY_SIZE = 128  # bytes for the ancillary data that the kernel adds
 
-PORTS_OF_SERVICES = 1024  # below
-#: Answers leave with so many hops to go, and what comes with as many is an answer of such a server.
+SERVICE_PORTS = 1024  # services have ports below this one
+#: Answers leave with this hop limit. A datagram that arrives with 129 to 200 hops left is taken for
+#: the answer of such a server: other systems start with 255, with 128, or with 64 or less.
 ANSWER_HOPS = 200
-USUAL_HOPS = 128  # systems start with 255, with 128, or with 64 and below
+USUAL_HOPS = 128
 
 # From <linux/in.h>, for Pythons whose socket module does not have them.
 IP_PKTINFO = 8
 IP_RECVTTL = 12
 
 #: What recvmsg() and getsockname() give: (host, port, ...), a path, or bytes if it is abstract.
-Name = tuple[Any, ...] | str | bytes
+SocketName = tuple[Any, ...] | str | bytes
 
-#: A level and a kind to the bytes that the kernel told.
-Notes = dict[tuple[int, int], bytes]
+#: Ancillary data: level and type to value.
+Ancillary = dict[tuple[int, int], bytes]
 
 
 def set_options(sock: socket.socket, dual_stack: bool) -> None:
-    """Has the kernel tell of each datagram which address was asked, and how many hops are left."""
+    """Ask the kernel for the destination address and the hops left of each datagram."""
     if sock.family == socket.AF_INET or dual_stack:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
@@ -49,70 +49,70 @@ def set_options(sock: socket.socket, dual_stack: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ANSWER_HOPS)
 
 
-def run(sock: socket.socket, control: Control, tally: Tally, buffer_size: int) -> None:
+def run(sock: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    poll.register(control.waker, select.POLLIN)
+    poll.register(control.reader, select.POLLIN)
     own = sock.getsockname()
     while control.phase is Phase.RUNNING:
         poll.poll()
         control.clear()
-        echo_one(sock, tally, own)
-    # What waits in the queue is answered too, while there is time.
-    while control.phase is Phase.DRAINING and echo_one(sock, tally, own):
+        echo_one(sock, counters, own)
+    # A drain answers what waits in the queue, until the deadline.
+    while control.phase is Phase.DRAINING and echo_one(sock, counters, own):
         pass
     sock.close()
 
 
-def echo_one(sock: socket.socket, tally: Tally, own: Name) -> bool:
-    """Answers a datagram; False when none waits. An error about one client ends nothing."""
-    # A Unix client may send open files (SCM_RIGHTS), and before Linux 6.16 nobody can refuse them.
-    # They would fill our table; where there is no room to tell of them, the kernel closes them.
-    control_size = 0 if sock.family == socket.AF_UNIX else CONTROL_SIZE
+def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
+    """Answer a datagram; return False if none waits. An error of one client ends nothing."""
+    # A Unix client may send open files (SCM_RIGHTS), which no socket can refuse before Linux 6.16.
+    # They would use up our descriptors. Without room for ancillary data the kernel closes them.
+    ancillary_size = 0 if sock.family == socket.AF_UNIX else ANCILLARY_SIZE
     try:
-        data, told, flags, source = sock.recvmsg(SIZE_MAX, control_size)
+        data, messages, flags, source = sock.recvmsg(SIZE_MAX, ancillary_size)
     except BlockingIOError:
         return False
     except OSError as error:
-        tally.count_error(error)
+        counters.count_error(error)
         if error.errno in (errno.EBADF, errno.ENOTSOCK):
-            raise  # something else in the process closed the descriptor
+            raise  # other code in the process closed the descriptor
         return True
-    tally.datagrams_in += 1
-    tally.datagram_bytes_in += len(data)
-    notes = {(level, kind): value for level, kind, value in told}
-    if reason := reason_to_drop(source, flags, hops_of(notes), own):
-        tally.dropped[reason] += 1
+    counters.datagrams_in += 1
+    counters.datagram_bytes_in += len(data)
+    ancillary = {(level, kind): value for level, kind, value in messages}
+    if reason := reason_to_drop(source, flags, hops_left(ancillary), own):
+        counters.dropped[reason] += 1
         return True
     try:
-        sock.sendmsg([data], from_asked(notes), 0, source)
+        sock.sendmsg([data], answer_source(ancillary), 0, source)
     except OSError as error:
-        tally.count_error(error)
-        tally.dropped["send_error"] += 1
+        counters.count_error(error)
+        counters.dropped["send_error"] += 1
         return True
-    tally.datagrams_out += 1
-    tally.datagram_bytes_out += len(data)
+    counters.datagrams_out += 1
+    counters.datagram_bytes_out += len(data)
     return True
 
 
-def reason_to_drop(source: Name | None, flags: int, hops: int, own: Name) -> str:
-    """Why it must not be answered, or nothing."""
+def reason_to_drop(source: SocketName | None, flags: int, hops: int, own: SocketName) -> str:
+    """Return why a datagram must not be answered, or an empty string."""
     if flags & socket.MSG_TRUNC:
-        return "truncated"  # its end was thrown away
+        return "truncated"  # the kernel dropped its end
     if not source:
         return "unnamed"
     return "loop_guard" if may_loop(source, hops, own) else ""
 
 
-def may_loop(source: Name, hops: int, own: Name) -> bool:
-    """Whether it may be the answer of another server, which would answer ours, and so for ever."""
+def may_loop(source: SocketName, hops: int, own: SocketName) -> bool:
+    """Whether a datagram may be a server's answer: two servers would answer each other for ever."""
     if not isinstance(source, tuple):
-        return source == own  # of a Unix socket: nobody can forge it
+        return source == own  # the name of a Unix socket cannot be forged
     address = ipaddress.ip_address(source[0].partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     return (
-        source[1] < PORTS_OF_SERVICES
+        source[1] < SERVICE_PORTS
         or source[1] == own[1]
         or USUAL_HOPS < hops <= ANSWER_HOPS
         or address.is_multicast
@@ -121,22 +121,25 @@ def may_loop(source: Name, hops: int, own: Name) -> bool:
     )
 
 
-def hops_of(notes: Notes) -> int:
-    for kind in (
+def hops_left(ancillary: Ancillary) -> int:
+    for key in (
         (socket.IPPROTO_IP, socket.IP_TTL),
         (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT),
     ):
-        if kind in notes:
-            return int.from_bytes(notes[kind], sys.byteorder)
+        if key in ancillary:
+            return int.from_bytes(ancillary[key], sys.byteorder)
     return 0
 
 
-def from_asked(notes: Notes) -> list[tuple[int, int, bytes]]:
-    """What makes the answer leave from the address that was asked, by whichever interface."""
-    asked = notes.get((socket.IPPROTO_IP, IP_PKTINFO))
-    if asked:  # interface, local address, address in the datagram
-        return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + asked[4:])]
-    asked = notes.get((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO))
-    if asked:  # address, interface
-        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked[:16] + bytes(4))]
+def answer_source(ancillary: Ancillary) -> list[tuple[int, int, bytes]]:
+    """Return ancillary data that sends the answer from the address the client sent to.
+
+    The interface is left to the routing table.
+    """
+    info = ancillary.get((socket.IPPROTO_IP, IP_PKTINFO))
+    if info:  # interface, local address, address in the datagram
+        return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + info[4:])]
+    info = ancillary.get((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO))
+    if info:  # address, interface
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info[:16] + bytes(4))]
     return []

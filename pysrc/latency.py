@@ -1,4 +1,4 @@
-"""How long messages took: counted by tenths of a microsecond, so memory does not grow with time."""
+"""Latencies, counted in tenths of a microsecond, so that memory does not grow with time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ TICKS_PER_SECOND = 10_000_000
 
 
 class Recorder:
-    """Counts durations. The hot loop adds to `ticks` itself: it spares a call for each message."""
+    """Count durations. The hot loop adds to `ticks` itself, which saves a call per message."""
 
     __slots__ = ("ticks",)
 
     def __init__(self) -> None:
-        #: How many messages took so many whole ticks.
+        #: Whole ticks to the number of messages that took so long.
         self.ticks: defaultdict[int, int] = defaultdict(int)
 
     def add(self, seconds: float, count: int = 1) -> None:
         self.ticks[int(seconds * TICKS_PER_SECOND)] += count
 
     def summary(self) -> Latency:
-        """Percentiles by the nearest-rank method: values that were measured, none interpolated."""
+        """Return percentiles by the nearest-rank method: measured values, none interpolated."""
         total = sum(self.ticks.values())
         if not total:
             return Latency()
@@ -44,7 +44,7 @@ class Recorder:
 
 
 def _at_ranks(ordered: list[tuple[int, int]], ranks: list[int]) -> list[float]:
-    """The values at ascending ranks, counted from 1."""
+    """Return the values, in microseconds, at ascending ranks counted from 1."""
     values = []
     seen = 0
     counts = iter(ordered)

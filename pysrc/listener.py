@@ -1,6 +1,6 @@
 """A listening socket: create, set options, bind, listen; or a datagram socket, without listen.
 
-Every failure is an OSError (the subclass that its errno picks) that names the step and the address.
+Every failure is an OSError (or its subclass for the errno) that names the step and the address.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ HINTS = {
 def open_socket(
     endpoint: Endpoint, backlog: int, unix_mode: int
 ) -> tuple[socket.socket, SocketFile | None]:
-    """Listens on `endpoint`, or receives datagrams there. Gives the file of a Unix socket, too.
+    """Return a socket that listens on `endpoint` or receives datagrams there, and its Unix file.
 
-    At most `backlog` connections wait for accept(), fewer if net.core.somaxconn is smaller.
+    At most `backlog` connections wait for accept(), or net.core.somaxconn if that is less.
     """
     make = partial(make_bound, endpoint, endpoint.resolve(), backlog, unix_mode)
     return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
@@ -66,16 +66,16 @@ def make_bound(
     except BaseException:
         sock.close()
         raise
-    # What poll() saw can vanish before accept() or recv(): a blocking socket would then hang.
+    # What poll() reported may be gone before accept() or recv(): a blocking socket would hang.
     sock.setblocking(False)
     return sock
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
-    """Lets no client send open files along (SCM_RIGHTS), where Linux can refuse them.
+    """Refuse open files that a client sends (SCM_RIGHTS), where Linux can do so.
 
-    Nobody takes them, so they are closed in the call that receives, and to close a socket that
-    lingers (SO_LINGER) takes as long as the client likes.
+    Otherwise the receiving call closes them, and closing a socket that lingers (SO_LINGER) takes as
+    long as the client wants.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
@@ -84,8 +84,8 @@ def refuse_descriptors(sock: socket.socket) -> None:
             raise
 
 
-class BorrowedListener(socket.socket):
-    """A listener that somebody else holds too: at a stop, who waits in its queue is theirs."""
+class InheritedListener(socket.socket):
+    """A listener with other holders: at a stop the connections in its queue are left to them."""
 
     control: Control
 
@@ -95,11 +95,11 @@ class BorrowedListener(socket.socket):
         return super().accept()
 
 
-def borrow(descriptor: int) -> socket.socket:
-    """A duplicate, non-blocking, of a bound socket that somebody else made."""
+def duplicate(descriptor: int) -> socket.socket:
+    """Return a non-blocking duplicate of an inherited, bound socket."""
     sock, endpoint = inherited.borrow(descriptor)
     if endpoint.is_stream:
-        sock = BorrowedListener(fileno=sock.detach())
+        sock = InheritedListener(fileno=sock.detach())
     elif not endpoint.is_unix:
         datagrams.set_options(sock, bool(endpoint.dual_stack))
     if endpoint.is_unix:
@@ -110,23 +110,23 @@ def borrow(descriptor: int) -> socket.socket:
 
 def set_options(sock: socket.socket, endpoint: Endpoint) -> None:
     if endpoint.is_stream:
-        # Without it a restart fails for a minute, while old connections are in TIME_WAIT. Not for
-        # datagrams, where with it another process could take the port over (socket(7)).
+        # Without it bind() fails for a minute after a stop, while connections are in TIME_WAIT. Not
+        # for datagrams: with it another process could take over the port (socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it on Linux: one call here instead of one per connection. With
-        # Nagle's algorithm, a small answer would wait for the acknowledgement of the one before.
+        # On Linux accepted sockets inherit it: one call, not one per connection. With Nagle's
+        # algorithm a small answer would wait until the one before it is acknowledged.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     else:
         datagrams.set_options(sock, bool(endpoint.dual_stack))
     if sock.family == socket.AF_INET6:
-        # Set explicitly, because the default is up to a sysctl (net.ipv6.bindv6only).
+        # Always set: a sysctl (net.ipv6.bindv6only) decides the default.
         only = 0 if endpoint.dual_stack else 1
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
 
 
 @contextmanager
 def step(name: str, endpoint: Endpoint) -> Iterator[None]:
-    """Says in an OSError which step failed, on which endpoint, and what may help."""
+    """Name the step, the endpoint and a remedy in an OSError."""
     try:
         yield
     except OSError as error:

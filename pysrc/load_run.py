@@ -1,4 +1,4 @@
-"""What every load run has, of streams or datagrams: plan, schedule, window, what it saw.
+"""What runs over streams and over datagrams share: plan, schedule, window, results.
 
 One thread, `selectors`.
 """
@@ -15,11 +15,10 @@ from .latency import Recorder
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
-#: Messages of the schedule sent between two looks at the answers.
-SEND_BATCH = 256
-#: Seconds before a message is due when the loop stops sleeping: epoll_wait() wakes by milliseconds.
+SEND_BATCH = 256  # messages of the schedule sent before the next answers are received
+#: Seconds before a message is due at which the loop stops sleeping: epoll_wait() counts in ms.
 SPIN = 0.0015
-#: Latencies of unsent messages that are counted one by one; of more, every n-th counts n times.
+#: Unsent messages whose latencies are counted one by one; of more, every n-th counts n times.
 SAMPLES = 1_000_000
 
 
@@ -40,13 +39,13 @@ class Plan:
 
 
 class LoadRun:
-    """Runs a Plan once. What it saw is in the attributes without an underscore.
+    """Run a Plan once. Its results are the attributes without an underscore.
 
     Message n of the schedule is due at n / rate and belongs to connection n % connections, so the
     schedule needs no memory.
     """
 
-    #: What became of the datagrams; None for streams.
+    #: Datagrams by what happened to them; None for streams.
     datagrams: dict[str, int] | None = None
 
     def __init__(self, plan: Plan, check_interval: float) -> None:
@@ -62,29 +61,29 @@ class LoadRun:
         self._first = self._begin = self._last = 0.0
         self._end = math.inf
         self._idle = 0.0  # seconds of the window spent waiting
-        self._scheduled = 0  # messages of the schedule that were handed to their connection
-        self._schedule_size = 0  # messages that the schedule has
+        self._scheduled = 0  # messages of the schedule handed to their connections
+        self._schedule_size = 0  # messages in the schedule
         self._check_interval = check_interval
 
     @property
     def duration(self) -> float:
-        """Seconds of the measured window that had anything to measure."""
+        """Return the seconds of the window in which there was something to measure."""
         return max(0.0, min(self._end, self._last) - self._begin)
 
     @property
     def busy(self) -> float:
-        """Share of the window in which the client had something to do."""
+        """Return the share of the window in which the client did not wait."""
         return max(0.0, 1 - self._idle / self.duration) if self.duration else 0.0
 
     def run(self) -> None:
         raise NotImplementedError
 
     def _budget(self, index: int) -> float:
-        """How many messages a connection may send."""
+        """Return how many messages a connection may send."""
         if self._plan.messages is None:
             return math.inf
-        each, rest = divmod(self._plan.messages, self._plan.connections)
-        return each + (index < rest)
+        each, remainder = divmod(self._plan.messages, self._plan.connections)
+        return each + (index < remainder)
 
     def _start_clock(self) -> float:
         plan = self._plan
@@ -98,18 +97,18 @@ class LoadRun:
         return now
 
     def _now_due(self, now: float) -> range:
-        """The numbers of the messages whose time has come, but not too many at once."""
+        """Return the numbers of the messages that are due, at most SEND_BATCH."""
         assert self._plan.rate
         due = min(self._schedule_size, int((now - self._first) * self._plan.rate) + 1)
         return range(self._scheduled, min(due, self._scheduled + SEND_BATCH))
 
     def _due(self, index: int, number: int) -> float:
-        """When message `number` of a connection is meant to be sent, in the open loop."""
+        """Return when message `number` of a connection is due in the open loop."""
         assert self._plan.rate
         return self._first + (number * self._plan.connections + index) / self._plan.rate
 
     def _drop_unscheduled(self) -> None:
-        """At the end of the window: what had no chance to be sent in time counts as late."""
+        """At the end of the window, count as late the messages not handed to a connection."""
         late = self._schedule_size - self._scheduled
         if self._plan.rate and late > 0:
             stride = max(1, late // SAMPLES)
@@ -134,8 +133,8 @@ class LoadRun:
 
 
 def kind_of(error: OSError) -> str:
-    """Which of LOAD_ERRORS an OSError is."""
-    # FileNotFoundError: of a Unix path where there is no socket.
+    """Return which of LOAD_ERRORS an OSError is."""
+    # FileNotFoundError: no socket at the Unix path.
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "refused"
     if isinstance(error, ConnectionError):

@@ -6,7 +6,7 @@ import math
 
 
 def check_int(name: str, value: object) -> int:
-    """A whole number, at least 1. Raises TypeError or ValueError."""
+    """Return a whole number, at least 1. Raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected an int")
     if value < 1:
@@ -15,7 +15,7 @@ def check_int(name: str, value: object) -> int:
 
 
 def check_number(name: str, value: object, *, zero: bool) -> float:
-    """A finite number above 0, or from 0 on with `zero`. Raises TypeError or ValueError."""
+    """Return a finite number above 0; with `zero`, 0 too. Raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a number")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
@@ -24,7 +24,7 @@ def check_number(name: str, value: object, *, zero: bool) -> float:
 
 
 def check_mode(name: str, value: object) -> int:
-    """The rights of a file, 0 to 0o777. Raises TypeError or ValueError."""
+    """Return the rights of a file, 0 to 0o777. Raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected an int")
     if not 0 <= value <= 0o777:

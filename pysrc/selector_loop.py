@@ -1,8 +1,8 @@
 """One thread and one loop for all connections, over `selectors` (epoll on Linux).
 
-No call here may block: one slow client would stop all others. So whatever could not be sent at
-once is kept, and until it is gone the connection is watched for writing only, not for reading:
-a client that does not read costs one buffer, never more.
+No call here may block: one slow client would stop all others. So unsent bytes are kept, and until
+they are sent the connection is watched for writing only, not for reading: a client that does not
+read costs one buffer, never more.
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ import selectors
 import socket
 import time
 
-from .accepting import Acceptor
+from .acceptor import Acceptor
 from .control import Control, Phase
-from .tally import Connection, Tally
+from .counters import Connection, Counters
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
-#: Connections taken in one go, so that a flood of new clients does not starve the ones that are in.
+#: Connections accepted at a time, so that many new clients do not delay the connected ones.
 ACCEPT_BATCH = 64
 
 NOTHING = memoryview(b"")
 
 
-class Client(Connection):
-    """A connection, and what it was not ready to take."""
+class BufferedConnection(Connection):
+    """A connection and its unsent bytes."""
 
-    __slots__ = ("pending",)
+    __slots__ = ("unsent",)
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self.pending = NOTHING
+        self.unsent = NOTHING
 
 
-def run(listener: socket.socket, control: Control, tally: Tally, buffer_size: int) -> None:
-    SelectorLoop(listener, control, tally, buffer_size).run()
+def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+    SelectorLoop(listener, control, counters, buffer_size).run()
 
 
 class SelectorLoop:
     def __init__(
-        self, listener: socket.socket, control: Control, tally: Tally, buffer_size: int
+        self, listener: socket.socket, control: Control, counters: Counters, buffer_size: int
     ) -> None:
         self._listener = listener
-        self._acceptor = Acceptor(listener, tally)
+        self._acceptor = Acceptor(listener, counters)
         self._control = control
-        self._tally = tally
-        self._clients: set[Client] = set()
+        self._counters = counters
+        self._connections: set[BufferedConnection] = set()
         self._accept_at: float | None = None  # end of the listener's pause, CLOCK_MONOTONIC
-        # One buffer for all: only a client that is slow to read needs one of its own.
+        # One buffer for all: only a connection with unsent bytes needs one of its own.
         self._buffer = bytearray(buffer_size)
         self._view = memoryview(self._buffer)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, READ)
-        self._selector.register(control.waker, READ)
+        self._selector.register(control.reader, READ)
 
     def run(self) -> None:
         control, select, echo = self._control, self._selector.select, self._echo
-        while control.phase is Phase.RUNNING or self._clients or self._listening():
+        while control.phase is Phase.RUNNING or self._connections or self._listening():
             for key, events in select(self._timeout()):
-                client = key.data
-                if client is None:
+                connection = key.data
+                if connection is None:
                     control.clear()
                     self._accept()
                 elif events & WRITE:
-                    self._flush(client)
+                    self._flush(connection)
                 else:
-                    echo(client)
+                    echo(connection)
             if control.phase is Phase.STOPPED:
                 break
             if self._accept_at is not None and time.monotonic() >= self._accept_at:
@@ -84,7 +84,7 @@ class SelectorLoop:
         if not self._listening() or self._accept_at is not None:
             return
         for _ in range(ACCEPT_BATCH):
-            # Read before accept(): only a queue found empty after the drain began is done with.
+            # Read before accept(): a drain ends only if the queue was empty after it began.
             phase = self._control.phase
             if phase is Phase.STOPPED:
                 return
@@ -95,7 +95,7 @@ class SelectorLoop:
         else:
             return
         if self._acceptor.pause:
-            # It stays readable all the while: left registered, the loop would spin.
+            # The listener stays readable: if it were still watched, the loop would spin.
             self._selector.unregister(self._listener)
             self._accept_at = time.monotonic() + self._acceptor.pause
         elif phase is Phase.DRAINING:
@@ -108,69 +108,69 @@ class SelectorLoop:
         self._accept()
 
     def _add(self, sock: socket.socket) -> None:
-        client = Client(sock)
-        self._tally.add(client)
-        self._clients.add(client)
+        connection = BufferedConnection(sock)
+        self._counters.add(connection)
+        self._connections.add(connection)
         try:
             sock.setblocking(False)
-            self._selector.register(sock, READ, client)
+            self._selector.register(sock, READ, connection)
         except OSError as error:
-            self._forget(client, self._tally.count_error(error))
+            self._close(connection, self._counters.count_error(error))
 
     # receive and send
 
-    def _echo(self, client: Client) -> None:
-        sock = client.sock
+    def _echo(self, connection: BufferedConnection) -> None:
+        sock = connection.sock
         try:
             received = sock.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError as error:
-            self._forget(client, self._tally.count_error(error))
+            self._close(connection, self._counters.count_error(error))
             return
         if not received:
-            self._forget(client, "eof")
+            self._close(connection, "eof")
             return
-        client.bytes_in += received
-        # Tried at once: nearly always there is room, and watching for it would cost two more calls.
+        connection.bytes_in += received
+        # Sent at once: the socket nearly always has room, and to watch for it costs two more calls.
         try:
             sent = sock.send(self._view[:received])
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._forget(client, self._tally.count_error(error))
+            self._close(connection, self._counters.count_error(error))
             return
-        client.bytes_out += sent
+        connection.bytes_out += sent
         if sent < received:
-            client.pending = memoryview(bytes(self._view[sent:received]))
-            self._selector.modify(sock, WRITE, client)
+            connection.unsent = memoryview(bytes(self._view[sent:received]))
+            self._selector.modify(sock, WRITE, connection)
 
-    def _flush(self, client: Client) -> None:
+    def _flush(self, connection: BufferedConnection) -> None:
         try:
-            sent = client.sock.send(client.pending)
+            sent = connection.sock.send(connection.unsent)
         except BlockingIOError:
             return
         except OSError as error:
-            self._forget(client, self._tally.count_error(error))
+            self._close(connection, self._counters.count_error(error))
             return
-        client.bytes_out += sent
-        client.pending = client.pending[sent:]
-        if not client.pending:
-            client.pending = NOTHING
-            self._selector.modify(client.sock, READ, client)
+        connection.bytes_out += sent
+        connection.unsent = connection.unsent[sent:]
+        if not connection.unsent:
+            connection.unsent = NOTHING
+            self._selector.modify(connection.sock, READ, connection)
 
     # close
 
-    def _forget(self, client: Client, reason: str) -> None:
-        self._clients.remove(client)
-        if client.sock in self._selector.get_map():
-            self._selector.unregister(client.sock)
-        self._tally.closed(client, reason)
+    def _close(self, connection: BufferedConnection, reason: str) -> None:
+        self._connections.remove(connection)
+        if connection.sock in self._selector.get_map():
+            self._selector.unregister(connection.sock)
+        self._counters.close(connection, reason)
         if self._accept_at is not None:
-            self._accept_at = 0.0  # a descriptor has come free
+            self._accept_at = 0.0  # a descriptor is free now
 
     def _close_all(self) -> None:
         self._listener.close()
-        for client in self._clients:
-            self._tally.closed(client, "stopped")
+        for connection in self._connections:
+            self._counters.close(connection, "stopped")
         self._selector.close()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import socket
 
-from .blocking import Clients, serve_client
+from .blocking import accept_connections, serve_client
 from .control import Control
-from .tally import Tally
+from .counters import Counters
 
 
-def run(listener: socket.socket, control: Control, tally: Tally, buffer_size: int) -> None:
-    control.on_stop(tally.shut_down)
+def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+    control.on_stop(counters.shut_down)
     buffer = bytearray(buffer_size)
-    for connection in Clients(listener, control, tally):
-        serve_client(connection, control, tally, buffer)
+    for connection in accept_connections(listener, control, counters):
+        serve_client(connection, control, counters, buffer)
     listener.close()

@@ -1,4 +1,4 @@
-"""The server: binds in the caller, runs one engine in a background thread, and stops it."""
+"""The server: bind in the caller, run one engine in a background thread, and stop it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..server.inherited import endpoint_of
 from ..server.stats import ServerStats
 from ..server.unix_file import SocketFile
 from . import asyncio_streams, datagrams, selector_loop, serial, threads
-from .bell import Bell
 from .control import Control, Phase
-from .listener import BorrowedListener, borrow, open_socket
+from .counters import Counters
+from .listener import InheritedListener, duplicate, open_socket
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
-from .tally import Tally
+from .waker import Waker
 
 
 class Engine(Protocol):
-    """What every engine is: serves until `control` says otherwise, and leaves nothing behind."""
+    """Serve until `control` ends it; leave no socket and no thread behind."""
 
     def __call__(
-        self, listener: socket.socket, control: Control, tally: Tally, buffer_size: int
+        self, listener: socket.socket, control: Control, counters: Counters, buffer_size: int
     ) -> None: ...
 
 
@@ -45,15 +45,15 @@ class Server:
             socket.create_connection((server.endpoint.host, server.endpoint.port))
 
     Args:
-        endpoint: where to listen: tcp, unix, udp or unixgram; tcp://127.0.0.1:7007 if there is
-            none, nor any `fds`. Port 0 picks a free one.
-        engine: one of ENGINES, for streams; datagrams have one of their own.
+        endpoint: where to listen: tcp, unix, udp or unixgram; by default tcp://127.0.0.1:7007,
+            unless `fds` is given. Port 0 picks a free one.
+        engine: one of ENGINES, for streams; datagrams have an engine of their own.
         backlog: connections that wait for accept(), at most net.core.somaxconn.
-        unix_mode: rights of a Unix socket's file, whatever the umask is; an abstract name has none.
-        fds: in place of an endpoint, the descriptor of one bound socket that somebody else made.
-            It stays the caller's, and at a stop its queue is left to whoever holds it.
+        unix_mode: rights of a Unix socket's file, whatever the umask; an abstract name has no file.
+        fds: in place of an endpoint, the descriptor of one inherited, bound socket. The caller
+            keeps it, and at a stop the connections in its queue are left to its other holders.
         buffer_size: bytes received at a time, and the bytes kept for a client that does not read.
-        drain_timeout: seconds that stop() and the first signal leave to the clients to finish.
+        drain_timeout: seconds that clients have to finish after stop() or the first signal.
 
     Raises ValueError or TypeError for a bad option. A server runs once.
     """
@@ -84,28 +84,31 @@ class Server:
         self._unix_mode = check_mode("unix_mode", unix_mode)
         self._buffer_size = check_int("buffer_size", buffer_size)
         self._drain_timeout = check_number("drain_timeout", drain_timeout, zero=True)
-        self._tally = Tally()
+        self._counters = Counters()
         self._control: Control | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._ended = False
-        # Makes a stop() during start-up wait for it. Reentrant, because a signal handler may call
-        # stop() while its thread is in start().
+        # A stop() during start() waits for it. Reentrant: a signal handler may call stop() while
+        # its thread is in start().
         self._lock = threading.RLock()
-        self._bells: list[Bell] = []  # of those who wait in serve_forever()
+        self._wakers: list[Waker] = []  # of the threads in serve_forever()
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it listens, with the real port. RuntimeError before start()."""
+        """Return where it listens, with the real port.
+
+        Raises RuntimeError before start().
+        """
         if not self._thread:
             raise RuntimeError("this server has not been started")
         return self._endpoint
 
     def start(self) -> None:
-        """Listens and serves in the background. When it returns, clients can connect.
+        """Listen, and serve in the background. When it returns, clients can connect.
 
-        Raises OSError (the subclass says which: PermissionError, ...) naming the step that failed,
-        and RuntimeError if the server was started or stopped before.
+        Raises OSError (or a subclass, such as PermissionError) that names the step that failed, and
+        RuntimeError if the server was started or stopped before.
         """
         with self._lock:
             if self._thread or self._stopped:
@@ -115,7 +118,7 @@ class Server:
             thread = threading.Thread(
                 target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True
             )
-            if isinstance(listener, BorrowedListener):
+            if isinstance(listener, InheritedListener):
                 listener.control = control
             if not self._endpoint.is_unix:
                 self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
@@ -131,30 +134,29 @@ class Server:
 
     def _open(self) -> tuple[socket.socket, SocketFile | None]:
         if self._fds:
-            return borrow(self._fds[0]), None
+            return duplicate(self._fds[0]), None
         return open_socket(self._endpoint, self._backlog, self._unix_mode)
 
     def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
         try:
             with listener:
                 run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
-                run(listener, control, self._tally, self._buffer_size)
+                run(listener, control, self._counters, self._buffer_size)
         finally:
             if file:
                 file.remove()
-            self._tally.shut_down()  # an engine that crashed must not leave its clients waiting
+            self._counters.shut_down()  # after a crash of the engine, clients must not wait
             with self._lock:
                 self._ended = True
-                for bell in self._bells:
-                    bell.ring()
+                for waker in self._wakers:
+                    waker.wake()
 
     def stop(self, drain: float | None = None) -> None:
-        """Stops serving; returns when the port is free and no thread is left.
+        """Stop serving; return when the port is free and no thread is left.
 
-        With `drain` (seconds; None means `drain_timeout`), clients that are connected or wait to be
-        accepted are served until they close, but no longer than that; a second stop() can end it
-        sooner. May be called from any thread, any number of times, and before start(), which then
-        is refused.
+        For `drain` seconds (None means `drain_timeout`), clients that are connected or wait to be
+        accepted are served until they close; a second stop() can end that sooner. May be called
+        from any thread, any number of times, and before start(), which then fails.
         """
         seconds = self._drain_timeout if drain is None else check_number("drain", drain, zero=True)
         with self._lock:
@@ -170,46 +172,46 @@ class Server:
         control.close()
 
     def serve_forever(self, *, ready: Callable[[Server], object] | None = None) -> ServerStats:
-        """Serves until stop() is called or, in the main thread, Ctrl-C or SIGTERM comes.
+        """Serve until stop() is called or, in the main thread, Ctrl-C or SIGTERM arrives.
 
-        Starts the server if need be, and calls `ready` once it can be connected to. The first
-        signal drains for `drain_timeout` seconds, the second ends that. Outside the main thread
-        signals are left alone. Returns the counters; raises what start() raises.
+        Start the server if it is not started, and call `ready` when clients can connect. The first
+        signal drains for `drain_timeout` seconds, the second ends the drain. Other threads do not
+        handle signals. Return the counters; raise what start() raises.
         """
-        with closing(Bell()) as bell, signals_to(bell):
+        with closing(Waker()) as waker, signals_to(waker):
             with self._lock:
                 if not self._thread:
                     self.start()
             try:
                 if ready:
                     ready(self)
-                with self._rung_at_end(bell):
-                    self._serve_until_rung(bell)
+                with self._woken_at_end(waker):
+                    self._wait_and_drain(waker)
             finally:
                 self.stop(0)
         return self.stats()
 
-    def _serve_until_rung(self, bell: Bell) -> None:
-        wait_for_end(bell, None)
+    def _wait_and_drain(self, waker: Waker) -> None:
+        wait_for_end(waker, None)
         if self._control and self._drain_timeout and not self._ended:
             self._control.advance(Phase.DRAINING)
-            wait_for_end(bell, self._drain_timeout)
+            wait_for_end(waker, self._drain_timeout)
 
     @contextmanager
-    def _rung_at_end(self, bell: Bell) -> Iterator[None]:
+    def _woken_at_end(self, waker: Waker) -> Iterator[None]:
         with self._lock:
-            self._bells.append(bell)
+            self._wakers.append(waker)
             if self._ended:
-                bell.ring()
+                waker.wake()
         try:
             yield
         finally:
             with self._lock:
-                self._bells.remove(bell)
+                self._wakers.remove(waker)
 
     def stats(self) -> ServerStats:
-        """The counters since start(), at any time and from any thread."""
-        return self._tally.stats(f"pure-{self._engine}", str(self._endpoint))
+        """Return the counters since start(), at any time and from any thread."""
+        return self._counters.stats(f"pure-{self._engine}", str(self._endpoint))
 
     def __enter__(self) -> Server:
         self.start()
@@ -230,8 +232,8 @@ def serve(
     ready: Callable[[Server], object] | None = None,
     **options: Any,
 ) -> ServerStats:
-    """Serves until Ctrl-C or SIGTERM, and returns what was counted.
+    """Serve until Ctrl-C or SIGTERM, and return the counters.
 
-    Takes the options of Server; see there and Server.serve_forever().
+    The options are those of Server; see also Server.serve_forever().
     """
     return Server(endpoint, **options).serve_forever(ready=ready)

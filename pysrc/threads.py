@@ -1,7 +1,7 @@
 """One thread per connection.
 
-Each thread is as simple as the serial server, and a slow client blocks its own thread only. It
-costs a thread per client, and all of them take turns to hold the interpreter's lock.
+Each thread is as simple as the serial server, and a slow client blocks its own thread only. The
+price is a thread per client, and all threads take turns to hold the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import socket
 import threading
 from collections import deque
 
-from .blocking import Clients, serve_client
+from .blocking import accept_connections, serve_client
 from .control import Control
-from .tally import Connection, Tally
+from .counters import Connection, Counters
 
 
-def run(listener: socket.socket, control: Control, tally: Tally, buffer_size: int) -> None:
-    control.on_stop(tally.shut_down)
+def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+    control.on_stop(counters.shut_down)
     threads: set[threading.Thread] = set()
     finished: deque[threading.Thread] = deque()
 
     def serve(connection: Connection) -> None:
-        serve_client(connection, control, tally, bytearray(buffer_size))
+        serve_client(connection, control, counters, bytearray(buffer_size))
         finished.append(threading.current_thread())
 
-    for connection in Clients(listener, control, tally):
-        # Let go of the threads that are over: a server that runs for months must not keep them.
+    for connection in accept_connections(listener, control, counters):
+        # Join finished threads here: a server that runs for months must not keep them all.
         while finished:
-            over = finished.popleft()
-            over.join()
-            threads.remove(over)
+            thread = finished.popleft()
+            thread.join()
+            threads.remove(thread)
         # A daemon, so that a program that forgets stop() can still exit.
         thread = threading.Thread(target=serve, args=(connection,), daemon=True)
         threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # no thread to be had (EAGAIN): this client's loss, not everybody's
+        except RuntimeError:  # no thread can be made (EAGAIN): only this client is closed
             threads.remove(thread)
-            tally.closed(connection, "error")
+            counters.close(connection, "error")
     listener.close()
     for thread in threads:
         thread.join()

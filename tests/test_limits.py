@@ -19,7 +19,7 @@ from clients import (
     receive_all,
     wait_until,
 )
-from fastsock.pure.accepting import Acceptor
+from fastsock.pure.acceptor import Acceptor
 
 import fastsock
 from fastsock import pure
@@ -176,11 +176,11 @@ def test_a_client_that_leaves_ends_the_pause(engine: str, monkeypatch: pytest.Mo
 
     def accept_one_at_a_time(acceptor: Acceptor) -> socket.socket | None:
         if server.stats().open:
-            acceptor._starved(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            acceptor._pause_after(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
             return None
         return accept(acceptor)
 
-    monkeypatch.setattr("fastsock.pure.accepting.PAUSE", 3600.0)
+    monkeypatch.setattr("fastsock.pure.acceptor.PAUSE", 3600.0)
     monkeypatch.setattr(Acceptor, "accept", accept_one_at_a_time)
     with pure.Server("tcp://127.0.0.1:0", engine=engine) as server:
         with connect(server.endpoint) as first:

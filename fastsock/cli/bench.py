@@ -146,11 +146,11 @@ def draw(document: dict[str, Any], path: str) -> int:
 
 
 def chosen(engine_names: str | None, kind: str) -> list[Contender]:
-    """None and ``all`` are everyone who is usable here; else as in ``epoll,stdlib-threads``."""
-    everyone = contenders.every_engine(kind)
+    """None and ``all`` are all that are usable here; else as in ``epoll,stdlib-threads``."""
+    usable = contenders.every_engine(kind)
     if engine_names is None or engine_names == "all":
-        return everyone
-    known = {option_name(each): each for each in everyone}
+        return usable
+    known = {option_name(each): each for each in usable}
     for name in engine_names.split(","):
         if name not in known:
             expected = f"all, or some of {', '.join(known)}"

@@ -12,7 +12,7 @@ from ..server.stats import DROPPED, ServerStats
 
 
 class Connection:
-    """One client. Its counters are written by one thread only, so they need no lock."""
+    """One connection. One thread alone writes its counters, so they need no lock."""
 
     __slots__ = ("bytes_in", "bytes_out", "sock")
 
@@ -22,12 +22,15 @@ class Connection:
         self.bytes_out = 0
 
 
-class Tally:
-    """Counters of a server. The lock is taken once when a connection begins and once when it ends;
-    in between its bytes are counted in the Connection, and added up when somebody asks."""
+class Counters:
+    """Counters of a server, and its open connections.
+
+    The lock is taken once when a connection begins and once when it ends. In between its bytes are
+    counted in the Connection, and stats() adds them up.
+    """
 
     def __init__(self) -> None:
-        # Reentrant, because a signal handler may call stop() while its thread is in here.
+        # Reentrant: a signal handler may call stop() while its thread holds the lock.
         self._lock = threading.RLock()
         self._open: set[Connection] = set()
         self._accepted = 0
@@ -36,25 +39,20 @@ class Tally:
         self._bytes_out = 0
         self._errors: Counter[str] = Counter()
         self.accept_pauses = 0
-        # Of datagrams; one thread writes these.
+        # Of datagrams; one thread alone writes them.
         self.datagrams_in = 0
         self.datagrams_out = 0
         self.datagram_bytes_in = 0
         self.datagram_bytes_out = 0
         self.dropped = dict.fromkeys(DROPPED, 0)
 
-    def opened(self, sock: socket.socket) -> Connection:
-        connection = Connection(sock)
-        self.add(connection)
-        return connection
-
     def add(self, connection: Connection) -> None:
         with self._lock:
             self._accepted += 1
             self._open.add(connection)
 
-    def closed(self, connection: Connection, reason: str) -> None:
-        """Counts the end of a connection and closes it."""
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close a connection and count its end."""
         with self._lock:
             self._open.remove(connection)
             self._closed[reason] += 1
@@ -63,7 +61,7 @@ class Tally:
         connection.sock.close()
 
     def count_error(self, error: OSError) -> str:
-        """Counts a failed call; returns the reason for which the connection ends."""
+        """Count a failed call; return the reason for which its connection ends."""
         reset = isinstance(error, ConnectionResetError | BrokenPipeError)
         number = error.errno or (errno.ECONNRESET if reset else errno.EIO)
         with self._lock:
@@ -71,15 +69,17 @@ class Tally:
         return "reset" if reset else "error"
 
     def shut_down(self) -> None:
-        """Ends every open connection, which wakes the threads that are blocked in its calls.
+        """Shut down every open connection, which wakes the threads blocked in its calls.
 
-        Only shutdown() does that: close() leaves them asleep, and gives the descriptor's number
-        to the next connection while they still use it. Each thread closes its own socket, after
-        taking it off the list, so none of these descriptors belongs to somebody else by now.
+        Only shutdown() does that: close() leaves them asleep, and the kernel gives the descriptor's
+        number to the next connection while they still use it. Each thread closes its socket after
+        it has removed the connection here, so every descriptor still belongs to its connection.
         """
         with self._lock:
             for connection in self._open:
-                with suppress(OSError):  # ENOTCONN: the client was faster, and its thread is awake
+                with suppress(
+                    OSError
+                ):  # ENOTCONN: the client ended it first, and its thread is awake
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def stats(self, engine: str, endpoint: str) -> ServerStats:

@@ -1,0 +1,73 @@
+"""Accept connections, and pause accepting when descriptors or memory run out."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+
+from .counters import Counters
+
+log = logging.getLogger("fastsock.pure")
+
+#: Errors of one waiting connection, not of the listener: accept(2) says to accept the next one.
+CONNECTION_ERRORS = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.EOPNOTSUPP,
+        errno.ETIMEDOUT,
+        errno.EPERM,
+    )
+)
+
+PAUSE = 0.1  # seconds
+LOG_INTERVAL = 1.0  # seconds
+
+
+class Acceptor:
+    """Accept connections from a non-blocking listener.
+
+    When descriptors or memory run out (EMFILE, ENFILE, ENOBUFS, ENOMEM), accept() fails, but the
+    connection stays in the queue and the listener stays readable. A loop that tries again at once
+    takes a whole CPU and fills the disk with its log. So the caller does not watch the listener for
+    `pause` seconds. No connection is lost by waiting.
+    """
+
+    def __init__(self, listener: socket.socket, counters: Counters) -> None:
+        self._listener = listener
+        self._counters = counters
+        self._next_log = 0.0
+        self.pause = 0.0
+
+    def accept(self) -> socket.socket | None:
+        """Return the next waiting connection, or None.
+
+        After None, try again in `pause` seconds, or, if that is 0, when the listener is readable.
+        """
+        self.pause = 0.0
+        while True:
+            try:
+                return self._listener.accept()[0]
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self._counters.count_error(error)
+                if error.errno not in CONNECTION_ERRORS:
+                    self._pause_after(error)
+                    return None
+
+    def _pause_after(self, error: OSError) -> None:
+        self.pause = PAUSE
+        self._counters.accept_pauses += 1
+        now = time.monotonic()
+        if now >= self._next_log:
+            self._next_log = now + LOG_INTERVAL
+            log.warning("accept: %s; trying again every %.0f ms", error.strerror, PAUSE * 1000)
