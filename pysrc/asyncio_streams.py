@@ -24,15 +24,12 @@ ACCEPT_BATCH = 64
 
 
 def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+    async def serve() -> None:
+        await AsyncioServer(listener, control, counters, buffer_size).run()
+
     # The standard library's loop, even if a policy sets another: this is the baseline.
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        runner.run(serve(listener, control, counters, buffer_size))
-
-
-async def serve(
-    listener: socket.socket, control: Control, counters: Counters, buffer_size: int
-) -> None:
-    await AsyncioServer(listener, control, counters, buffer_size).run()
+        runner.run(serve())
 
 
 async def echo(connection: Connection, counters: Counters, buffer_size: int) -> str:

@@ -181,12 +181,8 @@ class DatagramRun(LoadRun):
             return None
         if not self._plan.verify:
             return number
-        got, expected = self._buffer[HEADER_SIZE:count], self._body(sock, number)
-        # A bytearray compares with memcmp(), a memoryview on the left byte by byte.
-        if got == expected:
-            return number
-        self.corrupt_bytes += sum(a != b for a, b in zip(got, expected, strict=True))
-        return None
+        equal = self._equal(self._buffer[HEADER_SIZE:count], self._body(sock, number))
+        return number if equal else None
 
     def _record(self, sock: DatagramSocket, number: int, sent_at: float, now: float) -> None:
         if now < self._begin:

@@ -116,6 +116,13 @@ class LoadRun:
                 self.from_intended.add(self._end - self._first - number / self._plan.rate, stride)
             self._scheduled = self._schedule_size
 
+    def _equal(self, received: bytearray, expected: memoryview) -> bool:
+        # A bytearray compares with memcmp(), a memoryview on the left byte by byte.
+        if received == expected:
+            return True
+        self.corrupt_bytes += sum(a != b for a, b in zip(received, expected, strict=True))
+        return False
+
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         before = monotonic()
         ready = self._selector.select(self._sleep())

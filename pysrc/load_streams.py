@@ -19,28 +19,12 @@ BUFFER_SIZE = 65536
 RETRY_INTERVAL = 0.001  # seconds; for a Unix connect() that found the queue full
 
 
-class LoadConnection:
+class LoadConnection(socket.socket):
     """One connection of the client. Positions are bytes since its beginning."""
 
-    __slots__ = (
-        "answered",
-        "budget",
-        "half_closed",
-        "index",
-        "must_retry",
-        "progress",
-        "received",
-        "sent",
-        "sent_at",
-        "sock",
-        "start",
-        "target",
-        "writing",
-    )
-
-    def __init__(self, index: int, sock: socket.socket, budget: float) -> None:
+    def __init__(self, family: int, index: int, budget: float) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
         self.index = index
-        self.sock = sock
         self.start = start_of(index)
         self.budget = budget  # messages this connection may send
         self.target = 0  # end of the last message that may be sent now
@@ -86,7 +70,7 @@ class StreamRun(LoadRun):
                     self._check(now)
         finally:
             for connection in self._open:
-                connection.sock.close()
+                connection.close()
             self._selector.close()
 
     # connect
@@ -103,11 +87,11 @@ class StreamRun(LoadRun):
             for key, _ in self._selector.select(wait):
                 connection = key.data
                 connecting.remove(connection)
-                number = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     self._fail(connection, kind_of(OSError(number, "")))
                 else:
-                    self._selector.modify(connection.sock, READ, connection)
+                    self._selector.modify(connection, READ, connection)
             connecting.difference_update(
                 [connection for connection in must_retry if not self._connect(connection)]
             )
@@ -118,24 +102,22 @@ class StreamRun(LoadRun):
 
     def _open_connection(self, index: int) -> LoadConnection | None:
         try:
-            sock = socket.socket(self._address.family, socket.SOCK_STREAM)
+            connection = LoadConnection(self._address.family, index, self._budget(index))
         except OSError as error:
             self.errors[kind_of(error)] += 1
             return None
-        connection = LoadConnection(index, sock, self._budget(index))
         self._connections[index] = connection
         self._open.add(connection)
         return connection
 
     def _connect(self, connection: LoadConnection) -> bool:
         """Begin to connect; return False if it failed."""
-        sock = connection.sock
         is_unix = self._address.family == socket.AF_UNIX
         try:
             if not is_unix:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
-            number = sock.connect_ex(self._address.name)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setblocking(False)
+            number = connection.connect_ex(self._address.name)
             # A full queue: TCP tries again by itself; a Unix socket does not, and there is no event
             # to wait for (connect(2)). For TCP the same errno means that no port is free.
             connection.must_retry = is_unix and number == errno.EAGAIN
@@ -143,7 +125,7 @@ class StreamRun(LoadRun):
                 return True
             if number not in (0, errno.EINPROGRESS):
                 raise OSError(number, "")
-            self._selector.register(sock, WRITE, connection)
+            self._selector.register(connection, WRITE, connection)
         except OSError as error:
             self._fail(connection, kind_of(error))
             return False
@@ -187,7 +169,7 @@ class StreamRun(LoadRun):
         while (left := connection.target - connection.sent) > 0:
             at = (connection.start + connection.sent) % PERIOD
             try:
-                sent = connection.sock.send(self._block[at : at + min(left, PIECE)])
+                sent = connection.send(self._block[at : at + min(left, PIECE)])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -204,11 +186,11 @@ class StreamRun(LoadRun):
         writing = connection.sent < connection.target
         if writing != connection.writing:
             connection.writing = writing
-            self._selector.modify(connection.sock, READ | WRITE if writing else READ, connection)
+            self._selector.modify(connection, READ | WRITE if writing else READ, connection)
 
     def _receive(self, connection: LoadConnection) -> None:
         try:
-            count = connection.sock.recv_into(self._buffer)
+            count = connection.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError as error:
@@ -240,12 +222,7 @@ class StreamRun(LoadRun):
         if not self._plan.verify:
             return True
         at = (connection.start + connection.received) % PERIOD
-        got, expected = self._buffer[:count], self._block[at : at + count]
-        # A bytearray compares with memcmp(), a memoryview on the left byte by byte.
-        if got == expected:
-            return True
-        self.corrupt_bytes += sum(a != b for a, b in zip(got, expected, strict=True))
-        return False
+        return self._equal(self._buffer[:count], self._block[at : at + count])
 
     def _record(self, connection: LoadConnection, answers: int, now: float) -> None:
         if now < self._begin:
@@ -280,7 +257,7 @@ class StreamRun(LoadRun):
         connection.progress = now
         self._last = max(self._last, now)
         try:
-            connection.sock.shutdown(socket.SHUT_WR)
+            connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             self._fail(connection, "reset" if error.errno == errno.ENOTCONN else kind_of(error))
 
@@ -331,6 +308,6 @@ class StreamRun(LoadRun):
 
     def _close(self, connection: LoadConnection) -> None:
         self._open.remove(connection)
-        if connection.sock in self._selector.get_map():
-            self._selector.unregister(connection.sock)
-        connection.sock.close()
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+        connection.close()
