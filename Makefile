@@ -112,6 +112,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
+	$(BIN)/python tests/layers.py
 
 # One wheel for CPython 3.11 and later, and the source distribution. auditwheel reads from the
 # symbols how old a C library may be, names the wheel after it (manylinux_2_NN), and takes in what no
