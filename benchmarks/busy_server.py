@@ -27,7 +27,7 @@ def main(package: str, kind: str) -> None:
 
 
 def compute_for_ever() -> None:
-    """What a test or a simulation does: pure Python that never waits and never gives up the GIL."""
+    """As a test or a simulation may: pure Python that never blocks."""
     number = 1
     while True:
         number = (number * 1103515245 + 12345) % 2147483648

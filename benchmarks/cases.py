@@ -1,4 +1,4 @@
-"""The cases that are compared: what is loaded, and who takes part."""
+"""The cases that are compared: what is loaded, and which servers take part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastsock.bench.contenders import (
 )
 
 
-def everyone(case: Case) -> list[Contender]:
+def all_servers(case: Case) -> list[Contender]:
     return [*every_engine(), *rivals()]
 
 
@@ -32,11 +32,11 @@ def unix_and_tcp(case: Case) -> list[Contender]:
     return [native("epoll", "unix"), native("epoll", "tcp"), *twins]
 
 
-def asking_before_blocking(case: Case) -> list[Contender]:
-    """Our loops that ask for a while before they sleep, and gevent, which does; two that do not."""
+def busy_polling(case: Case) -> list[Contender]:
+    """Our loops that poll again before they block, and gevent, which does; two that do not."""
     loops = [engine for engine in ("epoll", "poll", "io_uring") if engine in NATIVE_ENGINES]
-    asking = [native(engine, busy_poll="auto") for engine in loops]
-    return [*asking, native("epoll"), compiled("C epoll"), coroutines("gevent")]
+    polling = [native(engine, busy_poll="auto") for engine in loops]
+    return [*polling, native("epoll"), compiled("C epoll"), coroutines("gevent")]
 
 
 def busy(case: Case) -> list[Contender]:
@@ -47,7 +47,7 @@ def busy(case: Case) -> list[Contender]:
 class NamedCase:
     name: str
     load: Case
-    contenders: Callable[[Case], list[Contender]] = everyone
+    contenders: Callable[[Case], list[Contender]] = all_servers
 
 
 CASES = (
@@ -59,11 +59,11 @@ CASES = (
     NamedCase("16 connections, 64 KiB", Case(connections=16, size=64 << 10)),
     NamedCase("8 connections, 1 MiB", Case(connections=8, size=1 << 20)),
     NamedCase("64 connections, connect, echo, close, 64 B", Case(reconnect_every=1)),
-    NamedCase("1 connection, 64 B, busy_poll", Case(connections=1), asking_before_blocking),
+    NamedCase("1 connection, 64 B, busy_poll", Case(connections=1), busy_polling),
     NamedCase(
         "1 connection, 64 B, busy_poll, client that sleeps",
         Case(connections=1, wait="block"),
-        asking_before_blocking,
+        busy_polling,
     ),
     NamedCase("UDP, 1 in flight, 64 B", Case(connections=1, kind="udp"), with_datagrams),
     NamedCase(

@@ -33,7 +33,7 @@ def compile_rival(name: str) -> Path:
     if lacking := missing(name):
         raise RuntimeError(f"cannot compile {source.name}: first {lacking}")
     BINARIES.mkdir(exist_ok=True)
-    # Renamed into place when done: nobody can start half a binary, and one that runs stays whole.
+    # Renamed into place when done: half a binary is never started, and one that runs stays whole.
     unfinished = BINARIES / f"{name}.{os.getpid()}"
     try:
         done = subprocess.run(command(source, unfinished), capture_output=True, text=True)

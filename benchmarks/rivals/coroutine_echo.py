@@ -30,7 +30,7 @@ def serve_gevent(host: str, port: int) -> None:
             while data := sock.recv(CHUNK):
                 sock.sendall(data)
         except ConnectionError:
-            pass  # the client has gone
+            pass  # the client has reset
 
     server = StreamServer((host, port), echo, backlog=4096)
     server.start()
@@ -48,7 +48,7 @@ def serve_trio(host: str, port: int) -> None:
             while data := await stream.receive_some(CHUNK):
                 await stream.send_all(data)
         except trio.BrokenResourceError:
-            pass  # the client has gone
+            pass  # the client has reset
 
     async def serve() -> None:
         # Its streams set TCP_NODELAY by themselves.

@@ -43,7 +43,7 @@ async def serve(host: str, port: int, name: str) -> None:
     """Echo on HOST:PORT until SIGTERM or SIGINT."""
     # asyncio reads into a fresh 256 KiB object. glibc maps and unmaps memory for each, a multiple
     # of the echo's own cost, until the first whole one is freed; in a server, when the first
-    # client leaves. Free one now, or the rate would depend on whether anybody has left yet.
+    # client closes. Free one now, or the rate would depend on whether a client has closed yet.
     bytes(256 * 1024)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -53,7 +53,7 @@ async def serve(host: str, port: int, name: str) -> None:
     bound_host, bound_port = server.sockets[0].getsockname()
     print(f"listening on tcp://{bound_host}:{bound_port} ({name})", file=sys.stderr, flush=True)
     await stop.wait()
-    # Not wait_closed(): since Python 3.12 it waits for every client to leave.
+    # Not wait_closed(): since Python 3.12 it waits for every client to close.
     server.close()
 
 
