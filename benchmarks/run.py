@@ -10,12 +10,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import syscalls
 from benchmarks.cases import CASES, NamedCase
 from fastsock.bench.comparison import Comparison, Method, compare, document
-from fastsock.bench.syscalls import usable_tool
 
 RESULTS = Path(__file__).parent / "results"
 COMPARISON = RESULTS / "comparison.json"
@@ -37,13 +38,14 @@ def unusable(cases: Iterable[NamedCase]) -> dict[str, str]:
     return {each.name: each.unusable for each in contenders if each.unusable}
 
 
-def run_case(case: NamedCase, method: Method) -> Comparison:
+def run_case(case: NamedCase, method: Method, tool: str | None) -> Comparison:
     print(case.name, file=sys.stderr)
     return compare(
         case.contenders(case.load),
         case.load,
         method,
         progress=lambda text: print(f"  {text}", file=sys.stderr),
+        syscalls_per_echo=partial(syscalls.per_echo, tool) if tool else None,
     )
 
 
@@ -56,16 +58,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=COMPARISON)
     options = parser.parse_args()
     cases = [case for case in CASES if options.case is None or options.case in case.name]
-    tool = usable_tool()
+    tool = syscalls.usable_tool()
     if tool is None:
         print("without system calls: apt-get install strace", file=sys.stderr)
-    method = Method(options.windows, options.window, options.warmup, tool)
+    method = Method(options.windows, options.window, options.warmup)
     for name, reason in unusable(cases).items():
         print(f"without {name}: it {reason}", file=sys.stderr)
     seconds = sum(method.seconds(case.contenders(case.load), case.load) for case in cases)
     print(f"{len(cases)} cases, about {seconds / 60:.0f} minutes", file=sys.stderr)
-    comparisons = {case.name: run_case(case, method) for case in cases}
-    write(document(comparisons, method, commit=commit()), options.output)
+    comparisons = {case.name: run_case(case, method, tool) for case in cases}
+    write(document(comparisons, method, commit=commit(), syscalls_by=tool), options.output)
 
 
 def write(results: dict[str, Any], path: Path) -> None:

@@ -14,31 +14,22 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsock
 from benchmarks.contenders import beside_busy_main_thread, compiled
-from fastsock.bench.contenders import (
-    Contender,
-    RunningServer,
-    cpus_for_both,
-    datagrams,
-    every_engine,
-    pinned,
-)
+from fastsock.bench.comparison import cpus_for_both, pinned, started, turn
+from fastsock.bench.contenders import Contender, datagrams, every_engine
+from fastsock.bench.server_process import ServerProcess
 
 ROUNDS = 5
 SERVERS = [each for each in every_engine() if not each.one_at_a_time]
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     contender: Contender = request.param
     # A server that shares its process with a computing thread needs more than one CPU.
     alone = "busy" not in contender.name
     server_cpu, client_cpu = cpus_for_both() if alone else (None, None)
-    running = RunningServer(contender, server_cpu)
-    try:
-        with pinned(client_cpu), running.turn():
-            yield running
-    finally:
-        running.stop()
+    with started(contender, server_cpu) as running, pinned(client_cpu), turn(running):
+        yield running
 
 
 def each(contenders: list[Contender]) -> pytest.MarkDecorator:
@@ -47,7 +38,7 @@ def each(contenders: list[Contender]) -> pytest.MarkDecorator:
 
 
 def measure(
-    benchmark: BenchmarkFixture, server: RunningServer, *, messages: int, **options: int
+    benchmark: BenchmarkFixture, server: ServerProcess, *, messages: int, **options: int
 ) -> None:
     reports = []
 
@@ -70,41 +61,39 @@ def measure(
 
 @each(every_engine())
 @pytest.mark.benchmark(group="one connection round trip")
-def test_one_connection(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_one_connection(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=5_000, connections=1)
 
 
 @each(SERVERS)
 @pytest.mark.benchmark(group="64 connections")
-def test_64_connections(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_64_connections(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=50_000, connections=64)
 
 
 @each(SERVERS)
 @pytest.mark.benchmark(group="pipelined, depth 16")
-def test_pipelined(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_pipelined(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=100_000, connections=8, depth=16)
 
 
 @each(SERVERS)
 @pytest.mark.benchmark(group="64 KiB messages")
-def test_64_kib_messages(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_64_kib_messages(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=5_000, connections=16, size=64 << 10)
 
 
 @each(SERVERS)
 @pytest.mark.benchmark(group="1 MB streams")
-def test_1_mb_streams(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_1_mb_streams(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=400, connections=8, size=1 << 20)
 
 
 @each(SERVERS)
 @pytest.mark.benchmark(group="connect, echo, close")
-def test_connect_echo_close(benchmark: BenchmarkFixture, server: RunningServer) -> None:
-    host, _, port = server.endpoint.removeprefix("tcp://").rpartition(":")
-
+def test_connect_echo_close(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     def connect_echo_close() -> None:
-        with socket.create_connection((host, int(port))) as client:
+        with socket.create_connection(server.address) as client:
             client.sendall(b"hello")
             assert client.recv(16) == b"hello"
 
@@ -113,11 +102,11 @@ def test_connect_echo_close(benchmark: BenchmarkFixture, server: RunningServer) 
 
 @each([*datagrams("udp"), compiled("C recvfrom"), *datagrams("unixgram")])
 @pytest.mark.benchmark(group="datagrams, 128 in flight")
-def test_datagrams(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_datagrams(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=20_000, connections=8, depth=16)
 
 
 @each(beside_busy_main_thread())
 @pytest.mark.benchmark(group="beside a busy main thread")
-def test_beside_a_busy_main_thread(benchmark: BenchmarkFixture, server: RunningServer) -> None:
+def test_beside_a_busy_main_thread(benchmark: BenchmarkFixture, server: ServerProcess) -> None:
     measure(benchmark, server, messages=320, connections=64)

@@ -9,14 +9,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
-import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,8 @@ from typing import Any
 
 import fastsock
 from fastsock import pure
+from fastsock._native.client.process_tree import descendants
+from fastsock.bench.server_process import Process, resident_bytes, smaps_bytes
 from fastsock.server import engines
 
 ANY_PORT = "tcp://127.0.0.1:0"
@@ -31,12 +29,11 @@ KINDS = ("tcp", "tcp6", "unix")  # of stream sockets
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GENEROUS = 30.0  # seconds; only something that hangs takes so long
 
-
 _names = itertools.count()
 
 
 def any_endpoint(kind: str) -> str:
-    """An endpoint of that kind that nobody listens on yet."""
+    """An endpoint of that kind on which no server listens yet."""
     if kind == "unix":
         return f"unix://@fastsock-test-{os.getpid()}-{next(_names)}"
     return ANY_PORT if kind == "tcp" else "tcp://[::1]:0"
@@ -94,22 +91,14 @@ def find_implementations() -> dict[str, Implementation]:
 IMPLEMENTATIONS = find_implementations()
 
 
-class Child:
+class Child(Process):
     """A program in a process of its own that answers lines with lines of JSON.
 
     Its first line is a greeting with its `pid`: under another program it is not the one started.
     """
 
     def __init__(self, *command: str, pass_fds: tuple[int, ...] = ()) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            pass_fds=pass_fds,
-        )
+        super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=pass_fds)
         try:
             self.greeting = self._answer()
         except BaseException:
@@ -117,80 +106,37 @@ class Child:
             raise
         self.pid: int = self.greeting["pid"]
 
+    def processes(self) -> list[int]:
+        """Without the program that it runs under."""
+        return descendants(self.pid)
+
     def ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def pause(self) -> None:
-        """Stop every thread of the process, and return when they have."""
-        self.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
-
-    def resume(self) -> None:
-        self.signal(signal.SIGCONT)
-
     def finish(self) -> dict[str, Any]:
         """Wait for a clean exit; return what the program said last."""
         last = self._answer()
-        assert self._process.wait(GENEROUS) == 0, self.errors()
+        assert self.wait() == 0, self.errors()
         return last
-
-    def wait(self) -> int:
-        """Wait for the end of the process, however it ends; return its exit code."""
-        return self._process.wait(GENEROUS)
-
-    def running(self) -> bool:
-        return self._process.poll() is None
 
     def errors(self) -> str:
         """What has been written to standard error."""
-        self._errors.seek(0)
-        return self._errors.read()
-
-    def cpu_seconds(self) -> float:
-        """CPU time of all threads so far, from the process's own clock (clock_getcpuclockid(3))."""
-        return time.clock_gettime(~self.pid << 3 | 2)
+        return self.log()
 
     def resident_bytes(self) -> int:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-        assert match is not None
-        return int(match[1]) * 1024
+        return resident_bytes(self.pid)
 
     def own_bytes(self) -> int:
-        """Its anonymous pages, counted one by one, where VmRSS is off by dozens (proc(5))."""
-        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        match = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-        assert match is not None
-        return int(match[1]) * 1024
-
-    def leave_descriptors(self, count: int) -> None:
-        """Set the process's limit so that about `count` more descriptors can be opened."""
-        numbers = [int(path.name) for path in Path(f"/proc/{self.pid}/fd").iterdir()]
-        self.limit_descriptors(max(numbers) + 1 + count)
-
-    def limit_descriptors(self, limit: int) -> None:
-        _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, hard))
-
-    def close(self) -> None:
-        if self.running():
-            # Under another program the server is its child; without it, the two are the same.
-            os.kill(getattr(self, "pid", self._process.pid), signal.SIGKILL)
-            self._process.wait(GENEROUS)
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            assert stream is not None
-            stream.close()
+        """Its anonymous pages, counted one by one, where the resident size is off by dozens."""
+        return smaps_bytes(self.pid, "Anonymous")
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"the server is gone: {self.errors()}"
+        assert line, f"the server has ended: {self.errors()}"
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -1,33 +1,39 @@
-"""Comparing servers: who takes part, what is measured of them, and how it is shown."""
+"""Comparing servers: which take part, what is measured of them, and how it is shown."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from clients import wait_until
 
-from fastsock._native.client.process_tree import descendants
 from fastsock.bench import comparison as compare
-from fastsock.bench import contenders, picture, syscalls
-from fastsock.bench.contenders import Contender, RunningServer, every_engine, native
+from fastsock.bench import contenders, picture, server_process
+from fastsock.bench.contenders import Contender, every_engine, native
+from fastsock.bench.server_process import NotStartedError, ServerProcess
 from fastsock.cli import run
 
 SHORT = ("--windows", "1", "--window", "100ms", "--warmup", "10ms")
 DONE = (0, 4)  # on a busy machine a server may have nothing of a CPU in so short a window
 
 #: A server that listens nowhere, and the process that it has started.
-WITH_A_CHILD = """
+SCRIPT = """
 sleep 60 &
 echo 'listening on tcp://127.0.0.1:1' >&2
 wait
 """
+WITH_A_CHILD = Contender("two", ("sh", "-c", SCRIPT))
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +112,8 @@ def test_a_picture_as_png(measured: tuple[dict[str, Any], Path], tmp_path: Path)
 def test_bench_compares(capsys: pytest.CaptureFixture[str]) -> None:
     """bench runs engines and rivals in turns, says how long it takes, and prints a table each."""
     rival = f"again={sys.executable} -m fastsock serve tcp://127.0.0.1:0"
-    who = ["--engines", "stdlib-threads,serial", "--rival", rival, "-c", "1,2"]
-    assert run(["bench", *who, *SHORT]) in DONE
+    options = ["--engines", "stdlib-threads,serial", "--rival", rival, "-c", "1,2"]
+    assert run(["bench", *options, *SHORT]) in DONE
     shown = capsys.readouterr()
     assert "5 turns, which take about " in shown.err
     for expected in ("1 connection, 64 B", "2 connections, 64 B", "stdlib threads", "again"):
@@ -117,7 +123,7 @@ def test_bench_compares(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["udp", "unixgram"])
 def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The one engine for them, its twin, and whoever else says where it listens."""
+    """The one engine for them, its twin, and another that prints where it listens."""
     rival = f"again={sys.executable} -m fastsock.pure serve {contenders.free_endpoint(kind)}"
     windows = ["--windows", "1", "--window", "100ms", "--warmup", "10ms", "--json", "-"]
     assert run(["bench", "--kind", kind, "-c", "2", "--rival", rival, *windows]) in (0, 4)
@@ -140,22 +146,28 @@ def test_the_floor_of_every_kind(kind: str) -> None:
 
 def test_a_case_is_loaded_as_it_says() -> None:
     """The client sleeps and opens a connection for each echo; the server asks before it blocks."""
-    server = RunningServer(native("epoll", busy_poll="50us"), None)
-    try:
-        with server.turn():
+    with compare.started(native("epoll", busy_poll="50us"), None) as server:
+        with compare.turn(server):
             case = compare.Case(connections=2, wait="block", reconnect_every=1)
             report = compare.run_window(server, case, compare.Method(1, 0.1, 0.01))
         command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
-    finally:
-        server.stop()
     assert server.name == "fastsock epoll, busy_poll"
     assert command[command.index("--busy-poll") + 1] == "50us"
     assert report.options["wait"] == "block"
     assert report.connect_latency.count > 2
 
 
+@pytest.fixture
+def syscalls() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1]))
+        from benchmarks import syscalls
+
+        yield syscalls
+
+
 @pytest.fixture(params=["perf", "strace"])
-def counting_tool(request: pytest.FixtureRequest) -> str:
+def counting_tool(request: pytest.FixtureRequest, syscalls: ModuleType) -> str:
     tool: str = request.param
     if not syscalls.can_count(tool):
         pytest.skip(f"{tool} is not installed or may not count here")
@@ -163,24 +175,27 @@ def counting_tool(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("engine", ["threads", "fork"])
-def test_system_calls_per_echo(counting_tool: str, engine: str) -> None:
+def test_system_calls_per_echo(counting_tool: str, engine: str, syscalls: ModuleType) -> None:
     """One to receive and one to send; those of processes that the server makes are counted too."""
-    method = compare.Method(1, 0.05, 0.01, counting_tool)
-    comparison = compare.compare([native(engine)], compare.Case(1), method)
+    comparison = compare.compare(
+        [native(engine)],
+        compare.Case(1),
+        compare.Method(1, 0.05, 0.01),
+        syscalls_per_echo=partial(syscalls.per_echo, counting_tool),
+    )
     (result,) = comparison.as_dict()["results"]
     assert result["syscalls_per_echo"] == pytest.approx(2, abs=0.2)
-    assert method.as_dict()["syscalls_by"] == counting_tool
 
 
-def test_system_calls_that_cannot_be_counted(counting_tool: str) -> None:
-    """The error says what the tool said."""
+def test_system_calls_that_cannot_be_counted(counting_tool: str, syscalls: ModuleType) -> None:
+    """The error has the tool's output."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
         with pytest.raises(syscalls.CountError, match=f"(?s){counting_tool}: .*process"):
             syscalls.count(counting_tool, [process.pid], lambda: None)
 
 
-def test_who_cannot_be_run_is_left_out() -> None:
+def test_a_server_that_cannot_be_run_is_left_out() -> None:
     """And the results say why."""
     reason = "is not installed (apt-get install golang-go)"
     absent = Contender("Go", ("go_echo",), unusable=reason)
@@ -230,16 +245,13 @@ def test_a_picture_needs_matplotlib(
 
 def test_a_whole_server_is_stopped() -> None:
     """When it is not its turn, a server's children do not run either."""
-    server = RunningServer(Contender("two", ("sh", "-c", WITH_A_CHILD)), None)
-    try:
-        processes = descendants(server.pid)
+    with compare.started(WITH_A_CHILD, None) as server:
+        processes = server.processes()
         assert len(processes) == 2
-        wait_until(lambda: {state_of(pid) for pid in processes} == {"T"})
-        with server.turn():
+        assert {state_of(pid) for pid in processes} == {"T"}
+        with compare.turn(server):
             wait_until(lambda: "T" not in {state_of(pid) for pid in processes})
-        wait_until(lambda: {state_of(pid) for pid in processes} == {"T"})
-    finally:
-        server.stop()
+        assert {state_of(pid) for pid in processes} == {"T"}
 
 
 def state_of(pid: int) -> str:
@@ -250,16 +262,42 @@ def state_of(pid: int) -> str:
 def test_memory_where_the_proportional_one_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resident size, of all processes, is what is left."""
 
-    def hidden(pid: int) -> int:
+    def hidden(pid: int, field: str) -> int:
         raise PermissionError(pid)
 
-    server = RunningServer(Contender("two", ("sh", "-c", WITH_A_CHILD)), None)
-    try:
+    with ServerProcess(WITH_A_CHILD.command) as server:
         proportional = server.memory()
-        monkeypatch.setattr(contenders, "_proportional", hidden)
+        monkeypatch.setattr(server_process, "smaps_bytes", hidden)
         resident = server.memory()
-    finally:
-        server.stop()
     assert proportional is not None
     assert resident is not None
     assert 0 < proportional < resident
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("SOCK_STREAM", "tcp"), ("SOCK_DGRAM", "udp")])
+def test_a_server_that_prints_nothing(kind: str, scheme: str) -> None:
+    """Its address is the one that its process listens on."""
+    code = (
+        f"import socket, time; sock = socket.socket(type=socket.{kind}); "
+        f"sock.bind(('127.0.0.1', 0)); {scheme == 'tcp'} and sock.listen(); time.sleep(60)"
+    )
+    with ServerProcess([sys.executable, "-c", code]) as server:
+        assert server.endpoint.scheme == scheme
+        with socket.socket(type=getattr(socket, kind)) as sock:
+            sock.connect(server.address)
+
+
+def test_a_process_that_does_not_start() -> None:
+    with pytest.raises(NotStartedError, match=r"absent did not start: .*No such file"):
+        ServerProcess(["/nowhere/absent"], name="absent")
+
+
+def test_the_end_of_a_server_process() -> None:
+    """Its exit code is known again and again; what it leaves behind is seen, and then killed."""
+    with ServerProcess(WITH_A_CHILD.command) as server:
+        (child,) = set(server.processes()) - {server.pid}
+        assert server.wait(0) is None
+        server.signal(signal.SIGKILL)
+        assert server.wait() == server.wait() == -signal.SIGKILL
+        assert server.processes() == [child]
+    wait_until(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")

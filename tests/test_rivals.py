@@ -23,7 +23,7 @@ from clients import (
 )
 
 import fastsock
-from fastsock.bench.contenders import Contender, RunningServer
+from fastsock.bench.server_process import ServerProcess
 from fastsock.server import engines
 
 BUILD = Path(__file__).parents[1] / "benchmarks" / "rivals" / "build.py"
@@ -34,7 +34,7 @@ KEPT = 1 << 20  # bytes; a buffer, and what the program's own memory moves by
 @pytest.fixture(
     params=["epoll_echo", "uring_echo", "uv_echo", pytest.param("go_echo", marks=pytest.mark.slow)]
 )
-def rival(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+def rival(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     if request.param == "uring_echo" and (doubt := engines.doubt("io_uring")):
         pytest.skip(doubt)
     done = subprocess.run(
@@ -43,12 +43,9 @@ def rival(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     if "first apt-get install" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
-    server = RunningServer(Contender(request.param, (done.stdout.strip(), "127.0.0.1", "0")), None)
-    try:
-        with server.turn():
-            yield server
-    finally:
-        server.stop()
+    with ServerProcess((done.stdout.strip(), "127.0.0.1", "0")) as server:
+        yield server
+        assert server.stop() == 0
 
 
 def send_until_stuck(sock: socket.socket) -> int:
@@ -70,14 +67,10 @@ def send_until_stuck(sock: socket.socket) -> int:
     return sent
 
 
-def endpoint_of(rival: RunningServer) -> fastsock.Endpoint:
-    return fastsock.Endpoint.parse(rival.endpoint)
-
-
-def test_a_client_that_reads_late_gets_everything(rival: RunningServer) -> None:
+def test_a_client_that_reads_late_gets_everything(rival: ServerProcess) -> None:
     """Until then the server stops reading and keeps one buffer; half-close is answered in full."""
     alone = rival.memory()
-    with connect(endpoint_of(rival), rcvbuf=65536) as sock:
+    with connect(rival.endpoint, rcvbuf=65536) as sock:
         sent = send_until_stuck(sock)
         stalled = rival.memory()
         with sending(sock, [MORE_THAN_SOCKETS_HOLD[sent:]], then_half_close=True):
@@ -89,7 +82,7 @@ def test_a_client_that_reads_late_gets_everything(rival: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("reconnect_every", [None, 1])
-def test_every_byte_of_many_clients(rival: RunningServer, reconnect_every: int | None) -> None:
+def test_every_byte_of_many_clients(rival: ServerProcess, reconnect_every: int | None) -> None:
     """The load client verifies them, and each end-of-file."""
     report = fastsock.load(
         rival.endpoint,
@@ -104,10 +97,10 @@ def test_every_byte_of_many_clients(rival: RunningServer, reconnect_every: int |
     assert report.messages == 2000
 
 
-def test_clients_that_break_off_disturb_nobody(rival: RunningServer) -> None:
+def test_a_client_that_resets_does_not_disturb_others(rival: ServerProcess) -> None:
     """A reset while the server writes, or has something to write and waits, is not its end."""
     for send in (fill, send_until_stuck):
-        sock = connect(endpoint_of(rival))
+        sock = connect(rival.endpoint)
         send(sock)
         reset(sock)
-    assert_serves(endpoint_of(rival))
+    assert_serves(rival.endpoint)

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import fastsock
+from benchmarks.long.server import FastsockServer
 from benchmarks.long.verdict import Verdict, parser, say, slope
-from benchmarks.long.watched import WatchedServer
 
 PARTS = 10  # the memory is looked at after each
 CONNECTIONS = 16  # at a time
 MAY_GROW = 1 << 20  # bytes
 
 
-def churn(server: WatchedServer, connections: int) -> fastsock.LoadReport:
+def churn(server: FastsockServer, connections: int) -> fastsock.LoadReport:
     return fastsock.load(
         server.endpoints[0],
         connections=CONNECTIONS,
@@ -27,16 +27,16 @@ def churn(server: WatchedServer, connections: int) -> fastsock.LoadReport:
 def run(connections: int, engine: str, results: Path) -> int:
     verdict = Verdict("churn", results, connections=connections, engine=engine)
     part = max(connections // PARTS, 1)
-    with WatchedServer("tcp://127.0.0.1:0", engine=engine) as server:
+    with FastsockServer("tcp://127.0.0.1:0", engine=engine) as server:
         descriptors = server.descriptors()
         churn(server, min(part, 10_000))  # the first connections bring memory that stays
         server.settle(descriptors)
-        memory = [server.memory()]
+        memory = [server.anonymous_memory()]
         reports = []
         for number in range(PARTS):
             reports.append(churn(server, part))
             server.settle(descriptors)
-            memory.append(server.memory())
+            memory.append(server.anonymous_memory())
             say(f"{(number + 1) * part} connections, {memory[-1] - memory[0]:+d} bytes")
         left = server.descriptors() - descriptors
     done = sum(report.messages for report in reports)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import fastsock
 from benchmarks.long.idle import SPARE, IdleClients, raise_limit
+from benchmarks.long.server import FastsockServer
 from benchmarks.long.verdict import Verdict, parser, say
-from benchmarks.long.watched import WatchedServer
-from fastsock import Endpoint
 
 ACTIVE = 64
 RATE = 5000  # messages a second, over all active ones: far from what the server can do
@@ -30,10 +29,10 @@ MEMORY_SHARE = 0.5  # of what is available may be taken by idle connections
 BOTH_ENDS = 16 * 1024  # bytes for a guess of how many there can be
 
 
-def p99(server: WatchedServer, seconds: float) -> float:
+def p99(server: FastsockServer, seconds: float) -> float:
     """Microseconds, of the active connections."""
     report = fastsock.load(
-        server.endpoints[0], connections=ACTIVE, rate=RATE, duration=seconds, wait="block"
+        server.endpoint, connections=ACTIVE, rate=RATE, duration=seconds, wait="block"
     )
     if report.failed:
         raise RuntimeError(f"the active connections failed: {dict(report.errors)}")
@@ -41,7 +40,7 @@ def p99(server: WatchedServer, seconds: float) -> float:
 
 
 def kernel_bytes() -> int:
-    """What the kernel has allocated for its objects, of which sockets are some."""
+    """What the kernel has allocated for its objects, sockets among them."""
     text = Path("/proc/meminfo").read_text()
     return sum(int(size) * 1024 for size in re.findall(r"^(?:Slab|Percpu):\s+(\d+) kB", text, re.M))
 
@@ -58,16 +57,16 @@ def sockets() -> str:
     return match[1] if match else ""
 
 
-def compare(server: WatchedServer, idle: int, kind: str, seconds: float, verdict: Verdict) -> None:
+def compare(server: FastsockServer, idle: int, kind: str, seconds: float, verdict: Verdict) -> None:
     """The p99 of the active connections without and with the others, in turns."""
     without, beside = [], []
-    where = Endpoint.parse(server.endpoints[0])
+    host, port = server.address
     quiet = server.descriptors()
     p99(server, seconds)  # the first window is slower than all others
     for turn in range(TURNS):
         server.settle(quiet)
         without.append(p99(server, seconds))
-        with IdleClients(where.host, where.port, kind) as clients:
+        with IdleClients(host, port, kind) as clients:
             error = clients.add(idle)
             if error:
                 raise RuntimeError(f"{clients.held} of {idle} {kind} connections: {error}")
@@ -81,14 +80,14 @@ def compare(server: WatchedServer, idle: int, kind: str, seconds: float, verdict
 
 
 def fill(
-    server: WatchedServer, idle: int, most: int, kind: str, engine: str, verdict: Verdict
+    server: FastsockServer, idle: int, most: int, kind: str, engine: str, verdict: Verdict
 ) -> None:
     """Open connections, in steps; what each costs, at `idle` of them and at the most."""
-    where = Endpoint.parse(server.endpoints[0])
-    p99(server, 0.5)  # so that what serving itself takes is there before
-    own, kernel, available = server.memory(), kernel_bytes(), available_bytes()
+    host, port = server.address
+    p99(server, 0.5)  # so that what serving itself takes is counted before
+    own, kernel, available = server.anonymous_memory(), kernel_bytes(), available_bytes()
     quiet, steps = server.descriptors(), []
-    with IdleClients(where.host, where.port, kind) as clients:
+    with IdleClients(host, port, kind) as clients:
         error = ""
         while clients.held < most and not error:
             error = clients.add(min(STEP if clients.held else idle, most - clients.held))
@@ -96,7 +95,7 @@ def fill(
             steps.append(
                 {
                     "held": held,
-                    "server_bytes_each": (server.memory() - own) / held,
+                    "server_bytes_each": (server.anonymous_memory() - own) / held,
                     "kernel_bytes_each_pair": (kernel_bytes() - kernel) / held,
                     "available_bytes_each_pair": (available - available_bytes()) / held,
                     "sockstat": sockets(),
@@ -104,7 +103,7 @@ def fill(
             )
             say(f"{held}: {steps[-1]}")
         last_p99 = p99(server, 2.0)
-        server.settle(quiet + clients.held)  # until the active ones are gone
+        server.settle(quiet + clients.held)  # until the active ones are closed
         accepted = server.descriptors() - quiet
     first = steps[0]
     verdict.note(
@@ -152,10 +151,10 @@ def main() -> int:
         engine=options.engine,
         descriptors=descriptors,
     )
-    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
+    with FastsockServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
         compare(server, options.idle, kind, options.seconds, verdict)
     # A fresh one: a server keeps the memory of connections that it has had.
-    with WatchedServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
+    with FastsockServer("tcp://127.0.0.1:0", engine=options.engine, options=small) as server:
         fill(server, options.idle, most, kind, options.engine, verdict)
     return verdict.finish()
 

@@ -1,8 +1,8 @@
 """Everything at once, for long: ``python -m benchmarks.long.soak [10m]``.
 
-One server of tcp, unix and udp, in rounds: random clients and chaos beside native load on every
-endpoint; then quiet, in which memory, descriptors and threads are looked at, for while clients come
-and go these say nothing about leaks; then a steady load whose p99 is kept.
+One server of tcp, unix and udp, in rounds: random clients beside native load on every endpoint;
+then quiet, in which memory, descriptors and threads are looked at, for they say nothing about leaks
+while there are clients; then a steady load whose p99 is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import fastsock
-from benchmarks.long.chaos import Chaos, kill_a_client
+from benchmarks.long.random_clients import RandomClients, kill_a_client
+from benchmarks.long.server import FastsockServer
 from benchmarks.long.verdict import Verdict, parser, say, slope
-from benchmarks.long.watched import WatchedServer
+from fastsock import Endpoint
 from fastsock.cli.units import DURATION
 
 ROUND = 10.0  # seconds, at most; there are at least MIN_ROUNDS
@@ -32,15 +33,15 @@ MAX_SLOPE = 1024 / 60  # bytes per second: 1 KiB a minute
 NOISE = 128 * 1024  # bytes over a run: two more slow readers at a time than ever before
 MAX_DRIFT = 1.10  # of the p99, last third against first
 DRIFT_ROUNDS = 12  # fewer say nothing about a drift
-CHAOS_THREADS = 8
+RANDOM_CLIENTS = 8
 CONNECTIONS_MAX = 64
 BUFFER = 65536  # bytes of a connection that may be on their way when it is reset
-EXPECTED_ERRORS = {"ECONNRESET", "EPIPE"}  # of clients that reset, leave or are killed
+EXPECTED_ERRORS = {"ECONNRESET", "EPIPE"}  # of clients that reset, close or are killed
 
 
 @dataclass
 class Found:
-    """What the rounds brought to light."""
+    """What the rounds found."""
 
     times: list[float] = field(default_factory=list)  # seconds since the start
     memory: list[int] = field(default_factory=list)  # bytes
@@ -53,12 +54,12 @@ class Found:
     failures: list[str] = field(default_factory=list)
 
 
-def soak(seconds: float, engine: str, seed: int) -> tuple[Found, WatchedServer]:
+def soak(seconds: float, engine: str, seed: int) -> tuple[Found, FastsockServer]:
     found = Found()
     start = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="fastsock-") as directory,
-        WatchedServer(
+        FastsockServer(
             "tcp://127.0.0.1:0",
             f"unix://{Path(directory, 'echo.sock')}",
             "udp://127.0.0.1:0",
@@ -72,7 +73,7 @@ def soak(seconds: float, engine: str, seed: int) -> tuple[Found, WatchedServer]:
             load_all(server, found, length * 0.7, seed + number)
             server.settle(quiet)
             found.times.append(time.monotonic() - start)
-            found.memory.append(server.memory())
+            found.memory.append(server.anonymous_memory())
             found.descriptors.append(server.descriptors())
             found.threads.append(server.threads())
             found.p99_us.append(steady_p99(server, found, length * 0.2))
@@ -85,36 +86,34 @@ def soak(seconds: float, engine: str, seed: int) -> tuple[Found, WatchedServer]:
     return found, server
 
 
-def load_all(server: WatchedServer, found: Found, seconds: float, seed: int) -> None:
+def load_all(server: FastsockServer, found: Found, seconds: float, seed: int) -> None:
     """Native load on every endpoint, random clients, and one load client that is killed."""
     rng = random.Random(seed)
     reports: list[fastsock.LoadReport] = []
     threads = [
-        threading.Thread(
-            target=load_one, args=(endpoint, load_options(endpoint, rng), seconds, reports)
-        )
+        threading.Thread(target=load_one, args=(endpoint, load_of(endpoint, rng), seconds, reports))
         for endpoint in server.endpoints
     ]
     victim = rng.choice(server.endpoints[:2])
-    with Chaos(server.endpoints, seed, CHAOS_THREADS) as chaos:
+    with RandomClients(server.endpoints, seed, RANDOM_CLIENTS) as clients:
         for thread in threads:
             thread.start()
         kill_a_client(victim, rng.uniform(0.3, 0.9) * seconds)
         for thread in threads:
             thread.join()
-    found.clients += chaos.counts
+    found.clients += clients.counts
     found.clients["killed"] += 1
-    found.verified += chaos.verified
-    found.failures += chaos.failures
+    found.verified += clients.verified
+    found.failures += clients.failures
     if len(reports) < len(threads):
         found.failures.append("a load run did not end")
     for report in reports:
         take(report, found)
 
 
-def load_options(endpoint: str, rng: random.Random) -> dict[str, Any]:
-    """The options of a load run that is unlike the one before."""
-    if endpoint.startswith("udp"):
+def load_of(endpoint: Endpoint, rng: random.Random) -> dict[str, Any]:
+    """The options of a load run, at random."""
+    if not endpoint.is_stream:
         return {"connections": rng.randrange(1, 17), "size": rng.choice((8, 64, 1472, 9000))}
     return {
         "connections": rng.randrange(1, CONNECTIONS_MAX + 1),
@@ -125,7 +124,7 @@ def load_options(endpoint: str, rng: random.Random) -> dict[str, Any]:
 
 
 def load_one(
-    endpoint: str, options: dict[str, Any], seconds: float, reports: list[fastsock.LoadReport]
+    endpoint: Endpoint, options: dict[str, Any], seconds: float, reports: list[fastsock.LoadReport]
 ) -> None:
     reports.append(
         fastsock.load(endpoint, duration=seconds, warmup=0, wait="block", timeout=30.0, **options)
@@ -142,16 +141,16 @@ def take(report: fastsock.LoadReport, found: Found) -> None:
         )
 
 
-def steady_p99(server: WatchedServer, found: Found, seconds: float) -> float:
+def steady_p99(server: FastsockServer, found: Found, seconds: float) -> float:
     """The p99 of a load that is the same in every round, in microseconds."""
     report = fastsock.load(
-        server.endpoints[0], connections=16, rate=2000, duration=seconds, wait="block"
+        server.endpoint, connections=16, rate=2000, duration=seconds, wait="block"
     )
     take(report, found)
     return report.latency.p99
 
 
-def judge(found: Found, server: WatchedServer, verdict: Verdict) -> None:
+def judge(found: Found, server: FastsockServer, verdict: Verdict) -> None:
     first = int(len(found.times) * WARMUP)
     times = found.times[first:]
     growth = slope(times, found.memory[first:])
@@ -175,7 +174,7 @@ def judge(found: Found, server: WatchedServer, verdict: Verdict) -> None:
         "bytes in == bytes out, but for what connections that were cut had in flight",
         (server.stats["bytes_in"], server.stats["bytes_out"], closed),
     )
-    verdict.require(not server.said, "nothing to say on stderr", server.said[:5])
+    verdict.require(not server.messages, "no other line on stderr", server.messages[:5])
     drift = drift_of(found.p99_us)
     enough = len(found.p99_us) >= DRIFT_ROUNDS
     verdict.require(

@@ -19,8 +19,8 @@ from signal import SIGTERM
 import fastsock
 from benchmarks.long.verdict import Verdict, parser, say
 from benchmarks.reliability.client import PATIENCE, echoes, seconds_until
-from benchmarks.reliability.server_process import ServerProcess
 from fastsock import Server
+from fastsock.bench.server_process import ServerProcess
 from fastsock.server import engines
 
 ALL = "all"
@@ -29,7 +29,7 @@ CLIENTS = 64
 STATES = ("idle", "loaded")
 LOADED_AFTER = 20_000  # bytes sent back, or
 CPU_SECONDS = 0.02
-AT_ANY_MOMENT = 0.02  # seconds in which all turns of a loop come by
+AT_ANY_MOMENT = 0.02  # seconds, longer than a turn of a loop
 HANGS = 5.0  # seconds
 MAX_P99_MS = 20.0
 
@@ -40,7 +40,7 @@ def endpoint(kind: str, port: int = 0) -> str:
 
 @contextmanager
 def loaded(kind: str, port: int, is_busy: Callable[[], bool]) -> Iterator[None]:
-    """All clients are served, by a thread that holds no GIL, until the server is gone."""
+    """All clients are served, by a thread that holds no GIL, until the server has ended."""
     thread = threading.Thread(
         target=fastsock.load,
         args=(endpoint(kind, port),),
@@ -55,7 +55,7 @@ def loaded(kind: str, port: int, is_busy: Callable[[], bool]) -> Iterator[None]:
     try:
         if seconds_until(is_busy, PATIENCE) is None:
             raise RuntimeError("the load has not begun")
-        # Who comes after them is served after them; where one at a time is, they would wait on.
+        # A later client is served after them; where one is served at a time, it would wait on.
         if kind not in (DATAGRAM, "serial") and not echoes(("127.0.0.1", port)):
             raise RuntimeError("not all clients are served")
         yield
@@ -84,7 +84,7 @@ def stop_by_signal(kind: str, state: str, moment: float) -> float:
     """Seconds until the process has ended."""
     engine = () if kind == DATAGRAM else ("--engine", kind)
     command = (sys.executable, "-m", "fastsock", "serve", endpoint(kind), *engine)
-    with ServerProcess(command, datagrams=kind == DATAGRAM) as server, ExitStack() as stack:
+    with ServerProcess(command) as server, ExitStack() as stack:
         if state == "loaded":
             until = server.cpu_seconds() + CPU_SECONDS
             stack.enter_context(
@@ -133,8 +133,8 @@ def main() -> int:
         verdict.note(**{", ".join(cell): in_words(samples)})
     for way, state in itertools.product(WAYS, STATES):
         samples = [ms for kind in kinds for ms in took[way, state, kind]]
-        goal = f"{way}, {state}: p99 at most {MAX_P99_MS:.0f} ms"
-        verdict.require(p99(samples) <= MAX_P99_MS, goal, in_words(samples))
+        target = f"{way}, {state}: p99 at most {MAX_P99_MS:.0f} ms"
+        verdict.require(p99(samples) <= MAX_P99_MS, target, in_words(samples))
     hung = sum(ms >= HANGS * 1e3 for samples in took.values() for ms in samples)
     verdict.require(hung == 0, "nothing hangs", hung)
     return verdict.finish()

@@ -1,4 +1,4 @@
-"""What a long run found: figures, goals met or missed, a JSON file, an exit code."""
+"""What a long run found: figures, targets met or missed, a JSON file, an exit code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from fastsock.server.engines import WORKERS
 
 
 class Verdict:
-    """Collects the figures of one run and whether each goal was met."""
+    """Collects the figures of one run and whether each target was met."""
 
     def __init__(self, name: str, results: Path, **options: Any) -> None:
         self._name = name
         self._results = results
         self._options = options
         self._figures: dict[str, Any] = {}
-        self._goals: list[dict[str, Any]] = []
+        self._targets: list[dict[str, Any]] = []
         self._start = time.monotonic()
 
     def note(self, **figures: Any) -> None:
         self._figures.update(figures)
 
-    def require(self, met: bool, goal: str, figure: Any) -> None:
-        """A goal, in words, and the figure that it was compared with."""
-        self._goals.append({"goal": goal, "figure": figure, "met": bool(met)})
+    def require(self, met: bool, target: str, figure: Any) -> None:
+        """A target, in words, and the figure that it was compared with."""
+        self._targets.append({"target": target, "figure": figure, "met": bool(met)})
 
     def finish(self) -> int:
         """Print everything, keep it as JSON; return the exit code."""
@@ -44,7 +44,7 @@ class Verdict:
             "options": self._options,
             "took_s": round(time.monotonic() - self._start, 1),
             "figures": self._figures,
-            "goals": self._goals,
+            "targets": self._targets,
         }
         path = self._results / f"{self._name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +52,12 @@ class Verdict:
         for name, figure in self._figures.items():
             if not isinstance(figure, list | dict):
                 print(f"{name:32} {rounded(figure)}")
-        for goal in self._goals:
-            print(f"{'met' if goal['met'] else 'MISSED':6} {goal['goal']}: {goal['figure']}")
+        for target in self._targets:
+            print(
+                f"{'met' if target['met'] else 'MISSED':6} {target['target']}: {target['figure']}"
+            )
         print(path)
-        return 0 if all(goal["met"] for goal in self._goals) else 1
+        return 0 if all(target["met"] for target in self._targets) else 1
 
 
 def parser(description: str | None, engine: str = "epoll") -> argparse.ArgumentParser:
@@ -78,6 +80,6 @@ def slope(times: Sequence[float], values: Sequence[float]) -> float:
 
 
 def say(text: str) -> None:
-    """Progress: on a line of its own, and nothing when nobody watches."""
+    """Progress: on a line of its own, on a terminal only."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The one client of all probes: plain sockets, and nothing of fastsock."""
+"""The client of all probes: plain sockets, and nothing of fastsock."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from benchmarks.reliability.server_process import Address
-
 PATIENCE = 3.0  # seconds without progress, after which a server is taken to hang
 TAKES_NO_MORE = 0.3  # seconds without room to send, after which a client is taken to be stuck
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 EOF, RESET, STALL = "eof", "reset", "stall"
+
+Address = tuple[str, int]
 
 
 def connect(
@@ -69,7 +69,7 @@ def seconds_until(condition: Callable[[], bool], limit: float) -> float | None:
 
 @dataclass(slots=True)
 class Transfer:
-    """What came back of `sent` bytes, up to which end; `exact` as far as it came."""
+    """The echo of `sent` bytes: how much came, whether it was `exact`, and how it ended."""
 
     sent: int
     received: int = 0
@@ -116,7 +116,7 @@ def transfer(sock: socket.socket, data: bytes, *, hold: bool = False) -> Transfe
 
 
 def receive(sock: socket.socket, data: bytes) -> Transfer:
-    """Receive up to the end of the stream what `data` was sent for."""
+    """Receive the echo of `data` up to the end of the stream."""
     result = Transfer(len(data))
     sock.settimeout(PATIENCE)
     try:
@@ -158,14 +158,14 @@ def fill(sock: socket.socket, most: int) -> int:
     return sent
 
 
-class Crowd:
-    """Many clients at once, each of which sends one byte and waits for it; a context manager."""
+class Clients:
+    """Many clients at once: each sends one byte and waits for it. A context manager."""
 
     def __init__(self, address: Address, count: int) -> None:
         self._poll = select.poll()
         self._waiting: dict[int, socket.socket] = {}
         self._answered: list[socket.socket] = []
-        self.refused = 0
+        self.closed = 0  # by the server, before an answer
         for _ in range(count):
             sock = socket.socket()
             sock.setblocking(False)
@@ -181,7 +181,7 @@ class Crowd:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def pump(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Let them send and receive for so long, or until something holds."""
         deadline = time.monotonic() + seconds
         while not until() and (left := deadline - time.monotonic()) > 0:
@@ -195,27 +195,26 @@ class Crowd:
                 sock.send(b"x")
                 self._poll.modify(fd, select.POLLIN)
                 return
-            gone = sock.recv(1) != b"x"
+            closed = sock.recv(1) != b"x"
         except OSError:
-            gone = True
+            closed = True
         self._poll.unregister(fd)
         del self._waiting[fd]
-        if gone:
-            self.refused += 1
+        if closed:
+            self.closed += 1
             sock.close()
         else:
             self._answered.append(sock)
 
-    def leave(self) -> None:
-        """Close those that were answered."""
+    def close_answered(self) -> None:
         while self._answered:
             self._answered.pop().close()
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> Clients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
+        self.close_answered()
         for sock in self._waiting.values():
             with suppress(OSError):
                 sock.close()

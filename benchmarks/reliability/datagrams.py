@@ -18,18 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.reliability.server_process import Address, ServerProcess
+from fastsock.bench.server_process import ServerProcess
 
 CLONE_NEWNET = 0x40000000  # <sched.h>
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
 WINDOW = 1.0  # seconds after the forged datagram
 TIMEOUT = 0.5  # seconds; loopback takes microseconds
 
+Address = tuple[str, int]
 Figures = dict[str, Any]
 
 
-class Serve(Protocol):
-    """Start the server that is probed, or the plainest one there is, which knows of no loops."""
+class Start(Protocol):
+    """Start the server that is probed, or a plain one, which knows of no loops."""
 
     def __call__(self, host: str, *, plain: bool = False) -> ServerProcess: ...
 
@@ -65,23 +66,23 @@ def enter_own_network() -> None:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 
 
-def forged_from_other(serve: Serve) -> Figures:
+def forged_from_other(start: Start) -> Figures:
     """One datagram to a server that seems to come from another server of the same kind."""
-    with serve("127.0.0.1") as one, serve("127.0.0.1") as other:
+    with start("127.0.0.1") as one, start("127.0.0.1") as other:
         packets = packets_after(lambda: forge(other.address, one.address))
     return judged(packets)
 
 
-def forged_from_plain(serve: Serve) -> Figures:
+def forged_from_plain(start: Start) -> Figures:
     """One datagram that seems to come from a server of another program, which answers anything."""
-    with serve("127.0.0.1") as server, serve("127.0.0.1", plain=True) as plain:
+    with start("127.0.0.1") as server, start("127.0.0.1", plain=True) as plain:
         packets = packets_after(lambda: forge(plain.address, server.address))
     return judged(packets)
 
 
-def forged_from_itself(serve: Serve) -> Figures:
+def forged_from_itself(start: Start) -> Figures:
     """One datagram to a server that seems to come from its own address and port."""
-    with serve("127.0.0.1") as server:
+    with start("127.0.0.1") as server:
         packets = packets_after(lambda: forge(server.address, server.address))
     return judged(packets)
 
@@ -115,10 +116,10 @@ def forge(source: Address, target: Address) -> None:
         raw.sendto(ip + udp, target)
 
 
-def answers_from_asked(serve: Serve) -> Figures:
+def answers_from_asked(start: Start) -> Figures:
     """Ask a server on all addresses at eight of them; a connected client takes no other answer."""
     answered = 0
-    with serve("0.0.0.0") as server:
+    with start("0.0.0.0") as server:
         for last in range(2, 10):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
                 sock.settimeout(TIMEOUT)
@@ -128,9 +129,9 @@ def answers_from_asked(serve: Serve) -> Figures:
     return {"verdict": "ok" if answered == 8 else "loses", "answered": answered, "of": 8}
 
 
-PROBES: dict[str, Callable[[Serve], Figures]] = {
+PROBES: dict[str, Callable[[Start], Figures]] = {
     probe.__name__: probe
     for probe in (forged_from_other, forged_from_itself, forged_from_plain, answers_from_asked)
 }
-#: Nobody can tell the answers of a program that marks nothing from a client's; see SECURITY.md.
+#: The answers of a program that marks nothing cannot be told from a client's; see SECURITY.md.
 NOT_PROMISED = ("forged_from_plain",)

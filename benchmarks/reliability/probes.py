@@ -23,7 +23,7 @@ from benchmarks.reliability.client import (
     PATIENCE,
     STALL,
     TAKES_NO_MORE,
-    Crowd,
+    Clients,
     Transfer,
     connect,
     echoes,
@@ -35,7 +35,7 @@ from benchmarks.reliability.client import (
     transfer,
     wait_readable,
 )
-from benchmarks.reliability.server_process import ServerProcess
+from fastsock.bench.server_process import ServerProcess
 
 MIB = 1 << 20
 SMALL = 16 * 1024  # bytes that socket buffers take without waiting
@@ -122,18 +122,18 @@ def judge(done: list[Transfer]) -> str:
 
 
 def stuck_readers(start: Start, effort: Effort) -> Figures:
-    """Clients that send and never read: what is taken from one, what it costs, who else notices."""
+    """Clients that send and never read: what is taken from one, its cost, another client's p99."""
     with start() as server, ExitStack() as stack:
         alone = p99_us(server, effort)
-        before = server.memory_bytes()
+        before = memory_of(server)
         socks = [
             stack.enter_context(connect(server.address, rcvbuf=4096, sndbuf=65536))
             for _ in range(effort.stuck)
         ]
         taken = [fill(sock, STUCK_CAP) for sock in socks]
-        growth = (server.memory_bytes() - before) / len(socks)
+        growth = (memory_of(server) - before) / len(socks)
         beside = p99_us(server, effort)
-        alive = server.alive()
+        alive = server.running()
     verdict = "ok"
     if not alive:
         verdict = "dies"
@@ -149,6 +149,13 @@ def stuck_readers(start: Start, effort: Effort) -> Figures:
         "p99_alone_us": alone,
         "p99_beside_us": beside,
     }
+
+
+def memory_of(server: ServerProcess) -> int:
+    memory = server.memory()
+    if memory is None:
+        raise OSError(f"the memory of process {server.pid} cannot be read")
+    return memory
 
 
 def p99_us(server: ServerProcess, effort: Effort) -> float | None:
@@ -173,47 +180,47 @@ def p99_us(server: ServerProcess, effort: Effort) -> float | None:
 
 
 def descriptor_limit(start: Start, effort: Effort) -> Figures:
-    """200 clients where there are descriptors for 5: CPU and log meanwhile, and coming back."""
+    """200 clients where there are descriptors for 5: CPU and log meanwhile, and recovery."""
     with start() as server:
         echoes(server.address)
         server.leave_descriptors(SPARE_DESCRIPTORS)
-        with Crowd(server.address, STARVED_CLIENTS) as crowd:
-            crowd.pump(effort.settling)
-            before = crowd.answered
-            begin, cpu, log = time.monotonic(), server.cpu_seconds(), server.log_bytes()
-            crowd.pump(effort.starved)
+        with Clients(server.address, STARVED_CLIENTS) as clients:
+            clients.run(effort.settling)
+            before = clients.answered
+            begin, cpu, log = time.monotonic(), server.cpu_seconds(), server.log_size()
+            clients.run(effort.starved)
             took = time.monotonic() - begin
             figures: Figures = {
-                "served": crowd.answered,
-                "served_meanwhile": crowd.answered - before,
-                "closed": crowd.refused,
+                "served": clients.answered,
+                "served_meanwhile": clients.answered - before,
+                "closed": clients.closed,
                 "clients": STARVED_CLIENTS,
                 "cpu_percent": (server.cpu_seconds() - cpu) / took * 100,
-                "log_bytes_per_s": (server.log_bytes() - log) / took,
+                "log_bytes_per_s": (server.log_size() - log) / took,
                 "recovery_s": None,
                 "new_client_s": None,
             }
-            if not server.alive():
+            if not server.running():
                 return {"verdict": "dies", **figures}
-            crowd.leave()
+            clients.close_answered()
             begin = time.monotonic()
-            if crowd.waiting:
-                crowd.pump(PATIENCE, until=lambda: crowd.answered > 0)
-            if crowd.answered:
+            if clients.waiting:
+                clients.run(PATIENCE, until=lambda: clients.answered > 0)
+            if clients.answered:
                 figures["recovery_s"] = time.monotonic() - begin
-        # Again and again: a server that closes who waits may do so before it sees who has left.
+        # Again and again: a server may refuse a new client before it sees that others have closed.
         figures["new_client_s"] = seconds_until(
             lambda: echoes(server.address, RECOVERY_LIMIT), RECOVERY_LIMIT
         )
-        verdict = judge_limit(figures) if server.alive() else "dies"
+        verdict = judge_limit(figures) if server.running() else "dies"
     return {"verdict": verdict, **figures}
 
 
 def judge_limit(figures: Figures) -> str:
-    """By the promise: 2 % of a CPU, a line of log a second, nobody lost, and soon back.
+    """By the promise: 2 % of a CPU, a line of log a second, no client closed, and soon recovered.
 
-    Soon is a second for who waits already, and 2 for a new client, who has to wait until the queue
-    of those that left has been worked off.
+    Soon is a second for a client that waits already, and 2 for a new one, which has to wait until
+    the server is through with the connections in its queue that were closed meanwhile.
     """
     recovery, new = figures["recovery_s"], figures["new_client_s"]
     starved = figures["served"] < figures["clients"]
@@ -246,7 +253,7 @@ def resets(start: Start, effort: Effort) -> Figures:
         served = seconds_until(lambda: echoes(server.address), PATIENCE)
         back = seconds_until(lambda: server.descriptors() <= before, PATIENCE)
         left = server.descriptors() - before
-        alive = server.alive()
+        alive = server.running()
     verdict = "ok" if back is not None else "leaks"
     if served is None:
         verdict = "hangs" if alive else "dies"
@@ -254,7 +261,7 @@ def resets(start: Start, effort: Effort) -> Figures:
 
 
 def reset_before_accept(start: Start, effort: Effort) -> Figures:
-    """Clients that connect to a stopped server (SIGSTOP) and reset before it goes on."""
+    """Clients that connect to a stopped server (SIGSTOP) and reset before it continues."""
     with start() as server:
         echoes(server.address)
         server.pause()
@@ -267,7 +274,7 @@ def reset_before_accept(start: Start, effort: Effort) -> Figures:
                 break
         server.resume()
         served = seconds_until(lambda: echoes(server.address), PATIENCE)
-        alive = server.alive()
+        alive = server.running()
     verdict = "ok"
     if served is None:
         verdict = "hangs" if alive else "dies"
@@ -291,7 +298,8 @@ def stop(start: Start, effort: Effort, *, busy: bool) -> Figures:
         for _ in range(effort.stops):
             with start() as server, ExitStack() as stack:
                 seconds_until(lambda: echoes(server.address), PATIENCE)
-                seconds_until(lambda: len(server.members()) == 1, PATIENCE)  # that client is gone
+                # Until the process of that client has ended.
+                seconds_until(lambda: len(server.processes()) == 1, PATIENCE)
                 if busy:
                     stack.enter_context(Load(server))
                 begin = time.monotonic()
@@ -299,8 +307,7 @@ def stop(start: Start, effort: Effort, *, busy: bool) -> Figures:
                 code = server.wait(STOP_LIMIT)
                 took.append(time.monotonic() - begin)
                 codes.add(code)
-                left = max(left, 0 if code is None else len(server.members()))
-                server.kill()
+                left = max(left, 0 if code is None else len(server.processes()))
         if None in codes:
             figures["verdict"] = "hangs"
         elif left and figures["verdict"] == "ok":
@@ -315,7 +322,7 @@ def stop(start: Start, effort: Effort, *, busy: bool) -> Figures:
 
 
 class Load:
-    """64 clients that load a server from a thread which holds no GIL, until the server is gone."""
+    """64 clients that load a server, from a thread without the GIL, until the server ends."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server

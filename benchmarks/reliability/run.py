@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import signal
 import sys
 import time
@@ -17,76 +16,70 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import compiled, on_host, probed, probed_datagrams
 from benchmarks.reliability import datagrams, probes
 from benchmarks.reliability.datagrams import NOT_PROMISED
-from benchmarks.reliability.server_process import NotStartedError, ServerProcess
-from benchmarks.reliability.subjects import (
-    NATIVE,
-    Subject,
-    datagram_servers,
-    plain_datagram_server,
-    stream_servers,
-)
-from benchmarks.run import RESULTS, commit
+from benchmarks.run import RESULTS, commit, write
+from fastsock.bench.contenders import NATIVE, Contender
+from fastsock.bench.server_process import NotStartedError, ServerProcess
 from fastsock.host import host_facts
 
 RELIABILITY = RESULTS / "reliability.json"
 
 
-def probe_streams(subject: Subject, only: str, effort: probes.Effort) -> dict[str, Any]:
+def probe_streams(server: Contender, only: str, effort: probes.Effort) -> dict[str, Any]:
     def start(*, draining: bool = False) -> ServerProcess:
-        return ServerProcess(subject.command + (subject.draining if draining else ()))
+        return ServerProcess(server.command + (server.draining if draining else ()))
 
     return {
-        name: outcome(partial(probe, start, effort), f"{subject.name}: {name}")
+        name: outcome(partial(probe, start, effort), f"{server.name}: {name}")
         for name, probe in probes.PROBES.items()
         if only in name
     }
 
 
-def probe_datagrams(subject: Subject, only: str) -> dict[str, Any]:
-    def serve(host: str, *, plain: bool = False) -> ServerProcess:
-        command = plain_datagram_server().command if plain else subject.command
-        where = (f"udp://{host}:0",) if "-m" in command else (host, "0")
-        return ServerProcess(command + where, datagrams=True)
+def probe_datagrams(server: Contender, only: str) -> dict[str, Any]:
+    def start(host: str, *, plain: bool = False) -> ServerProcess:
+        return ServerProcess(on_host(compiled("C recvfrom") if plain else server, host).command)
 
     return {
         name: outcome(
-            partial(datagrams.in_own_network, partial(probe, serve)), f"{subject.name}: {name}"
+            partial(datagrams.in_own_network, partial(probe, start)), f"{server.name}: {name}"
         )
         for name, probe in datagrams.PROBES.items()
         if only in name
     }
 
 
-def outcome(probe: Callable[[], dict[str, Any]], what: str) -> dict[str, Any]:
-    """The figures of one probe; a server that is not there when it is needed is a result too."""
+def outcome(probe: Callable[[], dict[str, Any]], title: str) -> dict[str, Any]:
+    """The figures of one probe; a server that cannot be connected to is a result too."""
     begin = time.monotonic()
     try:
         figures = probe()
     except (OSError, NotStartedError) as error:
         figures = {"verdict": "failed", "error": str(error)}
     figures["took_s"] = round(time.monotonic() - begin, 2)
-    print(f"  {what}: {figures['verdict']} ({figures['took_s']:g} s)", file=sys.stderr, flush=True)
+    print(f"  {title}: {figures['verdict']} ({figures['took_s']:g} s)", file=sys.stderr, flush=True)
     return figures
 
 
 def probe_all(
-    subjects: list[Subject], probe: Callable[[Subject], dict[str, Any]]
+    servers: list[Contender], probe: Callable[[Contender], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     rows = []
-    for subject in subjects:
-        row: dict[str, Any] = {
-            "name": subject.name,
-            "group": subject.group,
-            "version": subject.version,
-            "command": subject.shown_command(),
-            "draining": " ".join(subject.draining),
-            "missing": subject.missing,
-            "results": {} if subject.missing else probe(subject),
+    for server in servers:
+        if server.unusable:
+            print(f"  {server.name} {server.unusable}", file=sys.stderr)
+        program, *arguments = server.command
+        row = {
+            "name": server.name,
+            "group": server.group,
+            "version": server.version,
+            "command": " ".join((Path(program).name, *arguments)),
+            "draining": " ".join(server.draining),
+            "unusable": server.unusable,
+            "results": {} if server.unusable else probe(server),
         }
-        if subject.missing:
-            print(f"  {subject.name}: not installed ({subject.missing})", file=sys.stderr)
         rows.append(row)
     return rows
 
@@ -100,15 +93,13 @@ def main() -> None:
     options = parser.parse_args()
     effort = probes.QUICK if options.quick else probes.THOROUGH
 
-    def chosen(subjects: list[Subject]) -> list[Subject]:
-        return [each for each in subjects if options.only in each.name]
+    def chosen(servers: list[Contender]) -> list[Contender]:
+        return [each for each in servers if options.only in each.name]
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     measured, begin = commit(), time.monotonic()
-    streams = probe_all(
-        chosen(stream_servers()), partial(probe_streams, only=options.probe, effort=effort)
-    )
-    udp = probe_all(chosen(datagram_servers()), partial(probe_datagrams, only=options.probe))
+    streams = probe_all(chosen(probed()), partial(probe_streams, only=options.probe, effort=effort))
+    udp = probe_all(chosen(probed_datagrams()), partial(probe_datagrams, only=options.probe))
     document = {
         "commit": measured,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -118,14 +109,12 @@ def main() -> None:
         "streams": streams,
         "datagrams": udp,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(options.output)
+    write(document, options.output)
     sys.exit(any_fault(streams + udp))
 
 
 def any_fault(rows: list[dict[str, Any]]) -> bool:
-    """Whether one of our own engines did anything but what is promised."""
+    """Whether one of our own engines broke a promise."""
     faults = [
         f"{row['name']}: {name}: {figures}"
         for row in rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.page import ROOT, write_generated
 from benchmarks.reliability.run import RELIABILITY
-from benchmarks.reliability.subjects import NATIVE
+from fastsock.bench.contenders import NATIVE
 
 PAGE = ROOT / "docs" / "reliability.md"
 KIB, MIB = 1 << 10, 1 << 20
@@ -175,7 +175,7 @@ LIMITS = (
         "descriptor_limit",
         "a waiting client; a new one",
         "Serving again by itself",
-        "the served ones leave: time until one that waits is answered; all leave: time until a new "
+        "the served ones close: time until one that waits is answered; all close: time until a new "
         "one is",
         recovery,
     ),
@@ -189,7 +189,7 @@ LIMITS = (
     Measure(
         "reset_before_accept",
         "resets before accept; next client",
-        "A reset before accept costs nobody anything",
+        "A reset before accept costs no other client anything",
         "clients that reset while the server is stopped (SIGSTOP); time until the next is served",
         queued,
     ),
@@ -270,8 +270,8 @@ def by_engine(rows: list[Row]) -> Iterator[str]:
 def by_server(rows: list[Row], measures: tuple[Measure, ...]) -> Iterator[str]:
     yield from table_head("server", *(measure.title for measure in measures))
     for row in rows:
-        if row["missing"]:
-            cells = [f"not installed: `{row['missing']}`", *[""] * (len(measures) - 1)]
+        if row["unusable"]:
+            cells = [row["unusable"], *[""] * (len(measures) - 1)]
         else:
             cells = [cell_of(row, measure) for measure in measures]
         yield f"| {' | '.join((row['name'], *cells))} |"
@@ -299,7 +299,7 @@ def without_a_fault(rows: list[Row]) -> Iterator[str]:
 def versions(rows: list[Row]) -> Iterator[str]:
     yield from table_head("server", "version", "command")
     for row in rows:
-        version = row["version"] or f"not installed: `{row['missing']}`"
+        version = row["version"] or row["unusable"]
         added = f"; in the probe of bytes in flight with `{row['draining']}`"
         command = f"`{row['command']}`" + (added if row["draining"] else "")
         yield f"| {row['name']} | {version} | {command} |"

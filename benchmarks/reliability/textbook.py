@@ -1,6 +1,6 @@
 """Echo servers as tutorials and documentation write them, with nothing added.
 
-Usage: ``python -m benchmarks.reliability.textbook KIND HOST PORT``.
+Usage: ``python -m benchmarks.reliability.textbook HOST PORT --kind KIND``.
 """
 
 from __future__ import annotations
@@ -71,4 +71,5 @@ KINDS = {
 
 
 if __name__ == "__main__":
-    KINDS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    host, port, _, kind = sys.argv[1:]
+    KINDS[kind](host, int(port))

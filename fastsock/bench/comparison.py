@@ -5,24 +5,23 @@ each other. So all servers run at once, each in a process of its own, and take t
 window while the others are stopped (SIGSTOP). A ratio is taken within one round, between windows a
 moment apart, and the median over the rounds is reported with its spread. Server and client are
 pinned to different CPUs where there are two. Beside the rate stands the server's CPU time per
-echo, which noise moves less, and the floor: what the same echo costs the kernel alone. System calls
-are counted afterwards, for a count takes time.
+echo, which noise moves less, and the floor: what the same echo costs the kernel alone.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 from fastsock._native.client import floor
-from fastsock.bench import syscalls
-from fastsock.bench.contenders import Contender, RunningServer, cpus_for_both, pinned
+from fastsock.bench.contenders import Contender
+from fastsock.bench.server_process import ServerProcess
 from fastsock.client import load as client
 from fastsock.client.report import LoadReport
 from fastsock.endpoint import Endpoint
@@ -37,9 +36,7 @@ _GREETING_TIMEOUT = 5.0  # seconds; of a server that has to do with one client a
 _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _WARMUP_PER_CONNECTION = 0.001  # seconds
-_COUNTED = 0.25  # seconds of a run in which system calls are counted
-_SETTLE = 0.02  # seconds; a server may close connections after its clients have seen the end
-_COUNTING = 0.5  # seconds, about, that all this takes
+_CHILDREN_TIMEOUT = 2.0  # seconds
 
 Progress = Callable[[str], object]
 
@@ -77,14 +74,11 @@ class Method:
 
     The warm-up of many connections is longer than `warmup`, a millisecond for each: a server that
     makes a process for every client needs some time until all have theirs.
-
-    With `syscalls_by`, "perf" or "strace", that tool counts the servers' system calls afterwards.
     """
 
     windows: int = 5
     window: float = 0.5
     warmup: float = 0.2
-    syscalls_by: str | None = None
 
     def warmup_of(self, case: Case) -> float:
         return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
@@ -92,8 +86,6 @@ class Method:
     def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
         """About how long it takes."""
         turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
-        if self.syscalls_by:
-            turns += _COUNTING + 4 * _CONNECT * case.connections
         servers = len(taking_part(contenders, case))
         return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
 
@@ -102,7 +94,6 @@ class Method:
             "windows": self.windows,
             "window_s": self.window,
             "warmup_s": self.warmup,
-            "syscalls_by": self.syscalls_by,
         }
 
 
@@ -213,15 +204,22 @@ class Comparison:
 
 
 def document(
-    comparisons: Mapping[str, Comparison], method: Method, *, commit: str | None = None
+    comparisons: Mapping[str, Comparison],
+    method: Method,
+    *,
+    commit: str | None = None,
+    syscalls_by: str | None = None,
 ) -> dict[str, Any]:
-    """Named comparisons of one run as a ``fastsock.bench/2`` document."""
+    """Named comparisons of one run as a ``fastsock.bench/2`` document.
+
+    `syscalls_by` is the tool that counted the system calls, if they were counted.
+    """
     return {
         "schema": BENCH_SCHEMA,
         "commit": commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": host_facts(),
-        "method": method.as_dict(),
+        "method": method.as_dict() | {"syscalls_by": syscalls_by},
         "cases": [{"name": name, **each.as_dict()} for name, each in comparisons.items()],
     }
 
@@ -237,10 +235,12 @@ def compare(
     method: Method,
     *,
     progress: Progress = lambda text: None,
+    syscalls_per_echo: Callable[[ServerProcess, Case], float | None] | None = None,
 ) -> Comparison:
     """Let every contender that can take part have its turns, in rounds; the first must be able to.
 
-    `progress` is called before each turn.
+    `progress` is called before each turn. `syscalls_per_echo` counts a server's system calls, in a
+    turn after all windows, for a count takes time.
 
     Raises:
         RuntimeError: a contender did not start; the text has what it said.
@@ -251,11 +251,7 @@ def compare(
     results = tuple(Result(contender.name) for contender in present)
     floors: list[float] = []
     with ExitStack() as stack:
-        servers = []
-        for contender in present:
-            server = RunningServer(contender, server_cpu)
-            stack.callback(server.stop)
-            servers.append(server)
+        servers = [stack.enter_context(started(each, server_cpu)) for each in present]
         stack.enter_context(pinned(client_cpu))
         for server, result in zip(servers, results, strict=True):
             result.memory = measure_memory(server, case.connections)
@@ -265,24 +261,53 @@ def compare(
             order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
             for i in order:
                 progress(f"round {number + 1}/{method.windows}: {servers[i].name}")
-                with servers[i].turn():
+                with turn(servers[i]):
                     report = run_window(servers[i], case, method)
                 results[i].add(report)
-        if method.syscalls_by:
+        if syscalls_per_echo:
             for server, result in zip(servers, results, strict=True):
                 progress(f"system calls: {server.name}")
-                result.syscalls_per_echo = measure_syscalls(server, case, method.syscalls_by)
+                with turn(server):
+                    result.syscalls_per_echo = syscalls_per_echo(server, case)
     left_out = {
         each.name: each.hindrance(case.connections) for each in contenders if each not in present
     }
     return Comparison(case, results, Spread.of(floors), left_out)
 
 
-def run_window(server: RunningServer, case: Case, method: Method) -> LoadReport:
+@contextmanager
+def started(contender: Contender, cpu: int | None) -> Iterator[ServerProcess]:
+    """A contender's server, paused, on one CPU if not None; it is asked to end before it must."""
+    with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
+        server = ServerProcess(contender.command, name=contender.name)
+    with server:
+        server.pause()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def turn(server: ServerProcess) -> Iterator[None]:
+    """Let a paused server run."""
+    before = len(server.processes())
+    server.resume()
+    try:
+        yield
+    finally:
+        # Processes of connections now closed are about to end: not in the turn of another server.
+        deadline = time.monotonic() + _CHILDREN_TIMEOUT
+        while len(server.processes()) > before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        server.pause()
+
+
+def run_window(server: ServerProcess, case: Case, method: Method) -> LoadReport:
     return load_as(case, server, duration=method.window, warmup=method.warmup_of(case))
 
 
-def load_as(case: Case, server: RunningServer, **extent: Any) -> LoadReport:
+def load_as(case: Case, server: ServerProcess, **extent: Any) -> LoadReport:
     return client.load(
         server.endpoint,
         connections=case.connections,
@@ -295,38 +320,13 @@ def load_as(case: Case, server: RunningServer, **extent: Any) -> LoadReport:
     )
 
 
-def measure_syscalls(server: RunningServer, case: Case, tool: str) -> float | None:
-    """The server's system calls per echo, in a turn apart from the windows.
-
-    What a run has more than one of the first messages alone, so that connections are left out
-    where they are not part of an echo. None if the tool may not count, or if the server was too
-    slow to answer more than these.
-    """
-    calls, echoes = [], []
-
-    def load(**extent: Any) -> None:
-        # Without a warm-up the latencies are those of all the echoes there were.
-        echoes.append(load_as(case, server, warmup=0, **extent).latency.count)
-        time.sleep(_SETTLE + _CONNECT * case.connections)
-
-    first = partial(load, messages=case.connections * case.depth)
-    with server.turn():
-        for work in (first, partial(load, duration=_COUNTED)):
-            try:
-                calls.append(syscalls.count(tool, server.processes(), work, cpu=server.cpu))
-            except syscalls.CountError:
-                return None
-    of_these, more = calls[1] - calls[0], echoes[1] - echoes[0]
-    return of_these / more if min(of_these, more) > 0 else None
-
-
-def measure_memory(server: RunningServer, connections: int) -> Memory | None:
+def measure_memory(server: ServerProcess, connections: int) -> Memory | None:
     """A turn apart from the windows: to look through a thousand processes takes its time.
 
     None if it is not known, or if the server does not serve; the load will tell how.
     """
     try:
-        with server.turn():
+        with turn(server):
             alone = server.memory()
             with connected(server, connections):
                 full = server.memory()
@@ -336,29 +336,28 @@ def measure_memory(server: RunningServer, connections: int) -> Memory | None:
 
 
 @contextmanager
-def connected(server: RunningServer, connections: int) -> Iterator[None]:
+def connected(server: ServerProcess, connections: int) -> Iterator[None]:
     """So many connections, each of which has been served: it had one short echo."""
-    endpoint = Endpoint.parse(server.endpoint)
     with ExitStack() as stack:
         for _ in range(connections):
-            peer = stack.enter_context(dial(endpoint))
+            peer = stack.enter_context(dial(server.endpoint))
             peer.sendall(_GREETING)
             left = len(_GREETING)
             while left:
                 received = len(peer.recv(left))
                 if not received:
-                    raise ConnectionError(f"{server.name} closed a connection that it owed bytes")
+                    raise ConnectionError(f"{server.name} closed a connection before its echo")
                 left -= received
         yield
 
 
-def dial(endpoint: Endpoint) -> socket.socket:
+def dial(endpoint: Endpoint, timeout: float = _GREETING_TIMEOUT) -> socket.socket:
     address = endpoint.resolve()
     peer = socket.socket(
         address.family, socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
     )
     try:
-        peer.settimeout(_GREETING_TIMEOUT)
+        peer.settimeout(timeout)
         if endpoint.scheme == "unixgram":
             peer.bind("")  # a name of the kernel's choice, or there would be no answer; unix(7)
         peer.connect(address.name)
@@ -395,3 +394,21 @@ def connected_pair(kind: str) -> tuple[socket.socket, socket.socket]:
     for end in (a, b):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return a, b
+
+
+def cpus_for_both() -> tuple[int | None, int | None]:
+    """A CPU for the server and another for the client; (None, None) if there is only one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return (cpus[0], cpus[-1]) if len(cpus) > 1 else (None, None)
+
+
+@contextmanager
+def pinned(cpu: int | None) -> Iterator[None]:
+    """Run this thread, and what it starts, on one CPU; None changes nothing."""
+    before = os.sched_getaffinity(0)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

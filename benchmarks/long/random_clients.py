@@ -1,7 +1,7 @@
-"""Random clients that behave well, badly, or die: what a server meets in months, in minutes.
+"""Random clients that behave well, behave badly, or are killed: months of a server in minutes.
 
-Each is one conversation of plain blocking sockets in a thread of its own. Whoever is owed bytes
-compares them; what a reset or a death may cost is nobody's loss but its own.
+Each is a plain blocking socket in a thread of its own. A client that behaves well compares all the
+bytes that come back; only one that resets or is killed may lose some.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from fastsock import Endpoint
+from fastsock.bench.comparison import dial
 
 TIMEOUT = 30.0  # seconds; only something that hangs takes so long
 LARGEST = 1 << 18  # bytes in one piece
@@ -25,14 +26,14 @@ STALL = (0.05, 0.5)  # seconds that a client reads nothing
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-class Chaos:
+class RandomClients:
     """Threads of random clients; a context manager, which ends when the last has finished."""
 
-    def __init__(self, endpoints: list[str], seed: int, threads: int) -> None:
-        self.counts: Counter[str] = Counter()  # conversations by kind
+    def __init__(self, endpoints: list[Endpoint], seed: int, threads: int) -> None:
+        self.counts: Counter[str] = Counter()  # of clients by kind
         self.failures: list[str] = []  # of clients that did nothing wrong
         self.verified = 0  # bytes
-        self._endpoints = [Endpoint.parse(endpoint) for endpoint in endpoints]
+        self._endpoints = endpoints
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -40,7 +41,7 @@ class Chaos:
             for number in range(threads)
         ]
 
-    def __enter__(self) -> Chaos:
+    def __enter__(self) -> RandomClients:
         for thread in self._threads:
             thread.start()
         return self
@@ -56,7 +57,7 @@ class Chaos:
             kind = rng.choice(STREAM_KINDS if endpoint.is_stream else DATAGRAM_KINDS)
             verified, failure = 0, ""
             try:
-                with connect(endpoint) as sock:
+                with dial(endpoint, TIMEOUT) as sock:
                     verified = kind(sock, rng)
             except (OSError, AssertionError) as error:
                 failure = f"{endpoint.scheme} {kind.__name__}: {error!r}"
@@ -65,19 +66,6 @@ class Chaos:
                 self.verified += verified
                 if failure:
                     self.failures.append(failure)
-
-
-def connect(endpoint: Endpoint) -> socket.socket:
-    kind = socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
-    family = socket.AF_UNIX if endpoint.is_unix else socket.AF_INET
-    sock = socket.socket(family, kind)
-    try:
-        sock.settimeout(TIMEOUT)
-        sock.connect(endpoint.path if endpoint.is_unix else (endpoint.host, endpoint.port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def some_bytes(rng: random.Random) -> bytes:
@@ -94,7 +82,7 @@ def receive(sock: socket.socket, expected: bytes) -> None:
         place += len(part)
 
 
-def talk(sock: socket.socket, rng: random.Random, pause: float = 0.0) -> int:
+def exchange(sock: socket.socket, rng: random.Random, pause: float = 0.0) -> int:
     """Send a piece while receiving it; with a pause nothing is received at first."""
     data = some_bytes(rng)
     failures: list[OSError] = []
@@ -122,7 +110,7 @@ def talk(sock: socket.socket, rng: random.Random, pause: float = 0.0) -> int:
 
 def converses(sock: socket.socket, rng: random.Random) -> int:
     """Several pieces, half-close, and then the end."""
-    done = sum(talk(sock, rng) for _ in range(rng.randrange(1, 6)))
+    done = sum(exchange(sock, rng) for _ in range(rng.randrange(1, 6)))
     sock.shutdown(socket.SHUT_WR)
     assert sock.recv(1) == b"", "bytes after the end"
     return done
@@ -130,15 +118,15 @@ def converses(sock: socket.socket, rng: random.Random) -> int:
 
 def stalls(sock: socket.socket, rng: random.Random) -> int:
     """Read nothing for a while; it is all there afterwards."""
-    done = talk(sock, rng, rng.uniform(*STALL))
+    done = exchange(sock, rng, rng.uniform(*STALL))
     sock.shutdown(socket.SHUT_WR)
     assert sock.recv(1) == b"", "bytes after the end"
     return done
 
 
-def leaves(sock: socket.socket, rng: random.Random) -> int:
+def closes_early(sock: socket.socket, rng: random.Random) -> int:
     """Close without reading, after part of an exchange."""
-    done = talk(sock, rng)
+    done = exchange(sock, rng)
     sock.send(some_bytes(rng)[: 1 << 14])
     return done
 
@@ -151,7 +139,7 @@ def resets(sock: socket.socket, rng: random.Random) -> int:
     return 0
 
 
-def says_nothing(sock: socket.socket, rng: random.Random) -> int:
+def is_silent(sock: socket.socket, rng: random.Random) -> int:
     """Connect, wait, close."""
     time.sleep(rng.uniform(*STALL))
     return 0
@@ -176,7 +164,7 @@ def asks(sock: socket.socket, rng: random.Random) -> int:
     return done
 
 
-def goes_away(sock: socket.socket, rng: random.Random) -> int:
+def closes_unread(sock: socket.socket, rng: random.Random) -> int:
     """Ask and close: the answers meet a closed port, and the server gets ICMP errors."""
     for _ in range(rng.randrange(1, 20)):
         sock.send(rng.randbytes(64))
@@ -184,16 +172,16 @@ def goes_away(sock: socket.socket, rng: random.Random) -> int:
 
 
 Kind = Callable[[socket.socket, random.Random], int]
-STREAM_KINDS: tuple[Kind, ...] = (converses, converses, stalls, leaves, resets, says_nothing)
-DATAGRAM_KINDS: tuple[Kind, ...] = (asks, asks, goes_away)
+STREAM_KINDS: tuple[Kind, ...] = (converses, converses, stalls, closes_early, resets, is_silent)
+DATAGRAM_KINDS: tuple[Kind, ...] = (asks, asks, closes_unread)
 
 
 # --- clients that are killed --------------------------------------------------------------------
 
 
-def kill_a_client(endpoint: str, after: float) -> None:
+def kill_a_client(endpoint: Endpoint, after: float) -> None:
     """Run a load client in a process of its own, and kill it in the middle."""
-    command = [sys.executable, "-m", "fastsock", "load", endpoint, "--duration", "60s"]
+    command = [sys.executable, "-m", "fastsock", "load", str(endpoint), "--duration", "60s"]
     options = ["--connections", "16", "--size", "4k", "--wait", "block"]
     with subprocess.Popen(
         [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

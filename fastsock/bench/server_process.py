@@ -1,0 +1,312 @@
+"""A server in a process of its own: started, watched from outside, and ended for certain.
+
+Nothing is asked of the server itself. What is known of it comes from its output and from proc(5).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from fastsock.endpoint import Endpoint
+
+START_TIMEOUT = 20.0  # seconds
+END_TIMEOUT = 30.0
+PAUSE_TIMEOUT = 5.0
+PRINTED_WITHIN = 0.1  # seconds from listening until the line that says so
+
+_LISTENING = re.compile(r"listening on ([a-z]+://\S+)\s")
+_SOCKET_TABLES = (("tcp", "0A"), ("udp", "07"))  # of /proc/PID/net; listening, not connected
+_TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class NotStartedError(RuntimeError):
+    """The command cannot be run, or the server ended, or listens nowhere."""
+
+
+class Process:
+    """A command in a process group of its own. A context manager: at its end the group is killed.
+
+    Standard error goes to a file, and standard output too if `stdout` is None. With a pipe, a
+    thread of this process would have to read it, and take CPU time from a client that measures.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        try:
+            # A group, so that children are killed with it. Not a session: a group that is stopped
+            # is ended by the kernel when this process dies, but only if both share a session.
+            self._process = subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=self._log if stdout is None else stdout,
+                stderr=self._log,
+                pass_fds=pass_fds,
+                process_group=0,
+                text=True,
+            )
+        except BaseException:
+            self._log.close()
+            raise
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def processes(self) -> list[int]:
+        """Ids of the running processes of its group: its own, and those that it has started."""
+        group = str(self._process.pid)
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended meanwhile
+                fields = stat_fields(path)
+                if fields[2] == group and fields[0] not in "ZX":
+                    found.append(int(path.parent.name))
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it to the first process alone."""
+        os.kill(self.pid, number)
+
+    def pause(self) -> None:
+        """Stop all its processes (SIGSTOP); return when every thread of them has stopped.
+
+        Raises RuntimeError if one does not stop.
+        """
+        deadline = time.monotonic() + PAUSE_TIMEOUT
+        # Again and again: one of them may have started another before it was stopped.
+        while running := [pid for pid in self.processes() if not is_stopped(pid)]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"processes {running} do not stop")
+            signal_each(running, signal.SIGSTOP)
+            time.sleep(0.0005)
+
+    def resume(self) -> None:
+        signal_each(self.processes(), signal.SIGCONT)
+
+    def wait(self, seconds: float = END_TIMEOUT) -> int | None:
+        """Wait for the end of the first process.
+
+        Returns its exit code, negative for the signal that killed it; None if it still runs.
+        """
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return None
+        # WNOWAIT: until it is reaped, its number is not given to another process or group.
+        end = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+
+    def running(self) -> bool:
+        return self.wait(0) is None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its processes, and (in ticks of 10 ms) of children that have ended."""
+        total = 0.0
+        for pid in self.processes():
+            with suppress(OSError):
+                total += time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3)
+                ended = stat_fields(Path(f"/proc/{pid}/stat"))[13:15]
+                total += sum(map(int, ended)) * _TICK
+        return total
+
+    def memory(self) -> int | None:
+        """Bytes of memory of all its processes; of what they share with others, their part.
+
+        That is the proportional set size of ``/proc/PID/smaps_rollup``, proc_pid_smaps(5). Where
+        that cannot be read it is the resident set size, which counts what processes share once
+        for each of them. Both leave out what the kernel keeps for a process, a thread or a
+        connection. None where neither is known.
+        """
+        pids = self.processes()
+        for size_of in (lambda pid: smaps_bytes(pid, "Pss"), resident_bytes):
+            with suppress(OSError):
+                return sum(map(size_of, pids))
+        return None
+
+    def anonymous_memory(self) -> int:
+        """The part of it that is in no file.
+
+        The pages of programs and libraries are left out: what they count for depends on how many
+        other processes use them.
+        """
+        return sum(smaps_bytes(pid, "Pss_Anon") for pid in self.processes())
+
+    def descriptors(self) -> int:
+        """How many all its processes have open."""
+        return sum(len(descriptors_of(pid)) for pid in self.processes())
+
+    def threads(self) -> int:
+        return sum(len(entries(f"/proc/{pid}/task")) for pid in self.processes())
+
+    def leave_descriptors(self, count: int) -> None:
+        """Limit the first process so that it can open about `count` more."""
+        self.limit_descriptors(max(descriptors_of(self.pid)) + 1 + count)
+
+    def limit_descriptors(self, limit: int) -> None:
+        """See setrlimit(2)."""
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, hard))
+
+    def log(self) -> str:
+        """What was written to the log so far."""
+        # At an offset: the process writes at the file's own, which is shared with it.
+        return os.pread(self._log.fileno(), self.log_size(), 0).decode(errors="replace")
+
+    def log_size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._log.fileno()).st_size
+
+    def last_lines(self) -> str:
+        """The last lines of the log, in one."""
+        return " | ".join(self.log().strip().splitlines()[-5:]) or "nothing"
+
+    def stop(self, seconds: float = PAUSE_TIMEOUT) -> int | None:
+        """Ask it to end (SIGTERM), also while it is paused; wait as wait() does."""
+        self.signal(signal.SIGTERM)
+        self.resume()
+        return self.wait(seconds)
+
+    def close(self) -> None:
+        """End every process of the group, also those that the first one has left behind."""
+        if self._process.returncode is not None:
+            return
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._pidfd)
+        for file in (self._log, self._process.stdin, self._process.stdout):
+            if file is not None:
+                file.close()
+
+
+class ServerProcess(Process):
+    """A process that listens; it can be connected to when this is made.
+
+    Its endpoints are those that it prints, ``listening on ENDPOINT``, or the one IPv4 address that
+    the process listens on. `name` is for the error.
+
+    Raises:
+        NotStartedError: with the last lines of what it wrote.
+
+    """
+
+    def __init__(self, command: Sequence[str], *, name: str = "", endpoints: int = 1) -> None:
+        self.name = name or command[0]
+        try:
+            super().__init__(command)
+        except OSError as error:
+            raise NotStartedError(f"{self.name} did not start: {error}") from error
+        try:
+            self.endpoints = self._wait_for_endpoints(endpoints)
+        except BaseException:
+            self.close()
+            raise
+        self.endpoint = self.endpoints[0]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.endpoint.host, self.endpoint.port
+
+    def _wait_for_endpoints(self, count: int) -> list[Endpoint]:
+        start = time.monotonic()
+        listening_since = None
+        while (now := time.monotonic()) < start + START_TIMEOUT and self.running():
+            printed = _LISTENING.findall(self.log())
+            if len(printed) >= count:
+                return [Endpoint.parse(each) for each in printed[:count]]
+            if count == 1 and (bound := bound_endpoint(self.pid)):
+                listening_since = listening_since or now
+                if now > listening_since + PRINTED_WITHIN:
+                    return [bound]
+            time.sleep(0.01)
+        raise NotStartedError(f"{self.name} did not start; it said: {self.last_lines()}")
+
+
+def signal_each(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def stat_fields(path: Path) -> list[str]:
+    """The fields after the name of a process or thread, from the state on; proc_pid_stat(5)."""
+    return path.read_text().rpartition(")")[2].split()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether each thread has stopped or ended: a process does not stop all at once."""
+    for thread in entries(f"/proc/{pid}/task"):
+        with suppress(OSError):
+            if stat_fields(Path(f"/proc/{pid}/task/{thread}/stat"))[0] not in "TtZX":
+                return False
+    return True
+
+
+def smaps_bytes(pid: int, field: str) -> int:
+    """A field of smaps_rollup; 0 for a process that has ended meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        found = re.search(rf"^{field}:\s+(\d+) kB$", rollup, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+    return 0
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set size; 0 for a process that has ended meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return 0
+
+
+def descriptors_of(pid: int) -> list[int]:
+    return entries(f"/proc/{pid}/fd")
+
+
+def entries(folder: str) -> list[int]:
+    """The numbers that are the names in a folder of /proc; none if the process has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(name) for name in os.listdir(folder)]  # noqa: PTH208 - thousands of names
+    return []
+
+
+def bound_endpoint(pid: int) -> Endpoint | None:
+    """Where the process listens: the first such socket on IPv4."""
+    inodes = set()
+    for descriptor in descriptors_of(pid):
+        with suppress(OSError):
+            inodes.add(str(Path(f"/proc/{pid}/fd/{descriptor}").readlink()))
+    for table, state in _SOCKET_TABLES:
+        with suppress(OSError):
+            for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = row.split()
+                if fields[3] == state and f"socket:[{fields[9]}]" in inodes:
+                    address, port = fields[1].split(":")
+                    # Printed as a number of this machine's byte order.
+                    host = socket.inet_ntoa(struct.pack("=I", int(address, 16)))
+                    return Endpoint(table, host, int(port, 16))
+    return None
