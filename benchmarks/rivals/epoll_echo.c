@@ -1,7 +1,7 @@
 /*
  * epoll_echo HOST PORT: a plain TCP echo server, one thread, one level-triggered epoll loop.
  *
- * It is the yardstick: about the least a correct server can do with readiness events. A ready
+ * It is the reference: about the least a correct server can do with readiness events. A ready
  * connection costs one recv and one send; everything else below is off that path.
  */
 #define _GNU_SOURCE
@@ -18,9 +18,9 @@
 
 enum { BUFFER_SIZE = 64 * 1024, MAX_FDS = 65536, BATCH = 256 };
 
-/* What a connection still owes its client after a short send. The kernel hands out the lowest
- * free descriptor, so the descriptor itself is a dense index. */
-static struct debt { char *bytes; size_t size; } debts[MAX_FDS];
+/* What a send did not take, by connection. The kernel hands out the lowest free descriptor, so the
+ * descriptor itself is a dense index. */
+static struct unsent { char *bytes; size_t size; } unsent_of[MAX_FDS];
 static char buffer[BUFFER_SIZE];
 static int loop;
 
@@ -43,51 +43,51 @@ static void watch(int operation, int fd, uint32_t events)
         die("epoll_ctl");
 }
 
-static void hang_up(int fd)
+static void close_connection(int fd)
 {
-    free(debts[fd].bytes);
-    debts[fd].bytes = NULL;
+    free(unsent_of[fd].bytes);
+    unsent_of[fd].bytes = NULL;
     close(fd); /* also takes it out of the epoll set */
 }
 
-/* Sends these bytes: fresh ones in the shared buffer, or what the connection already owes. */
-static void deliver(int fd, const char *bytes, size_t size)
+/* Sends these bytes: fresh ones in the shared buffer, or the unsent ones of the connection. */
+static void send_bytes(int fd, const char *bytes, size_t size)
 {
-    struct debt *debt = &debts[fd];
+    struct unsent *unsent = &unsent_of[fd];
     ssize_t sent = send(fd, bytes, size, MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN) {
-        hang_up(fd);
+        close_connection(fd);
         return;
     }
     size_t left = size - (sent < 0 ? 0 : sent);
-    if (left == 0 && !debt->bytes)
+    if (left == 0 && !unsent->bytes)
         return; /* the usual case */
     if (left == 0) {
-        free(debt->bytes);
-        debt->bytes = NULL;
+        free(unsent->bytes);
+        unsent->bytes = NULL;
         watch(EPOLL_CTL_MOD, fd, EPOLLIN);
         return;
     }
-    /* A slow reader. Keep the rest, and stop reading until it is gone: one buffer is the bound,
-     * and TCP's own flow control passes the wait on to the client. */
-    if (!debt->bytes) {
-        if (!(debt->bytes = malloc(left)))
+    /* A slow reader. Keep the unsent bytes, and stop reading until they are sent: one buffer is the
+     * bound, and TCP's own flow control makes the client wait. */
+    if (!unsent->bytes) {
+        if (!(unsent->bytes = malloc(left)))
             die("malloc");
         watch(EPOLL_CTL_MOD, fd, EPOLLOUT);
     }
-    memmove(debt->bytes, bytes + size - left, left);
-    debt->size = left;
+    memmove(unsent->bytes, bytes + size - left, left);
+    unsent->size = left;
 }
 
 static void echo(int fd)
 {
     ssize_t size = recv(fd, buffer, sizeof buffer, 0);
-    /* At end of file nothing is owed: a connection in debt is not read. So closing loses nothing,
+    /* At end of file nothing is unsent: the connection would not be read. So closing loses nothing,
      * and the client that shut down its sending half gets its whole echo, then our FIN. */
     if (size > 0)
-        deliver(fd, buffer, size);
+        send_bytes(fd, buffer, size);
     else if (size == 0 || errno != EAGAIN)
-        hang_up(fd);
+        close_connection(fd);
 }
 
 static void accept_all(int listener)
@@ -99,7 +99,7 @@ static void accept_all(int listener)
         else
             close(fd);
     }
-    /* A client may leave before it is accepted. Anything else, such as no descriptors left, would
+    /* A client may reset before it is accepted. Anything else, such as no descriptors left, would
      * spoil the measurement: better to stop than to be compared. */
     if (errno != EAGAIN && errno != ECONNABORTED)
         die("accept4");
@@ -140,8 +140,8 @@ int main(int argc, char **argv)
             int fd = events[i].data.fd;
             if (fd == listener)
                 accept_all(listener);
-            else if (debts[fd].bytes)
-                deliver(fd, debts[fd].bytes, debts[fd].size);
+            else if (unsent_of[fd].bytes)
+                send_bytes(fd, unsent_of[fd].bytes, unsent_of[fd].size);
             else
                 echo(fd);
         }

@@ -1,6 +1,6 @@
 // go_echo HOST PORT: a TCP echo server with a goroutine per connection, as Go is written.
 //
-// A Write takes everything before the next Read, so nothing is read while something is owed: one
+// A Write takes everything before the next Read, so nothing is read while something is unsent: one
 // buffer is the bound. Go sets TCP_NODELAY by itself. Not io.Copy, which between two sockets is
 // splice(2) and would be another comparison.
 package main
@@ -32,7 +32,7 @@ func echo(connection net.Conn) {
 			return
 		}
 		if _, err = connection.Write(buffer[:size]); err != nil {
-			return // the client has gone
+			return // the client has reset
 		}
 	}
 }

@@ -1,7 +1,7 @@
 /*
  * udp_echo HOST PORT: the plain UDP echo server of the textbooks, recvfrom and sendto in turn.
  *
- * It is the yardstick for datagrams: two system calls each, and nothing else. It answers whatever
+ * It is the reference for datagrams: two system calls each, and nothing else. It answers whatever
  * comes, so it would join any loop: for measuring only.
  */
 #define _GNU_SOURCE
@@ -51,7 +51,7 @@ int main(int argc, char **argv)
         socklen_t size = sizeof client;
         struct sockaddr *from = (struct sockaddr *)&client;
         ssize_t received = recvfrom(fd, buffer, sizeof buffer, 0, from, &size);
-        /* An error is news of an earlier answer, or one client's trouble: the next has its turn. */
+        /* An error concerns an earlier answer, or one client: the next datagram is answered. */
         if (received >= 0)
             sendto(fd, buffer, received, 0, from, size);
     }

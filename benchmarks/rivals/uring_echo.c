@@ -1,9 +1,9 @@
 /*
  * uring_echo HOST PORT: a plain TCP echo server, one thread, one io_uring.
  *
- * The yardstick for completions: one system call a turn submits what is to be done and waits for
+ * The reference for completions: one system call a turn submits what is to be done and waits for
  * what was. Accepting is multishot; a connection has one receive or one send in flight, into and
- * out of a buffer of its own, so nothing is read while something is owed, and nothing can be
+ * out of a buffer of its own, so nothing is read before all is sent, and nothing can be
  * reordered. Built with liburing.
  */
 #define _GNU_SOURCE
@@ -21,10 +21,10 @@
 enum { BUFFER_SIZE = 64 * 1024, ENTRIES = 1024, COMPLETIONS = 8192 };
 
 /* Nothing but this record's own operation is in flight when it is freed, so no completion can
- * come for one that is gone. */
+ * come for one that is freed. */
 struct connection {
     int fd;
-    int owed;  /* bytes of the buffer to send; 0: a receive is in flight */
+    int to_send;  /* bytes of the buffer to send; 0: a receive is in flight */
     int sent;  /* of these */
     char buffer[BUFFER_SIZE];
 };
@@ -61,18 +61,18 @@ static void start_accepting(void)
     io_uring_sqe_set_data(entry, NULL);
 }
 
-static void go_on(struct connection *connection)
+static void start_next(struct connection *connection)
 {
     struct io_uring_sqe *entry = next_entry();
-    if (connection->owed)
+    if (connection->to_send)
         io_uring_prep_send(entry, connection->fd, connection->buffer + connection->sent,
-                           connection->owed - connection->sent, MSG_NOSIGNAL);
+                           connection->to_send - connection->sent, MSG_NOSIGNAL);
     else
         io_uring_prep_recv(entry, connection->fd, connection->buffer, BUFFER_SIZE, 0);
     io_uring_sqe_set_data(entry, connection);
 }
 
-static void hang_up(struct connection *connection)
+static void close_connection(struct connection *connection)
 {
     close(connection->fd);
     free(connection);
@@ -80,7 +80,7 @@ static void hang_up(struct connection *connection)
 
 static void on_accepted(int fd, unsigned flags)
 {
-    /* A client may leave before it is accepted. Anything else would spoil the measurement. */
+    /* A client may reset before it is accepted. Anything else would spoil the measurement. */
     if (fd < 0 && fd != -ECONNABORTED) {
         errno = -fd;
         die("accept");
@@ -90,8 +90,8 @@ static void on_accepted(int fd, unsigned flags)
         if (!connection)
             die("malloc");
         connection->fd = fd;
-        connection->owed = connection->sent = 0;
-        go_on(connection);
+        connection->to_send = connection->sent = 0;
+        start_next(connection);
     }
     if (!(flags & IORING_CQE_F_MORE))
         start_accepting();
@@ -100,24 +100,24 @@ static void on_accepted(int fd, unsigned flags)
 static void on_done(struct connection *connection, int result)
 {
     if (result == -EAGAIN || result == -EINTR) {
-        go_on(connection);
-    } else if (connection->owed == 0) {
+        start_next(connection);
+    } else if (connection->to_send == 0) {
         if (result <= 0) { /* end of file: everything before it has been sent back */
-            hang_up(connection);
+            close_connection(connection);
             return;
         }
-        connection->owed = result;
+        connection->to_send = result;
         connection->sent = 0;
-        go_on(connection);
+        start_next(connection);
     } else {
         if (result < 0) {
-            hang_up(connection);
+            close_connection(connection);
             return;
         }
         connection->sent += result;
-        if (connection->sent == connection->owed)
-            connection->owed = 0;
-        go_on(connection);
+        if (connection->sent == connection->to_send)
+            connection->to_send = 0;
+        start_next(connection);
     }
 }
 

@@ -1,9 +1,9 @@
 /*
  * uv_echo HOST PORT: a TCP echo server on libuv, one thread, one loop.
  *
- * What is read into one shared buffer is written at once as far as the socket takes it. The rest is
- * copied and left to libuv's queue, and the connection is not read until that is gone: one buffer
- * is the bound, and TCP's own flow control passes the wait on to the client. Built with libuv.
+ * What is read into one shared buffer is written at once as far as the socket takes it. The unsent
+ * bytes are copied and given to libuv's queue, and the connection is not read until they are sent:
+ * one buffer is the bound, and TCP's own flow control makes the client wait. Built with libuv.
  */
 #include <netinet/in.h>
 #include <signal.h>
@@ -17,8 +17,8 @@ enum { BUFFER_SIZE = 64 * 1024, BACKLOG = 4096 };
 
 struct connection {
     uv_tcp_t tcp; /* first, so that the handle's address is the connection's */
-    uv_write_t rest;
-    char *owed; /* the bytes of that write; NULL: the connection is read */
+    uv_write_t write;
+    char *unsent; /* the bytes of that write; NULL: the connection is read */
 };
 
 static char buffer[BUFFER_SIZE];
@@ -38,11 +38,11 @@ static void on_signal(int number)
 static void on_closed(uv_handle_t *handle)
 {
     struct connection *connection = (struct connection *)handle;
-    free(connection->owed);
+    free(connection->unsent);
     free(connection);
 }
 
-static void hang_up(struct connection *connection)
+static void close_connection(struct connection *connection)
 {
     uv_close((uv_handle_t *)&connection->tcp, on_closed);
 }
@@ -56,7 +56,7 @@ static void provide(uv_handle_t *handle, size_t suggested, uv_buf_t *out)
 
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *read);
 
-static void go_on(struct connection *connection)
+static void start_reading(struct connection *connection)
 {
     int error = uv_read_start((uv_stream_t *)&connection->tcp, provide, on_read);
     if (error)
@@ -66,25 +66,25 @@ static void go_on(struct connection *connection)
 static void on_written(uv_write_t *write, int error)
 {
     struct connection *connection = (struct connection *)write->handle;
-    free(connection->owed);
-    connection->owed = NULL;
+    free(connection->unsent);
+    connection->unsent = NULL;
     if (error)
-        hang_up(connection); /* the client has gone */
+        close_connection(connection); /* the client has reset */
     else
-        go_on(connection);
+        start_reading(connection);
 }
 
-/* A slow reader: the rest waits, and so does its reading. */
-static void owe(struct connection *connection, const char *bytes, size_t size)
+/* A slow reader: it is not read until these bytes are sent. */
+static void write_later(struct connection *connection, const char *bytes, size_t size)
 {
     uv_stream_t *stream = (uv_stream_t *)&connection->tcp;
-    if (!(connection->owed = malloc(size)))
+    if (!(connection->unsent = malloc(size)))
         die("malloc", UV_ENOMEM);
-    memcpy(connection->owed, bytes, size);
-    uv_buf_t rest = uv_buf_init(connection->owed, size);
+    memcpy(connection->unsent, bytes, size);
+    uv_buf_t kept = uv_buf_init(connection->unsent, size);
     uv_read_stop(stream);
-    if (uv_write(&connection->rest, stream, &rest, 1, on_written) < 0)
-        hang_up(connection);
+    if (uv_write(&connection->write, stream, &kept, 1, on_written) < 0)
+        close_connection(connection);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *read)
@@ -92,10 +92,10 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *read)
     struct connection *connection = (struct connection *)stream;
     if (size == 0) /* EAGAIN */
         return;
-    /* At end of file nothing is owed: a connection that owes is not read. So closing loses nothing,
+    /* At end of file nothing is unsent: the connection would not be read. So closing loses nothing,
      * and the client that shut down its sending half gets its whole echo, then our FIN. */
     if (size < 0) {
-        hang_up(connection);
+        close_connection(connection);
         return;
     }
     uv_buf_t bytes = uv_buf_init(read->base, size);
@@ -103,26 +103,26 @@ static void on_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *read)
     if (sent == UV_EAGAIN)
         sent = 0;
     if (sent < 0)
-        hang_up(connection);
+        close_connection(connection);
     else if (sent < size)
-        owe(connection, read->base + sent, size - sent);
+        write_later(connection, read->base + sent, size - sent);
 }
 
 static void on_connection(uv_stream_t *listener, int error)
 {
     struct connection *connection;
     /* Such as no descriptors left, which would spoil the measurement: better to stop than to be
-     * compared. That a client left before it was accepted libuv keeps to itself. */
+     * compared. libuv does not report a client that reset before it was accepted. */
     if (error)
         die("accept", error);
     if (!(connection = malloc(sizeof *connection)))
         die("malloc", UV_ENOMEM);
-    connection->owed = NULL;
+    connection->unsent = NULL;
     uv_tcp_init(listener->loop, &connection->tcp);
     if ((error = uv_accept(listener, (uv_stream_t *)&connection->tcp)))
         die("uv_accept", error);
     uv_tcp_nodelay(&connection->tcp, 1);
-    go_on(connection);
+    start_reading(connection);
 }
 
 int main(int argc, char **argv)
