@@ -1,7 +1,7 @@
 """The servers under test: in this process, and as a process of their own.
 
 Run as a program, it is that process: ``python implementations.py NAME OPTIONS`` serves on a free
-port, answers ``stats`` on its standard input, and says on its standard output what a test asks.
+port, answers ``stats`` on its standard input, and prints what a test asks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Implementation:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a client is served only when the one before it has gone."""
+        """Whether a client is served only when the one before it has closed."""
         return self.engine == "serial"
 
     def server(self, endpoint: Any = ANY_PORT, **options: Any) -> Any:

@@ -145,7 +145,7 @@ def test_the_floor_of_every_kind(kind: str) -> None:
 
 
 def test_a_case_is_loaded_as_it_says() -> None:
-    """The client sleeps and opens a connection for each echo; the server asks before it blocks."""
+    """The client sleeps and opens a connection for each echo; the server busy-polls."""
     with compare.started(native("epoll", busy_poll="50us"), None) as server:
         with compare.turn(server):
             case = compare.Case(connections=2, wait="block", reconnect_every=1)
@@ -177,13 +177,14 @@ def counting_tool(request: pytest.FixtureRequest, syscalls: ModuleType) -> str:
 @pytest.mark.parametrize("engine", ["threads", "fork"])
 def test_system_calls_per_echo(counting_tool: str, engine: str, syscalls: ModuleType) -> None:
     """One to receive and one to send; those of processes that the server makes are counted too."""
+    method = compare.Method(1, 0.05, 0.01)
+    counting = partial(syscalls.per_echo, counting_tool)
     comparison = compare.compare(
-        [native(engine)],
-        compare.Case(1),
-        compare.Method(1, 0.05, 0.01),
-        syscalls_per_echo=partial(syscalls.per_echo, counting_tool),
+        [native(engine)], compare.Case(1), method, syscalls_per_echo=counting
     )
-    (result,) = comparison.as_dict()["results"]
+    document = compare.document({"one": comparison}, method, syscalls_by=counting_tool)
+    assert document["method"]["syscalls_by"] == counting_tool
+    (result,) = document["cases"][0]["results"]
     assert result["syscalls_per_echo"] == pytest.approx(2, abs=0.2)
 
 
@@ -209,10 +210,10 @@ def test_a_server_that_cannot_be_run_is_left_out() -> None:
 
 
 def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
-    """A contender that ends without listening is an error that repeats what it said."""
+    """A contender that ends without listening is an error with what it printed."""
     rival = "broken=sh -c 'echo no luck >&2'"
     assert run(["bench", "-c", "1", "--windows", "1", "--rival", rival]) == 1
-    assert "broken did not start; it said: no luck" in capsys.readouterr().err
+    assert "broken did not start; it printed: no luck" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What the C loop does not do, and says so in its source: it is a yardstick for speed.
+#: What the C loop does not do, and its source says so: it is a reference for speed.
 FAULTS_OF_THE_C_LOOP = {"descriptor_limit": "dies", "bytes_in_flight": "loses"}
 
 

@@ -1,4 +1,4 @@
-"""The compiled rivals: a server that does less than echo correctly is nothing to compare with."""
+"""The compiled rivals: a server that does less than echo correctly cannot be compared with."""
 
 from __future__ import annotations
 

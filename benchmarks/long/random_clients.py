@@ -148,7 +148,7 @@ def is_silent(sock: socket.socket, rng: random.Random) -> int:
 # --- datagrams ----------------------------------------------------------------------------------
 
 
-def asks(sock: socket.socket, rng: random.Random) -> int:
+def sends(sock: socket.socket, rng: random.Random) -> int:
     """A few datagrams one after the other; each must come back, if it comes back at all."""
     done = 0
     sock.settimeout(0.5)
@@ -165,7 +165,7 @@ def asks(sock: socket.socket, rng: random.Random) -> int:
 
 
 def closes_unread(sock: socket.socket, rng: random.Random) -> int:
-    """Ask and close: the answers meet a closed port, and the server gets ICMP errors."""
+    """Send and close: the answers meet a closed port, and the server gets ICMP errors."""
     for _ in range(rng.randrange(1, 20)):
         sock.send(rng.randbytes(64))
     return 0
@@ -173,7 +173,7 @@ def closes_unread(sock: socket.socket, rng: random.Random) -> int:
 
 Kind = Callable[[socket.socket, random.Random], int]
 STREAM_KINDS: tuple[Kind, ...] = (converses, converses, stalls, closes_early, resets, is_silent)
-DATAGRAM_KINDS: tuple[Kind, ...] = (asks, asks, closes_unread)
+DATAGRAM_KINDS: tuple[Kind, ...] = (sends, sends, closes_unread)
 
 
 # --- clients that are killed --------------------------------------------------------------------

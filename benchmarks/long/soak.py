@@ -161,7 +161,9 @@ def judge(found: Found, server: FastsockServer, verdict: Verdict) -> None:
         (round(growth, 2), round(grown)),
     )
     for name, values in (("descriptors", found.descriptors), ("threads", found.threads)):
-        verdict.require(len(set(values)) == 1, f"{name} at rest stay the same", sorted(set(values)))
+        verdict.require(
+            len(set(values)) == 1, f"{name} stay the same without clients", sorted(set(values))
+        )
     verdict.require(not found.failures, "no well-behaved client fails", found.failures[:5])
     errors = server.stats["errors"]
     verdict.require(set(errors) <= EXPECTED_ERRORS, "errors only of resets and deaths", errors)

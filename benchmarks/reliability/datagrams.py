@@ -1,4 +1,4 @@
-"""What every UDP server is asked: one forged datagram, and where its answers come from.
+"""Probes of every UDP server: one forged datagram, and where its answers come from.
 
 In a network namespace of its own, so that the kernel's counters (/proc/net/snmp) count nothing
 else. That takes root, and so does forging.
@@ -117,7 +117,7 @@ def forge(source: Address, target: Address) -> None:
 
 
 def answers_from_asked(start: Start) -> Figures:
-    """Ask a server on all addresses at eight of them; a connected client takes no other answer."""
+    """Send to a server on all addresses at eight of them; the answer must come from that one."""
     answered = 0
     with start("0.0.0.0") as server:
         for last in range(2, 10):

@@ -1,4 +1,4 @@
-"""What every stream server is asked to do, one function a probe.
+"""Probes of every stream server, one function each.
 
 A probe gets a function that starts the server in a fresh process, and returns its figures and a
 verdict: "ok", or the word for what went wrong. Seconds, bytes and counts unless the name says
@@ -56,13 +56,13 @@ class Start(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much of everything; a second set is for a quick look."""
+    """How much of everything; QUICK is for a look."""
 
     runs: int = 10  # transfers
     stuck: int = 8  # clients that never read
     resets: int = 200
     stops: int = 3  # for each signal
-    windows: int = 3  # for a percentile, the best of which counts
+    windows: int = 3  # for a percentile; the best counts
     messages: int = 5000  # in each of them
     settling: float = 0.5  # seconds until the descriptors are used up
     starved: float = 1.5  # seconds at their limit
@@ -117,7 +117,7 @@ def judge(done: list[Transfer]) -> str:
     if not all(each.exact for each in done):
         return "corrupts"
     if any(each.end == EOF for each in done):
-        return "loses"  # and says that all is well
+        return "loses"  # as if all were sent
     return "stalls" if any(each.end == STALL for each in done) else "resets"
 
 
@@ -322,7 +322,7 @@ def stop(start: Start, effort: Effort, *, busy: bool) -> Figures:
 
 
 class Load:
-    """64 clients that load a server, from a thread without the GIL, until the server ends."""
+    """64 clients that load a server, from a thread that holds no GIL, until it has ended."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server

@@ -285,7 +285,7 @@ def cell_of(row: Row, measure: Measure) -> str:
 
 
 def without_a_fault(rows: list[Row]) -> Iterator[str]:
-    """Say of every server that is not ours what it got right."""
+    """What every server that is not ours does right."""
     for row in rows:
         if row["group"] != NATIVE and row["results"]:
             verdicts = [(name, one["verdict"]) for name, one in row["results"].items()]

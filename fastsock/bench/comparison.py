@@ -30,9 +30,9 @@ from fastsock.host import host_facts
 BENCH_SCHEMA = "fastsock.bench/2"
 
 _FLOOR_WINDOW_NS = 100_000_000
-_LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; 64 KiB where not said
+_LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; else 64 KiB
 _GREETING = bytes(64)
-_GREETING_TIMEOUT = 5.0  # seconds; of a server that has to do with one client at a time
+_GREETING_TIMEOUT = 5.0  # seconds
 _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _WARMUP_PER_CONNECTION = 0.001  # seconds
@@ -243,7 +243,7 @@ def compare(
     turn after all windows, for a count takes time.
 
     Raises:
-        RuntimeError: a contender did not start; the text has what it said.
+        RuntimeError: a contender did not start; the text has the last lines that it printed.
 
     """
     server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
@@ -277,7 +277,7 @@ def compare(
 
 @contextmanager
 def started(contender: Contender, cpu: int | None) -> Iterator[ServerProcess]:
-    """A contender's server, paused, on one CPU if not None; it is asked to end before it must."""
+    """A contender's server, paused, on one CPU if not None; ended by SIGTERM, or else killed."""
     with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
         server = ServerProcess(contender.command, name=contender.name)
     with server:

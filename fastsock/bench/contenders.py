@@ -18,12 +18,12 @@ PURE_ENGINES = ("threads", "selectors", "asyncio", "serial")
 #: What can be compared: the schemes of endpoints.
 KINDS = ("tcp", "udp", "unix", "unixgram")
 
-_names = itertools.count()
-
-
 #: Groups of contenders.
 NATIVE, TWIN, RIVAL = "native", "twin", "rival"
+
 PYTHON = f"Python {platform.python_version()}"
+
+_names = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def ours(name: str, group: str, *options: str, one_at_a_time: bool = False) -> C
 
 
 def native(engine: str, kind: str = "tcp", *, busy_poll: str = "") -> Contender:
-    """`busy_poll` is as on the command line: ``auto``, or so long as ``50us``."""
+    """`busy_poll` is as on the command line: ``auto``, or a duration such as ``50us``."""
     options = [free_endpoint(kind), "--engine", engine]
     name = named("fastsock", engine, kind)
     if busy_poll:

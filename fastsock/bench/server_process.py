@@ -24,8 +24,8 @@ from fastsock.endpoint import Endpoint
 
 START_TIMEOUT = 20.0  # seconds
 END_TIMEOUT = 30.0
-PAUSE_TIMEOUT = 5.0
-PRINTED_WITHIN = 0.1  # seconds from listening until the line that says so
+PAUSE_TIMEOUT = STOP_TIMEOUT = 5.0
+PRINTED_WITHIN = 0.1  # seconds from listening until its endpoint is printed
 
 _LISTENING = re.compile(r"listening on ([a-z]+://\S+)\s")
 _SOCKET_TABLES = (("tcp", "0A"), ("udp", "07"))  # of /proc/PID/net; listening, not connected
@@ -186,7 +186,7 @@ class Process:
         """The last lines of the log, in one."""
         return " | ".join(self.log().strip().splitlines()[-5:]) or "nothing"
 
-    def stop(self, seconds: float = PAUSE_TIMEOUT) -> int | None:
+    def stop(self, seconds: float = STOP_TIMEOUT) -> int | None:
         """Ask it to end (SIGTERM), also while it is paused; wait as wait() does."""
         self.signal(signal.SIGTERM)
         self.resume()
@@ -244,7 +244,7 @@ class ServerProcess(Process):
                 if now > listening_since + PRINTED_WITHIN:
                     return [bound]
             time.sleep(0.01)
-        raise NotStartedError(f"{self.name} did not start; it said: {self.last_lines()}")
+        raise NotStartedError(f"{self.name} did not start; it printed: {self.last_lines()}")
 
 
 def signal_each(pids: Sequence[int], number: signal.Signals) -> None:
