@@ -112,6 +112,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
 	$(BIN)/python tests/layers.py
 
 # One wheel for CPython 3.11 and later, and the source distribution. auditwheel reads from the

@@ -1,86 +1,384 @@
-"""Checks of option values: a wrong type is a TypeError, a wrong value a ValueError, in one line."""
+"""How an option is declared: once, as a field of a frozen dataclass of checked values.
+
+The field holds the default, the help and a kind: type, bounds and unit. From it are made the check,
+the command-line option, the environment variable, docs/options.md, and what `help()` shows. A wrong
+type is a TypeError and a wrong value a ValueError, in one line that says what is expected.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import field, fields
-from typing import Any
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, get_args
 
-#: What busy_poll="auto" of a server and wait="auto" of a client stand for, in microseconds: KVM's
-#: cap for the same rule (Documentation/virt/kvm/halt-polling.rst).
-AUTO_BUSY_POLL = 200
+from fastsock import units
+
+#: Seconds that busy_poll="auto" of a server and wait="auto" of a client stand for: KVM's cap for
+#: the same rule (Documentation/virt/kvm/halt-polling.rst).
+AUTO_BUSY_POLL = 200e-6
+
+MAX_INT = 2**31 - 1
+
+_T = TypeVar("_T")
 
 
-def option(default: Any, check: Callable[..., Any], *bounds: Any) -> Any:
-    """A field of a dataclass of options, whose value is what `check(name, value, *bounds)` returns.
+class Kind:
+    """What values an option takes."""
 
-    None, where it is the default, is a value too.
+    #: What stands for a value in a line of usage.
+    metavar = ""
+    #: The range and the unit, for documentation.
+    limits = ""
+    #: Whether the command-line option can be given several times, a value each.
+    repeatable = False
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return what the value of the option `name` stands for, or raise."""
+        raise NotImplementedError
+
+    def parse(self, name: str, text: str) -> Any:
+        """Return the value that `text` stands for, which `check()` takes too, or raise."""
+        return self.check(name, text)
+
+    def show(self, value: Any) -> str:
+        """Return a checked value in the spelling of the command line."""
+        return str(value)
+
+
+class Count(Kind):
+    """A whole number. With `units` text such as ``10k`` is one too."""
+
+    metavar = "N"
+
+    def __init__(self, low: int, high: int, *, units: bool = False) -> None:
+        self.low, self.high, self.units = low, high, units
+        self.limits = f"{low} to {high}"
+
+    def check(self, name: str, value: Any) -> int:
+        if self.units and isinstance(value, str):
+            return self.parse(name, value)
+        return check_int(name, value, self.low, self.high)
+
+    def parse(self, name: str, text: str) -> int:
+        try:
+            number = int(text)  # a negative one is out of range
+        except ValueError:
+            number = units.parse_count(text, name, units=self.units)
+        return check_int(name, number, self.low, self.high)
+
+
+class Size(Kind):
+    """Bytes: an int, or text such as ``64k``."""
+
+    metavar = "SIZE"
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def check(self, name: str, value: Any) -> int:
+        if isinstance(value, str):
+            value = units.parse_size(value, name)
+        return check_int(name, value, self.low, self.high, "an int of bytes, or a str like '64k'")
+
+    def show(self, value: int) -> str:
+        return _shortest(value, units.format_size, units.parse_size)
+
+    @property
+    def limits(self) -> str:  # type: ignore[override]
+        return f"bytes, {self.show(self.low)} to {self.show(self.high)}"
+
+
+class Seconds(Kind):
+    """A number of seconds, text such as ``500us``, or one of some words."""
+
+    def __init__(self, low: float, high: float, *, words: tuple[str, ...] = ()) -> None:
+        self.low, self.high, self.words = low, high, words
+        self.metavar = "|".join(("DURATION", *words))
+
+    def check(self, name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            if value in self.words:
+                return value
+            value = units.parse_duration(value, name)
+        return _number(name, value, self.low, self.high, "seconds", "500us")
+
+    def show(self, value: float) -> str:
+        return _shortest(value, units.format_duration, units.parse_duration)
+
+    @property
+    def limits(self) -> str:  # type: ignore[override]
+        words = "".join(f", or {word}" for word in self.words)
+        return f"seconds, {self.show(self.low)} to {self.show(self.high)}{words}"
+
+
+class Rate(Kind):
+    """Messages per second: a number, or text such as ``10k/s``."""
+
+    metavar = "RATE"
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.limits = f"messages per second, {low:g} to {high:g}"
+
+    def check(self, name: str, value: Any) -> float:
+        if isinstance(value, str):
+            value = units.parse_rate(value, name)
+        return _number(name, value, self.low, self.high, "messages per second", "10k/s")
+
+
+class Flag(Kind):
+    """True or False."""
+
+    limits = "on or off"
+
+    def check(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected True or False")
+        return value
+
+    def show(self, value: bool) -> str:
+        return "on" if value else "off"
+
+
+class Choice(Kind):
+    """One of the names of a Literal."""
+
+    def __init__(self, literal: Any) -> None:
+        self.literal = literal
+        self.names: tuple[str, ...] = get_args(literal)
+        self.metavar = f"[{'|'.join(self.names)}]"
+        self.limits = ", ".join(self.names)
+
+    def check(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
+        if value not in self.names:
+            raise ValueError(f"{name} {value!r} is unknown; expected one of {self.limits}")
+        return value
+
+
+class Octal(int):
+    """An int that is printed as such as 0o600."""
+
+    def __repr__(self) -> str:
+        return f"0o{self:o}"
+
+
+class FileMode(Kind):
+    """The rights of a file: an int, or octal digits on the command line, as chmod(1) takes them."""
+
+    metavar = "MODE"
+    limits = "octal, 0 to 777; in Python an int such as 0o600"
+
+    def check(self, name: str, value: Any) -> int:
+        return check_int(name, value, 0, 0o777)
+
+    def parse(self, name: str, text: str) -> int:
+        digits = text.removeprefix("0") or "0"
+        if not (len(digits) <= 3 and set(digits) <= set("01234567")):
+            raise ValueError(f"mode {text[:40]!r} is not octal, 0 to 777, as in 600")
+        return int(digits, 8)
+
+    def show(self, value: int) -> str:
+        return f"{value:o}"
+
+
+class Line(Kind):
+    """A line of at most `longest` bytes, without its end."""
+
+    metavar = "LINE"
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.limits = f"at most {longest} bytes; in Python bytes"
+
+    def check(self, name: str, value: Any) -> bytes:
+        if not isinstance(value, bytes):
+            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected bytes")
+        if b"\n" in value or b"\r" in value or len(value) > self.longest:
+            raise ValueError(
+                f"{name} {value[:40]!r} is not one line of at most {self.longest} bytes"
+            )
+        return value
+
+    def parse(self, name: str, text: str) -> bytes:
+        return self.check(name, os.fsencode(text))
+
+    def show(self, value: bytes) -> str:
+        return os.fsdecode(value)
+
+
+class Descriptors(Kind):
+    """Numbers of open files."""
+
+    metavar = "N"
+    repeatable = True
+    limits = "descriptors"
+
+    def check(self, name: str, value: Any) -> tuple[int, ...]:
+        each = _each(name, value, "a list of ints")
+        return tuple(check_int("descriptor", number, 0, MAX_INT) for number in each)
+
+    def parse(self, name: str, text: str) -> int:
+        return Count(0, MAX_INT).parse("descriptor", text)
+
+
+class Cpus(Kind):
+    """CPUs that this process may run on; None stands for an empty list."""
+
+    metavar = "LIST"
+    limits = "CPUs that the process may run on"
+
+    def check(self, name: str, value: Any) -> tuple[int, ...]:
+        each = _each(name, () if value is None else value, "a list of ints")
+        cpus = tuple(check_int("cpu", cpu, 0, MAX_INT) for cpu in each)
+        usable = os.sched_getaffinity(0) if cpus else set()
+        for cpu in cpus:
+            if cpu not in usable:
+                raise ValueError(f"cpu {cpu} cannot be used; expected some of {sorted(usable)}")
+        return cpus
+
+    def parse(self, name: str, text: str) -> tuple[int, ...]:
+        return self.check(name, units.parse_numbers(text, name))
+
+
+class Ranges(Kind):
+    """Address ranges (CIDR), as pairs of a 16-byte IPv6 network and its prefix length.
+
+    IPv4 becomes IPv4-mapped IPv6 (RFC 4291 2.5.5.2), which is how a dual-stack socket sees it.
     """
-    return field(default=default, metadata={"check": check, "bounds": bounds})
+
+    metavar = "RANGE"
+    repeatable = True
+    limits = "addresses or ranges of them (CIDR)"
+
+    def check(self, name: str, value: Any) -> tuple[tuple[bytes, int], ...]:
+        expected = "a list of ranges such as 10.0.0.0/8"
+        if isinstance(value, str):
+            raise TypeError(f"{name} {value!r} is str; expected {expected}")
+        return tuple(_range(name, text) for text in _each(name, value, expected))
+
+    def parse(self, name: str, text: str) -> str:
+        self.check(name, [text])
+        return text
 
 
-def check_each(options: Any) -> None:
-    """Check every field that was made by `option()`; for `__post_init__` of a frozen dataclass."""
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A declared option; see `option()`."""
+
+    name: str
+    default: Any
+    kind: Kind
+    help: str
+    more: str
+    flags: tuple[str, ...]
+    shown: str
+
+    @property
+    def shown_default(self) -> str:
+        """The default in the spelling of the command line; empty for None and for no value."""
+        if self.shown or self.default in (None, (), b""):
+            return self.shown
+        return self.kind.show(self.default)
+
+
+def option(
+    default: Any,
+    kind: Kind,
+    *,
+    help: str,
+    more: str = "",
+    flags: tuple[str, ...] = (),
+    shown: str = "",
+) -> Any:
+    """A field of a frozen dataclass of options, whose value is what `kind.check()` returns.
+
+    Args:
+        default: the value if none is given; None is a value too where it is the default.
+        kind: what the option may be.
+        help: what it does, in a sentence: for the command line and for the rest.
+        more: what else a reader of the documentation must know.
+        flags: of the command line, besides ``--name-of-the-field``: a short one, or another name.
+        shown: how the default is shown if it depends on other options.
+
+    """
+    metadata = {"kind": kind, "help": help, "more": more, "flags": flags, "shown": shown}
+    return field(default=default, metadata=metadata)
+
+
+def declared(options: type) -> tuple[Option, ...]:
+    """Every option of a dataclass, in order."""
+    return tuple(Option(each.name, each.default, **each.metadata) for each in fields(options))
+
+
+def check_all(options: Any) -> None:
+    """Check every field; for `__post_init__` of a frozen dataclass."""
     for each in fields(options):
         value = getattr(options, each.name)
-        if "check" in each.metadata and (value is not None or each.default is not None):
-            check, bounds = each.metadata["check"], each.metadata["bounds"]
-            object.__setattr__(options, each.name, check(each.name, value, *bounds))
+        if value is not None or each.default is not None:
+            checked = each.metadata["kind"].check(each.name, value)
+            object.__setattr__(options, each.name, checked)
 
 
-def check_int(name: str, value: Any, low: int, high: int) -> int:
+def from_given(options: type[_T], given: Mapping[str, Any]) -> _T:
+    """Make the checked options from what was given by keyword.
+
+    Raises:
+        TypeError: no such option, or one of the wrong type.
+        ValueError: an option has the wrong value, or does not go with another.
+
+    """
+    names = [each.name for each in fields(options)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in names:
+            raise TypeError(f"option {name!r} is unknown; expected some of {', '.join(names)}")
+    return options(**given)
+
+
+def takes(options: type) -> Callable[[_T], _T]:
+    """Show the options that a function or class takes as `**options` in its `help()`.
+
+    They stand in its signature, and in place of ``{options}`` in its docstring.
+    """
+
+    def decorate(target: _T) -> _T:
+        function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        signature = inspect.signature(function)
+        parameters = [
+            *(each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD),
+            *(
+                inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default)
+                for each in declared(options)
+            ),
+        ]
+        function.__signature__ = signature.replace(parameters=parameters)
+        if target.__doc__:  # there is none under python -OO
+            target.__doc__ = target.__doc__.replace("{options}", _arguments(options))
+        return target
+
+    return decorate
+
+
+def check_int(name: str, value: Any, low: int, high: int, expected: str = "an int") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected an int")
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected {expected}")
     if not low <= value <= high:
         raise ValueError(f"{name} {value} is out of range; expected {low} to {high}")
     return value
 
 
-def check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected True or False")
-    return value
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(choices)}")
-    return value
-
-
-def check_ranges(name: str, value: Any) -> tuple[tuple[bytes, int], ...]:
-    """Address ranges (CIDR) as pairs of a 16-byte IPv6 network and its prefix length.
-
-    IPv4 becomes IPv4-mapped IPv6 (RFC 4291 2.5.5.2), as which a dual-stack socket sees it too.
-    """
-    import ipaddress  # not at the top: most servers have no ranges
-
-    if isinstance(value, str):
-        raise TypeError(f"{name} {value!r} is str; expected a list of ranges such as 10.0.0.0/8")
-    ranges = []
-    for text in value:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} {text!r} is {type(text).__name__}; expected a str")
-        try:
-            network = ipaddress.ip_network(text)
-        except ValueError as error:
-            raise ValueError(
-                f"{name} {text!r}: {error}; expected a range like 10.0.0.0/8"
-            ) from None
-        packed, bits = network.network_address.packed, network.prefixlen
-        if network.version == 4:
-            packed, bits = bytes(10) + b"\xff\xff" + packed, bits + 96
-        ranges.append((packed, bits))
-    return tuple(ranges)
-
-
-def check_number(name: str, value: Any, low: float, high: float, unit: str) -> float:
+def _number(name: str, value: Any, low: float, high: float, unit: str, example: str) -> float:
     """A finite number from `low` to `high`, both allowed, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a number of {unit}")
+        raise TypeError(
+            f"{name} {value!r} is {type(value).__name__}; "
+            f"expected a number of {unit}, or a str like {example!r}"
+        )
     try:
         number = float(value)
     except OverflowError:
@@ -88,3 +386,42 @@ def check_number(name: str, value: Any, low: float, high: float, unit: str) -> f
     if not math.isfinite(number) or not low <= number <= high:
         raise ValueError(f"{name} {value} is out of range; expected {low:g} to {high:g} {unit}")
     return number
+
+
+def _each(name: str, value: Any, expected: str) -> Iterable[Any]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected {expected}")
+    return value
+
+
+def _range(name: str, text: Any) -> tuple[bytes, int]:
+    import ipaddress  # not at the top: most servers have no ranges
+
+    if not isinstance(text, str):
+        raise TypeError(f"{name} {text!r} is {type(text).__name__}; expected a str")
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {text!r}: {error}; expected a range like 10.0.0.0/8") from None
+    packed, bits = network.network_address.packed, network.prefixlen
+    if network.version == 4:
+        packed, bits = bytes(10) + b"\xff\xff" + packed, bits + 96
+    return packed, bits
+
+
+def _shortest(value: float, show: Callable[[float], str], parse: Callable[[str], float]) -> str:
+    """The value with its unit, if three digits are enough to read the same value back."""
+    text = show(value) if value else "0"
+    return text if parse(text) == value else f"{value:g}" if value % 1 else f"{value:.0f}"
+
+
+def _arguments(options: type) -> str:
+    """The options for the Args of a docstring, without the indent of their first line."""
+    lines = []
+    for each in declared(options):
+        limits = "" if isinstance(each.kind, Flag) else f"({each.kind.limits})"
+        text = " ".join(filter(None, (f"{each.name}: {each.help}", each.more, limits)))
+        lines += textwrap.wrap(
+            text, 100, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False
+        )
+    return "\n".join(lines).lstrip()

@@ -53,7 +53,7 @@ def test_serve_ends_with_a_signal(number: signal.Signals, code: int) -> None:
         stdout, stderr = process.communicate(timeout=10)
         assert process.returncode == code
         assert stdout == ""
-        assert stderr == "served 1 connections: 640B in, 640B out; errors: none\n"
+        assert stderr == "served 1 connection: 640B in, 640B out; errors: none\n"
 
 
 def test_serve_writes_its_counters(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_load_shows_throughput_one_way(capsys: pytest.CaptureFixture[str]) -> No
         arguments = ["load", str(server.endpoint), "--mode", "send", "-n", "20"]
         assert run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "1 connections, 128KiB messages, send, window " in lines[0]
+    assert "1 connection, 128KiB messages, send, window " in lines[0]
     assert re.fullmatch(r"sent      20   \S+/s   \S+iB/s   \S+bit/s", lines[1])
     assert [line.split()[0] for line in lines[2:]] == ["client", "valid"]
 

@@ -197,7 +197,7 @@ def test_a_client_that_leaves_ends_the_pause(engine: str, monkeypatch: pytest.Mo
         ({"max_connections": -1}, ValueError, "max_connections -1"),
         ({"max_connections": 1, "workers": 2}, ValueError, "shared by 2 workers"),
         ({"idle_timeout": -0.5}, ValueError, "idle_timeout -0.5"),
-        ({"idle_timeout": "1"}, TypeError, "idle_timeout '1'"),
+        ({"idle_timeout": b"1"}, TypeError, "idle_timeout b'1'"),
         ({"allow": ["10.0.0.1/8"]}, ValueError, "has host bits set"),
         ({"allow": ["localhost"]}, ValueError, "'localhost'"),
         ({"allow": "10.0.0.0/8"}, TypeError, "list of ranges"),

@@ -30,8 +30,8 @@ kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 PATIENT = """
 import sys
 import fastsock
-from fastsock.server import engines
-engines.AUTO_BUSY_POLL = 10_000
+from fastsock.client import options
+options.AUTO_BUSY_POLL = 0.01
 report = fastsock.load(sys.argv[1], messages=1000, wait=sys.argv[2])
 assert not report.failed
 """

@@ -12,17 +12,17 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsock.cli.units import (
-    DURATION,
-    RATE,
-    SIZE,
+from fastsock.cli.parameters import DURATION, RATE, SIZE
+from fastsock.units import (
     format_bits,
     format_duration,
     format_rate,
     format_size,
+    parse_count,
     parse_duration,
     parse_rate,
     parse_size,
+    plural,
 )
 
 
@@ -40,6 +40,8 @@ from fastsock.cli.units import (
         ("1.5k", 1536),
         ("0.1k", 102),
         ("1e3", 1000),
+        ("1_000", 1000),
+        (".5k", 512),
         ("2M", 2 * 1024**2),
         ("2MiB", 2 * 1024**2),
         ("3G", 3 * 1024**3),
@@ -64,7 +66,9 @@ def test_sizes_are_binary(text: str, size: int) -> None:
         ("2M", 2_000_000.0),
         ("7/s", 7.0),
         ("0.5", 0.5),
+        (".5k/s", 500.0),
         ("1e6", 1_000_000.0),
+        ("1_000k/s", 1_000_000.0),
     ],
 )
 def test_rates_are_decimal(text: str, rate: float) -> None:
@@ -85,6 +89,10 @@ def test_rates_are_decimal(text: str, rate: float) -> None:
         ("30", 30.0),
         ("1.5", 1.5),
         ("5e-05", 0.00005),
+        (".1s", 0.1),
+        (".1", 0.1),
+        ("1e3us", 0.001),
+        ("1_000.000_1", 1000.0001),
         ("2m", 120.0),
         ("2min", 120.0),
         ("1h", 3600.0),
@@ -97,12 +105,44 @@ def test_durations_are_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("64", 64), ("10k", 10_000), ("1.5k", 1500), ("2M", 2_000_000), ("1e3", 1000)],
+)
+def test_counts_are_whole(text: str, count: int) -> None:
+    """A count is a whole number, in multiples of 1000."""
+    assert parse_count(text) == count
+    assert type(parse_count(text)) is int
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "message"),
+    [
+        ("1.5", True, "n '1.5' is not a whole number"),
+        ("1KiB", True, "n '1KiB' is not a number of at least 0 with one of the units k, M, G"),
+        ("1k", False, "n '1k' is not a number of at least 0, as in 64"),
+    ],
+)
+def test_a_count_is_refused(text: str, units: bool, message: str) -> None:
+    """A count has no part of one, and may have no units at all."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_count(text, "n", units=units)
+
+
+def test_plural() -> None:
+    """One is not several."""
+    assert [plural(n, "worker") for n in range(3)] == ["0 workers", "1 worker", "2 workers"]
+
+
+@pytest.mark.parametrize(
     ("parse", "unit"),
     [(parse_size, "KiB"), (parse_rate, "k/s"), (parse_duration, "ms")],
 )
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "-1", "+1", "nan", "inf", "-inf", "k", ".", "1x", "1 2", "٣", "1e", "0x10", "1\n\n2"],
+    [
+        *("", " ", "-1", "+1", "nan", "inf", "-inf", "k", ".", "1x", "1 2", "٣", "1e", "0x10"),
+        *("1\n\n2", ".e3", "._1", "_1", "1_", "1__0", "1_.0", "1,000"),
+    ],
 )
 def test_nonsense_is_refused(parse: Callable[[str], float], unit: str, text: str) -> None:
     """What is not a number of at least 0 with a unit is one line that lists the units."""

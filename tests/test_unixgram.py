@@ -440,7 +440,7 @@ def test_the_command_line(path: Path) -> None:
             assert answers(path)
             process.terminate()
             assert process.wait(LONG) == 0
-            assert "1 datagrams (0 more dropped)" in process.stderr.read()
+            assert "1 datagram (0 more dropped)" in process.stderr.read()
         finally:
             process.kill()
     assert not path.exists()

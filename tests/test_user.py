@@ -24,6 +24,7 @@ from networks import own_network
 import fastsock
 from fastsock.cli import run
 from fastsock.cli.user import USER, become
+from fastsock.server import unix_file
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
@@ -168,11 +169,11 @@ def test_only_a_socket_is_given_away(directory: Path) -> None:
         path.unlink()
         path.symlink_to(other)
         with pytest.raises(OSError, match="it is not the socket that was bound"):
-            fastsock.unix_path.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
+            unix_file.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
         path.unlink()
         other.rename(path)
         with pytest.raises(OSError, match="it is not the socket that was bound"):
-            fastsock.unix_path.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
+            unix_file.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
 
     server = fastsock.Server(f"unix://{path}")
     server.start(bound=exchange)

@@ -24,7 +24,7 @@ from benchmarks.long.random_clients import RandomClients, kill_a_client
 from benchmarks.long.server import FastsockServer
 from benchmarks.long.verdict import Verdict, parser, say, slope
 from fastsock import Endpoint
-from fastsock.cli.units import DURATION
+from fastsock.cli.parameters import DURATION
 
 ROUND = 10.0  # seconds, at most; there are at least MIN_ROUNDS
 MIN_ROUNDS = 6

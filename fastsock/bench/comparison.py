@@ -23,6 +23,7 @@ from fastsock._native.client import floor
 from fastsock.bench.contenders import Contender
 from fastsock.bench.server_process import ServerProcess
 from fastsock.client import load as client
+from fastsock.client.options import Wait
 from fastsock.client.report import LoadReport
 from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
@@ -56,7 +57,7 @@ class Case:
     depth: int = 1
     pinned: bool = True
     kind: str = "tcp"
-    wait: str = "spin"
+    wait: Wait = "spin"
     reconnect_every: int | None = None
 
     @property

@@ -53,5 +53,6 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     code = run(sys.argv[1:])
-    gc.freeze()  # or Python visits all that was imported once more: 12 of the 17 ms of a SIGTERM
+    # Or Python visits every imported object once more at the end: 12 of the 17 ms of a SIGTERM.
+    gc.freeze()
     sys.exit(code)

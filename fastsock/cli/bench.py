@@ -15,10 +15,11 @@ from fastsock.bench import contenders, picture
 from fastsock.bench.contenders import Contender
 from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import check_writable, json_option, write_json
-from fastsock.cli.units import DURATION, SIZE, format_duration, format_rate, format_size, numbers
+from fastsock.cli.parameters import DURATION, SIZE, numbers
 from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
 from fastsock.options import check_int
 from fastsock.server import engines
+from fastsock.units import format_duration, format_rate, format_size
 
 ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)
@@ -178,7 +179,7 @@ def check(
     for case in cases:
         if case.kind in ("udp", "unixgram"):
             check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
-        LoadOptions.fill_in(
+        LoadOptions(
             connections=case.connections,
             size=case.size,
             depth=case.depth,

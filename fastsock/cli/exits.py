@@ -1,4 +1,4 @@
-"""Exit codes, and the way from an exception to one."""
+"""Exit codes, and from the exceptions of bad options to click's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn what the library says of a bad option into a usage error, exit code 2."""
+    """Turn the library's error about a bad option into a usage error, exit code 2."""
     try:
         yield
     except (ValueError, NotImplementedError) as error:

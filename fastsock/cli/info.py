@@ -8,18 +8,12 @@ from fastsock.cli.output import json_option, write_json
 from fastsock.host import host_facts
 from fastsock.server import engines
 
-KINDS = ("tcp", "udp", "unix", "unixgram")
-
 
 @click.command()
 @json_option
 def info(json_path: str | None) -> int:
-    """Show the version, the machine, and which engines and endpoint kinds can be used."""
-    facts = {
-        "host": host_facts(),
-        "engines": engines.states(),
-        "endpoints": dict.fromkeys(KINDS, "available"),
-    }
+    """Show the version, the machine, and which engines can be used."""
+    facts = {"host": host_facts(), "engines": engines.states()}
     if json_path:
         return write_json(facts, json_path)
     for title, table in facts.items():

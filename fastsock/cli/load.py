@@ -11,18 +11,12 @@ import click
 
 from fastsock.cli.exits import FAILED, INTERRUPTED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import json_option, write_json
-from fastsock.cli.units import (
-    DURATION,
-    RATE,
-    SIZE,
-    format_bits,
-    format_duration,
-    format_rate,
-    format_size,
-)
+from fastsock.cli.parameters import options_of
 from fastsock.client import load as client
-from fastsock.client.options import WAITS
+from fastsock.client.options import LoadOptions
 from fastsock.client.report import Latency, LoadReport
+from fastsock.options import from_given
+from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
 
 COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
 TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
@@ -30,48 +24,16 @@ TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 
 @click.command()
 @click.argument("endpoint")
-@click.option(
-    "--mode",
-    type=click.Choice(["echo", "send", "receive"]),
-    default="echo",
-    help="send: upload to a discard service; receive: download from a chargen service.",
-)
-@click.option("-c", "--connections", type=int, default=1)
-@click.option(
-    "-s", "--size", type=SIZE, help="Bytes per message.  [default: 64; to send or receive 128k]"
-)
-@click.option("--depth", type=int, default=1, help="Messages in flight per connection.")
-@click.option("-d", "--duration", type=DURATION, help="The measured window.  [default: 5s]")
-@click.option("-n", "--messages", type=int, help="Stop after so many, instead of --duration.")
-@click.option("--warmup", type=DURATION, help="Before the window.  [default: duration / 10]")
-@click.option("--rate", type=RATE, help="Open loop: messages per second over all connections.")
-@click.option("--verify/--no-verify", default=True, help="Compare every byte that comes.")
-@click.option(
-    "--wait",
-    type=click.Choice(WAITS),
-    default="spin",
-    help="Poll without pause, sleep, or poll before sleeping while that pays.",
-)
-@click.option("--threads", type=int, default=1)
-@click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
-@click.option("--reconnect-every", type=int, help="Messages per connection; 1: connect-echo-close.")
-@click.option("--timeout", type=DURATION, default="5s", help="Longest time without progress.")
-@click.option(
-    "--loss-timeout", type=DURATION, default="200ms", help="When a datagram is given up as lost."
-)
-@click.option("--gso", is_flag=True, help="Send datagrams together that are due together.")
-@click.option(
-    "--server-pid", type=int, help="Report the CPU time of this local process and its children too."
-)
+@options_of(LoadOptions)
 @json_option
 def load(endpoint: str, json_path: str | None, **options: Any) -> int:
     """Load the server at ENDPOINT and report rate, latency and errors.
 
-    Every byte that comes back is compared with what was sent. --mode send and receive measure the
-    throughput one way, of a server that runs with --service discard or chargen.
+    Every byte that comes back is compared with what was sent. --mode send and receive measure
+    throughput one way, with a server that runs --service discard or chargen.
     """
     try:
-        with usage_errors(), progress_bar(options) as progress:
+        with usage_errors(), progress_bar(from_given(LoadOptions, options)) as progress:
             report = client.load(endpoint, progress=progress, **options)
     except client.LoadInterrupted as interrupted:
         show(interrupted.report, json_path)
@@ -83,7 +45,7 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
 
 
 def show(report: LoadReport, json_path: str | None) -> int:
-    """Print the report, or in one line why there is nothing to report; return an exit code."""
+    """Print the report, or one line that says why there is none; return an exit code."""
     if report.messages and json_path != "-":
         click.echo("\n".join(lines_of(report)))
     elif report.reasons:
@@ -92,10 +54,10 @@ def show(report: LoadReport, json_path: str | None) -> int:
 
 
 def lines_of(report: LoadReport) -> Iterator[str]:
-    """The report as aligned text that can be pasted."""
+    """The lines of the report, as aligned text."""
     options = report.options
     yield (
-        f"{report.endpoint}: {options['connections']} connections, "
+        f"{report.endpoint}: {plural(options['connections'], 'connection')}, "
         f"{format_size(options['size'])} messages, {', '.join(load_of(options))}, "
         f"window {format_duration(report.duration)}"
     )
@@ -119,7 +81,7 @@ def lines_of(report: LoadReport) -> Iterator[str]:
 
 
 def load_of(options: Mapping[str, Any]) -> Iterator[str]:
-    """What was done, in a few words."""
+    """The load in a few words."""
     if options["mode"] != "echo":
         yield options["mode"]
     if options["rate"] is not None:
@@ -156,18 +118,16 @@ def latency_line(name: str, latency: Latency) -> str:
 
 
 @contextmanager
-def progress_bar(options: dict[str, Any]) -> Iterator[Callable[[float], object] | None]:
+def progress_bar(options: LoadOptions) -> Iterator[Callable[[float], object] | None]:
     """A bar on stderr while the run lasts, on a terminal only."""
-    if not sys.stderr.isatty() or options["messages"] is not None:
+    if not sys.stderr.isatty() or options.duration is None:
         yield None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    duration = options["duration"] or 5.0
-    warmup = duration / 10 if options["warmup"] is None else options["warmup"]
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=duration + warmup)
+        task = bar.add_task("loading", total=options.duration + options.warmup)
 
         def update(seconds: float) -> None:
             bar.update(task, completed=seconds)

@@ -1,4 +1,4 @@
-"""Writing results: JSON documents to a file or stdout, never lost when one place fails."""
+"""Writing results as JSON to a file or to stdout: a file that fails loses no result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ json_option = click.option(
     "--json",
     "json_path",
     metavar="FILE",
-    help="Write the result as JSON; - is stdout.",
+    help="Write the result as JSON to this file; - is stdout.",
     callback=lambda context, parameter, value: check_writable(value),
 )
 
@@ -36,11 +36,11 @@ def write_json(document: dict[str, Any], path: str) -> int:
 
 
 def check_writable(path: str | None) -> str | None:
-    """Refuse before a long run what would fail after it."""
+    """Refuse before a long run a file that could not be written after it."""
     if path is None or path == "-":
         return path
     target = Path(path)
-    place = target if target.exists() else target.parent
-    if target.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+    written = target if target.exists() else target.parent
+    if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
         raise click.BadParameter(f"cannot write {path}: expected a file in a writable directory")
     return path

@@ -13,70 +13,25 @@ import click
 
 from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
 from fastsock.cli.output import check_writable, json_option, write_json
-from fastsock.cli.units import DURATION, FILE_MODE, SIZE, format_size, numbers, parse_duration
+from fastsock.cli.parameters import options_of
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
-from fastsock.server import engines, inherited
-from fastsock.server.options import SERVICES
+from fastsock.server import inherited
+from fastsock.server.options import ServerOptions
 from fastsock.server.server import Server
 from fastsock.server.stats import ServerStats
 from fastsock.server.unix_file import give_away
-
-
-def busy_poll(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
-    """``50us`` to 50."""
-    if value == "auto":
-        return value
-    try:
-        return round(parse_duration(value) * 1e6)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+from fastsock.units import format_size, plural
 
 
 @click.command()
 @click.argument("endpoints", metavar="[ENDPOINT]...", nargs=-1)
-@click.option("--engine", default="auto", help=f"One of {', '.join(engines.NAMES)}.")
-@click.option("--backlog", type=int, default=4096, help="Connections that may wait for accept.")
-@click.option("--unix-mode", type=FILE_MODE, default="600", help="Rights of a Unix socket, octal.")
-@click.option("--reuse-port", is_flag=True, help="Share the port with other sockets of this user.")
-@click.option("--dual-stack", is_flag=True, help="Take IPv4 on IPv6 endpoints too.")
-@click.option("--nodelay/--no-nodelay", default=True, help="TCP_NODELAY.")
-@click.option("--rcvbuf", type=SIZE, default=0, help="SO_RCVBUF; 0 is the kernel's choice.")
-@click.option("--sndbuf", type=SIZE, default=0, help="SO_SNDBUF; 0 is the kernel's choice.")
-@click.option(
-    "--fd", multiple=True, type=int, metavar="N", help="Serve on an inherited descriptor besides."
-)
-@click.option("--workers", type=int, default=1, help="Threads per tcp endpoint.")
-@click.option("--cpus", callback=numbers, metavar="LIST", help="CPUs for the workers, as 0,1.")
-@click.option("--buffer-size", type=SIZE, default="64k", help="Bytes per receive.")
-@click.option(
-    "--busy-poll",
-    default="0us",
-    callback=busy_poll,
-    metavar="DURATION|auto",
-    help="Ask so long before blocking.",
-)
-@click.option("--max-connections", type=int, default=0, help="More wait; 0 is no limit.")
-@click.option("--idle-timeout", type=DURATION, default="0s", help="0 is never.")
-@click.option("--allow", multiple=True, metavar="RANGE", help="As 10.0.0.0/8; others are closed.")
-@click.option("--service", default="echo", help=f"One of {', '.join(SERVICES)}.")
-@click.option("--close-on", type=os.fsencode, default="", help="Line that ends a conversation.")
-@click.option(
-    "--loop-guard/--no-loop-guard",
-    default=True,
-    help="Leave datagrams unanswered that may be a server's answers.",
-)
-@click.option(
-    "--drain-timeout",
-    type=DURATION,
-    default="0s",
-    help="Time that the first signal leaves to clients; the second stops at once.",
-)
+@options_of(ServerOptions)
 @click.option(
     "--user",
     type=USER,
     metavar="NAME[:GROUP]",
-    help="What root becomes, for good, once all is bound.",
+    help="Drop root privileges to this user after binding.",
 )
 @json_option
 def serve(
@@ -86,11 +41,11 @@ def serve(
     json_path: str | None,
     **options: object,
 ) -> int:
-    """Echo whatever comes in at each ENDPOINT, until Ctrl-C or SIGTERM.
+    """Echo what arrives at each ENDPOINT, until Ctrl-C or SIGTERM.
 
     ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007, unix:///run/echo.sock
     or unixgram:///run/echo.dgram; port 0 picks a free one. Sockets that systemd passes (LISTEN_FDS)
-    are served on too, and without an ENDPOINT they alone.
+    are served too; if there are any, the default endpoint is not.
     """
     if user:
         check_root(user)
@@ -107,7 +62,7 @@ def serve(
 
 
 def step_down(server: Server, user: User | None, borrowed: int, json_path: str | None) -> None:
-    """Give up the rights of root, now that all is bound, and say what that leaves undone."""
+    """Drop the privileges of root, and say which files the user cannot remove at the end."""
     if user is None:
         return
     made = server.endpoints[: len(server.endpoints) - borrowed]
@@ -118,7 +73,7 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
     try:
         check_writable(json_path)
     except click.BadParameter as error:
-        # Not click's own, which imports more to be shown: the user may not read that.
+        # Not click's error: to show it click imports more, which the user may not be able to read.
         raise OSError(errno.EACCES, f"{error.message}, as {user.name}") from None
     for path in paths:
         directory = Path(path).parent
@@ -133,8 +88,7 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
 def announce(server: Server, passed: Mapping[int, str]) -> None:
     made = len(server.endpoints) - len(passed)
     for endpoint in server.endpoints[:made]:
-        count = server.workers if endpoint.scheme == "tcp" else 1
-        workers = "1 worker" if count == 1 else f"{count} workers"
+        workers = plural(server.workers if endpoint.scheme == "tcp" else 1, "worker")
         click.echo(f"listening on {endpoint} ({engine_of(server, endpoint)}, {workers})", err=True)
     for endpoint, (fd, name) in zip(server.endpoints[made:], passed.items(), strict=True):
         origin = f"descriptor {fd} {name}".rstrip()
@@ -149,10 +103,10 @@ def engine_of(server: Server, endpoint: Endpoint) -> str:
 
 def summary(stats: ServerStats) -> str:
     errors = ", ".join(f"{name} {times}" for name, times in stats.errors.items()) or "none"
-    served = f"{stats.accepted} connections"
+    served = plural(stats.accepted, "connection")
     if stats.datagrams_in:
         dropped = sum(stats.dropped.values())
-        served += f", {stats.datagrams_out} datagrams ({dropped} more dropped)"
+        served += f", {plural(stats.datagrams_out, 'datagram')} ({dropped} more dropped)"
     return (
         f"served {served}: {format_size(stats.bytes_in)} in, "
         f"{format_size(stats.bytes_out)} out; errors: {errors}"

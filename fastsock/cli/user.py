@@ -1,9 +1,9 @@
-"""``--user``: the user that a server becomes when what takes root is done.
+"""``--user``: the user that a server becomes when it is bound.
 
-An option of the command alone. The ids of a process belong to all its threads, so a library that
-changed them would change them for the application too; one that wants that does it in the `bound`
-of `Server.start()`, which is also when it happens here. Later would be too late: a child of the
-fork engine and a ring of io_uring keep the rights of their maker (CVE-2024-22017).
+It is an option of the command only. The ids of a process belong to all its threads, so a library
+that changed them would change them for the application too. An application can do it in the `bound`
+of `Server.start()`, as this command does. Later is too late: a child of the fork engine and a ring
+of io_uring keep the privileges of the process that made them (CVE-2024-22017).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MAX_ID = 2**32 - 2  # one more is -1, which setresuid(2) takes for "as it is"
-_HELD = ("CapPrm", "CapEff", "CapAmb")  # proc(5); what may be used now or in a program started
+_MAX_ID = 2**32 - 2  # the next number is -1, which setresuid(2) takes for "unchanged"
+_HELD = ("CapPrm", "CapEff", "CapAmb")  # proc(5): usable now, or in a program that is started
 
 
 @dataclass(frozen=True)
 class User:
-    """A user and a group, by their numbers, and the name that they were asked for by."""
+    """The numbers of a user and a group, and the name that was given for them."""
 
     name: str
     uid: int
@@ -83,20 +83,20 @@ def _number(text: str) -> int | None:
 
 
 def check_root(user: User) -> None:
-    """Refuse before anything is bound what would fail after it."""
+    """Refuse before binding what would fail after it."""
     if os.geteuid() != 0:
         raise _refused(user, "only root can become another user")
 
 
 def become(user: User) -> None:
-    """Have this process, with all its threads, no rights but the user's, for ever.
+    """Leave this process, with all its threads, only the user's privileges, for ever.
 
     Raises:
-        OSError: a step failed, or rights are left; the text says which. The process may be between
-            the two users then, and must end.
+        OSError: a step failed, or privileges are left; the text says which. The process may then be
+            between the two users, and must end.
 
     """
-    # In this order: each step takes rights that the next one ends.
+    # In this order: each step needs a privilege that the next one drops.
     with _step("setgroups", user):
         os.setgroups([])
     with _step("setresgid", user):
@@ -107,7 +107,7 @@ def become(user: User) -> None:
 
 
 def _verify(user: User) -> None:
-    """Look whether root is gone: a process may be set to keep capabilities (SECBIT_KEEP_CAPS)."""
+    """Check every thread: a process may be set to keep capabilities (SECBIT_KEEP_CAPS)."""
     for task in Path("/proc/self/task").iterdir():
         lines = (task / "status").read_text().splitlines()
         status = dict(line.split(":", 1) for line in lines)

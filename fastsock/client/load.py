@@ -9,18 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.histogram import Histogram
 from fastsock._native.client.stream import Loader
-from fastsock.client.options import LoadOptions
+from fastsock.client.options import LoadKeywords, LoadOptions
 from fastsock.client.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadReport
 from fastsock.endpoint import Endpoint, EndpointLike
 from fastsock.host import host_facts
+from fastsock.options import from_given, takes
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
-
 
 AnyLoader = Loader | DatagramLoader
 
@@ -33,109 +34,49 @@ class LoadInterrupted(KeyboardInterrupt):
         self.report = report
 
 
+@takes(LoadOptions)
 def load(
     endpoint: EndpointLike,
     *,
-    mode: str = "echo",
-    connections: int = 1,
-    size: int | None = None,
-    depth: int = 1,
-    duration: float | None = None,
-    messages: int | None = None,
-    warmup: float | None = None,
-    rate: float | None = None,
-    verify: bool = True,
-    wait: str = "spin",
-    threads: int = 1,
-    nodelay: bool = True,
-    reconnect_every: int | None = None,
-    timeout: float = 5.0,
-    loss_timeout: float = 0.2,
-    gso: bool = False,
-    server_pid: int | None = None,
     progress: Callable[[float], object] | None = None,
+    **options: Unpack[LoadKeywords],
 ) -> LoadReport:
     """Load a server and report what it did.
 
-    Without `rate` the loop is closed: each connection keeps `depth` messages in flight. With it
+    Without `rate` the loop is closed: each connection keeps `depth` messages in flight. With `rate`
     the loop is open: messages are sent on schedule, over all connections in turn, whether or not
     answers came. At the end each connection is half-closed, and every byte must still come back.
-    A failing server is never an exception here: its errors are in the report.
+    A failing server is never an exception: its errors are in the report.
 
     A datagram that is not answered within `loss_timeout` counts as lost; in a closed loop the next
-    one takes its place.
+    datagram takes its place.
 
-    Two modes measure throughput one way, on streams only; no answer means no latency. "send" is an
-    upload to a discard service (RFC 863): messages are sent as fast as the sockets take them, or at
-    `rate`, one send(2) each; at the end each connection is half-closed, and the server must take
-    the rest and close. "receive" is a download from a chargen service (RFC 864): every byte is
-    compared with the 72-character lines. A server that does something else makes the run fail.
+    Two modes measure throughput one way, on streams only. They have no answers, so no latency.
+    "send" is an upload to a discard service (RFC 863): messages are sent as fast as the sockets
+    take them, or at `rate`, with one send(2) each. At the end each connection is half-closed; the
+    server must read the remaining bytes and close. "receive" is a download from a chargen service
+    (RFC 864): every byte is compared with the 72-character lines. A server with another service
+    makes the run fail.
 
     Args:
         endpoint: where the server listens.
-        mode: "echo", "send" or "receive".
-        connections: 1 to 65536.
-        size: bytes per message, 1 to 1 GiB; of a datagram, UDP or Unix, 8 to 65507. 64 unless
-            given, 128 KiB to send or receive.
-        depth: messages in flight per connection, in a closed loop of echoes.
-        duration: seconds of the measured window; 5 unless `messages` is given.
-        messages: stop after so many messages over all connections, instead of `duration`; each
-            connection is closed when its share is done.
-        warmup: seconds before the window; a tenth of `duration`, or 0 with `messages`.
-        rate: messages per second over all connections; not to receive.
-        verify: compare every byte that comes with what must come.
-        wait: "spin" polls without pause, for measuring, and takes a CPU per thread; "block" sleeps;
-            "auto" polls for 200 us at most before it sleeps, as long as waits are shorter than that
-            and nobody else wants the CPU, which is the rule of a server's `busy_poll`.
-        threads: native threads that share the connections, each its own; at most 1024.
-        nodelay: TCP_NODELAY; nothing on a Unix socket.
-        reconnect_every: close and open each connection again after so many messages; 1 is
-            connect-echo-close. On loopback the source addresses vary, so that ports do not run out.
-            Streams only, and not to receive.
-        timeout: seconds without progress after which a connection that is owed bytes has failed;
-            answers still owed at the end get the length of the run so far and this long. Streams
-            only.
-        loss_timeout: seconds after which a datagram without an answer is given up.
-        gso: send datagrams of a connection that are due together in one call, for the kernel or the
-            network card to take apart (UDP_SEGMENT), and receive them together (UDP_GRO), which
-            takes Linux 5.0. On loopback nobody takes them apart, so a server that knows UDP_GRO
-            gets them as one. UDP only.
-        server_pid: process, on this machine, whose CPU time over the window is to be reported,
-            with that of the processes it has started by the middle of the warm-up and of those
-            that end in the window.
         progress: called in this thread about every 0.1 s with the seconds since the start.
+        {options}
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option has the wrong value; the message says what is allowed.
-        OSError: a host name cannot be resolved, no socket can be made, or no such `server_pid`.
+        OSError: a host name cannot be resolved, no socket can be made, or there is no process
+            `server_pid`.
         LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
 
     """
     target = Endpoint.parse(endpoint)
-    options = LoadOptions.fill_in(
-        mode=mode,
-        connections=connections,
-        size=size,
-        depth=depth,
-        duration=duration,
-        messages=messages,
-        warmup=warmup,
-        rate=rate,
-        verify=verify,
-        wait=wait,
-        threads=threads,
-        nodelay=nodelay,
-        reconnect_every=reconnect_every,
-        timeout=timeout,
-        loss_timeout=loss_timeout,
-        gso=gso,
-        server_pid=server_pid,
-    )
-    options.check_target(target)
-    loaders = _make_loaders(target, options)
-    interrupted = _run(loaders, options, progress)
-    report = _report(target, options, loaders, interrupted)
+    checked = from_given(LoadOptions, options)
+    checked.check_target(target)
+    loaders = _make_loaders(target, checked)
+    interrupted = _run(loaders, checked, progress)
+    report = _report(target, checked, loaders, interrupted)
     if interrupted:
         raise LoadInterrupted(report)
     return report
@@ -159,7 +100,7 @@ def _run(
     options: LoadOptions,
     progress: Callable[[float], object] | None,
 ) -> bool:
-    """Run the loaders, a thread each, this one waiting; True when Ctrl-C came."""
+    """Run each loader in a thread and wait for all; return whether Ctrl-C came."""
     warmup_ns = int(options.warmup * 1e9)
     window_ns = int((options.duration or 0) * 1e9)
     interrupted = _in_threads(loaders, [loader.connect for loader in loaders], None)
@@ -178,7 +119,7 @@ def _in_threads(
     tasks: Sequence[Callable[[], None]],
     progress: Callable[[float], object] | None,
 ) -> bool:
-    """Run the tasks side by side. Not in this thread: a native loop would not see Ctrl-C."""
+    """Run the tasks at the same time, not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
     started: list[threading.Thread] = []
     ended: list[None] = []
@@ -201,8 +142,8 @@ def _in_threads(
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
     start = time.monotonic()
     with _ctrl_c_cancels(loaders) as interrupts:
-        # The threads inherit the mask. A signal that came while the process was stopped goes to any
-        # thread that takes it when it continues, and this one would sleep on without seeing Ctrl-C.
+        # The threads inherit the mask. After SIGCONT the kernel gives a pending signal to a thread
+        # that does not block it; if that were another thread, this one would not see Ctrl-C.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             try:
@@ -211,7 +152,7 @@ def _in_threads(
                     started.append(thread)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            # Never for long: Ctrl-C just before a sleep is slept over.
+            # Never for long: Ctrl-C just before a wait does not end that wait.
             while not all_ended.wait(_TICK):
                 if progress:
                     progress(time.monotonic() - start)
@@ -228,7 +169,7 @@ def _in_threads(
 
 @contextmanager
 def _ctrl_c_cancels(loaders: Sequence[AnyLoader]) -> Iterator[list[int]]:
-    """Count Ctrl-C where it would have raised KeyboardInterrupt: at any point of a wait."""
+    """Count Ctrl-C where it would have raised KeyboardInterrupt, at any point of a wait."""
     interrupts: list[int] = []
     if (
         threading.current_thread() is not threading.main_thread()
@@ -260,7 +201,7 @@ def _report(
     start = min(result["window_start_ns"] for result in results)
     end = max(result["window_end_ns"] for result in results)
     duration = max(end - start, 0) / 1e9
-    # A thread whose connections were all closed has had nothing to do since.
+    # A thread is idle from when its last connection was closed.
     idle_ns = sum(result["idle_ns"] + end - result["window_end_ns"] for result in results)
     messages = total("messages")
     errors = sum((Counter(result["errors"]) for result in results), Counter[str]())
@@ -315,7 +256,7 @@ def _error_reasons(mode: str, errors: Counter[str], other_errno: int) -> list[st
         "refused": "refused",
         "reset": "reset by the server",
         "timeout": "without progress for too long",
-        "closed_early": "closed by the server with bytes still owed or before the client was done",
+        "closed_early": "closed by the server with bytes outstanding or before the client was done",
         "mismatch": mismatch[mode],
         "other": f"failed: {os.strerror(other_errno)}",
     }
@@ -323,7 +264,7 @@ def _error_reasons(mode: str, errors: Counter[str], other_errno: int) -> list[st
 
 
 def _silence_reasons(mode: str, errors: Counter[str]) -> list[str]:
-    """What it may mean that connections were opened and nothing ever came."""
+    """What it may mean that connections were opened and no byte ever came."""
     if mode == "receive":
         return ["the server sent nothing: perhaps it is not a chargen service"]
     if mode == "echo" and (errors["timeout"] or errors["closed_early"]):
@@ -350,7 +291,8 @@ def _rate_reasons(options: LoadOptions, messages: int, duration: float) -> list[
     if options.rate is None or duration == 0:
         return []
     offered = options.rate * duration
-    # In a steady state as many answers come in from before the window as are owed at its end.
+    # In a steady state as many answers arrive of messages from before the window as are outstanding
+    # at its end.
     if offered - messages <= max(offered / 100, 2):
         return []
     return [f"offered {options.rate:g} messages/s, achieved {messages / duration:g}"]

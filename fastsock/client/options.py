@@ -1,90 +1,145 @@
-"""The options of a load run: what each may be, what goes with what, and what depends on what."""
+"""The options of a load run: each declared once, what goes with what, and what depends on what."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from fastsock.options import (
     AUTO_BUSY_POLL,
-    check_bool,
-    check_choice,
-    check_each,
+    Choice,
+    Count,
+    Flag,
+    Rate,
+    Seconds,
+    Size,
+    check_all,
     check_int,
-    check_number,
     option,
 )
 
 if TYPE_CHECKING:
     from fastsock.endpoint import Endpoint
 
-WAITS = ("spin", "block", "auto")
+Mode = Literal["echo", "send", "receive"]
+Wait = Literal["spin", "block", "auto"]
+
+WAITS: tuple[str, ...] = get_args(Wait)
 DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
 
 _DEFAULT_SIZES = {"echo": 64, "send": 131072, "receive": 131072}  # bytes, by mode
 _DEFAULT_DURATION = 5.0  # seconds
-_CONNECTIONS = (1, 65536)  # as many have a place of their own in the pattern
-_MAX_SIZE = 1 << 30  # bytes
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
 _MAX_SECONDS = 30 * 86400.0
-_SECONDS = (0.001, _MAX_SECONDS, "seconds")
-_MESSAGES = (1, 1 << 48)
 _MAX_PID = 1 << 22  # proc(5)
+
+_TIME = Seconds(0.001, _MAX_SECONDS)
+_MESSAGES = Count(1, 1 << 48, units=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """The checked options of a run, with every default filled in; see `load()`."""
 
-    mode: str = option("echo", check_choice, tuple(_DEFAULT_SIZES))
-    connections: int = option(1, check_int, *_CONNECTIONS)
-    size: int = option(MISSING, check_int, 1, _MAX_SIZE)
-    depth: int = option(1, check_int, 1, 65536)
-    duration: float | None = option(None, check_number, *_SECONDS)
-    messages: int | None = option(None, check_int, *_MESSAGES)
-    warmup: float = option(MISSING, check_number, 0, _MAX_SECONDS, "seconds")
-    rate: float | None = option(None, check_number, 0.001, 1e9, "messages per second")
-    verify: bool = option(True, check_bool)
-    wait: str = option("spin", check_choice, WAITS)
-    threads: int = option(1, check_int, 1, 1024)
-    nodelay: bool = option(True, check_bool)
-    reconnect_every: int | None = option(None, check_int, *_MESSAGES)
-    timeout: float = option(5.0, check_number, *_SECONDS)
-    loss_timeout: float = option(0.2, check_number, *_SECONDS)
-    gso: bool = option(False, check_bool)
-    server_pid: int | None = option(None, check_int, 1, _MAX_PID)
-
-    @classmethod
-    def fill_in(
-        cls,
-        *,
-        mode: str = "echo",
-        size: int | None = None,
-        duration: float | None = None,
-        messages: int | None = None,
-        warmup: float | None = None,
-        **others: Any,
-    ) -> LoadOptions:
-        """Options with the defaults that depend on others: of size, duration and warm-up."""
-        if messages is None:
-            asked = _DEFAULT_DURATION if duration is None else duration
-            duration = check_number("duration", asked, *_SECONDS)
-            warmup = duration / 10 if warmup is None else warmup
-        elif duration is not None or warmup not in (None, 0):
-            raise ValueError("messages does not go with duration or warmup; give one or the other")
-        if size is None:
-            size = _DEFAULT_SIZES[check_choice("mode", mode, tuple(_DEFAULT_SIZES))]
-        return cls(
-            mode=mode,
-            size=size,
-            duration=duration,
-            messages=messages,
-            warmup=0.0 if warmup is None else warmup,
-            **others,
-        )
+    mode: str = option(
+        "echo",
+        Choice(Mode),
+        help="Echo, send to a discard service, or receive from a chargen service.",
+        more="send and receive measure throughput one way, on streams only.",
+    )
+    connections: int = option(
+        1,
+        Count(1, 65536),  # as many have a place of their own in the pattern
+        flags=("-c",),
+        help="Open this many connections.",
+    )
+    size: int = option(
+        None,
+        Size(1, 1 << 30),
+        flags=("-s",),
+        shown="64; 128k to send or receive",
+        help="Send messages of this many bytes.",
+        more="Datagrams, UDP or Unix: 8 to 65507.",
+    )
+    depth: int = option(
+        1,
+        Count(1, 65536),
+        help="Keep this many messages in flight per connection.",
+        more="In a closed loop of echoes only.",
+    )
+    duration: float | None = option(
+        None, _TIME, flags=("-d",), shown="5s", help="Measure for this long."
+    )
+    messages: int | None = option(
+        None,
+        _MESSAGES,
+        flags=("-n",),
+        help="Stop after this many messages, instead of --duration.",
+        more="They are counted over all connections; each is closed when its share is done.",
+    )
+    warmup: float = option(
+        None,
+        Seconds(0, _MAX_SECONDS),
+        shown="duration / 10; 0 with messages",
+        help="Load for this long before the measured window.",
+    )
+    rate: float | None = option(
+        None,
+        Rate(0.001, 1e9),
+        help="Send on schedule, this many messages per second in all (open loop).",
+        more="Over all connections in turn, whether or not answers came. Not to receive.",
+    )
+    verify: bool = option(True, Flag(), help="Compare every byte that comes with what must come.")
+    wait: str = option(
+        "spin",
+        Choice(Wait),
+        help="Poll without pause, block, or poll for a while before blocking.",
+        more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, as "
+        "long as waits are shorter than that and nothing else wants the CPU, which is the rule "
+        "of a server's busy_poll.",
+    )
+    threads: int = option(
+        1,
+        Count(1, 1024),
+        help="Share the connections out over this many native threads.",
+    )
+    nodelay: bool = option(True, Flag(), help="Set TCP_NODELAY.", more="Nothing on a Unix socket.")
+    reconnect_every: int | None = option(
+        None,
+        _MESSAGES,
+        help="Connect again after this many messages; 1 = connect-echo-close.",
+        more="On loopback the source addresses vary, so that ports do not run out. Streams only, "
+        "and not to receive.",
+    )
+    timeout: float = option(
+        5.0,
+        _TIME,
+        help="Fail a connection after this long without progress.",
+        more="Answers still outstanding at the end get the length of the run so far and this "
+        "long. Streams only.",
+    )
+    loss_timeout: float = option(
+        0.2, _TIME, help="Count a datagram as lost after this long without an answer."
+    )
+    gso: bool = option(
+        False,
+        Flag(),
+        help="Send datagrams together that are due together (UDP_SEGMENT).",
+        more="One call takes those of a connection, for the kernel or the network card to take "
+        "apart, and they are received together (UDP_GRO), which takes Linux 5.0. On loopback "
+        "nothing takes them apart, so a server that knows UDP_GRO gets them as one. UDP only.",
+    )
+    server_pid: int | None = option(
+        None,
+        Count(1, _MAX_PID),
+        help="Report the CPU time of this local process and its children too.",
+        more="It is the time over the window, with that of the processes it has started by the "
+        "middle of the warm-up and of those that end in the window.",
+    )
 
     def __post_init__(self) -> None:
-        check_each(self)
+        check_all(self)
+        self._fill_in()
         if self.threads > self.connections:
             raise ValueError(
                 f"threads {self.threads} is more than connections {self.connections}; "
@@ -96,6 +151,22 @@ class LoadOptions:
             raise ValueError(
                 "rate and reconnect_every do not go with mode 'receive': the server sends"
             )
+
+    def _fill_in(self) -> None:
+        """Set the defaults that depend on other options: of size, duration and warm-up."""
+        size, duration, warmup = self.size, self.duration, self.warmup
+        if self.messages is not None:
+            if duration is not None or warmup:
+                raise ValueError(
+                    "messages does not go with duration or warmup; give one or the other"
+                )
+            warmup = 0.0
+        else:
+            duration = _DEFAULT_DURATION if duration is None else duration
+            warmup = duration / 10 if warmup is None else warmup
+        size = _DEFAULT_SIZES[self.mode] if size is None else size
+        for name, value in {"size": size, "duration": duration, "warmup": warmup}.items():
+            object.__setattr__(self, name, value)
 
     def _check_depth(self) -> None:
         if self.depth * self.size > _MAX_IN_FLIGHT:
@@ -109,11 +180,6 @@ class LoadOptions:
             raise ValueError(
                 f"depth does not go with mode {self.mode!r}, in which nothing is answered"
             )
-
-    @property
-    def busy_poll(self) -> float:
-        """For how many seconds at most a loader that does not spin polls before it blocks."""
-        return AUTO_BUSY_POLL / 1e6 if self.wait == "auto" else 0.0
 
     def check_target(self, target: Endpoint) -> None:
         """Raise ValueError if there can be no such run there."""
@@ -130,5 +196,32 @@ class LoadOptions:
         if not target.is_unix and target.port == 0:
             raise ValueError(f"{target}: port 0 cannot be connected to")
 
+    @property
+    def busy_poll(self) -> float:
+        """Seconds for which a thread that does not spin polls before it blocks."""
+        return AUTO_BUSY_POLL if self.wait == "auto" else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+class LoadKeywords(TypedDict, total=False):
+    """What may be given for each field of `LoadOptions`."""
+
+    mode: Mode
+    connections: int
+    size: int | str | None
+    depth: int
+    duration: float | str | None
+    messages: int | str | None
+    warmup: float | str | None
+    rate: float | str | None
+    verify: bool
+    wait: Wait
+    threads: int
+    nodelay: bool
+    reconnect_every: int | str | None
+    timeout: float | str
+    loss_timeout: float | str
+    gso: bool
+    server_pid: int | None

@@ -1,4 +1,4 @@
-"""The engines by name: which there are, which can be used here, and what "auto" picks."""
+"""The engines by name: which of them can be used here, and which one "auto" picks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsock._native.server.fork import ForkWorker
 from fastsock._native.server.poll import PollWorker
 from fastsock._native.server.serial import SerialWorker
 from fastsock._native.server.threads import ThreadsWorker
-from fastsock.options import AUTO_BUSY_POLL, check_choice, check_int
+from fastsock.server.options import ENGINES
 
 if TYPE_CHECKING:
     from fastsock._native.server.worker import Worker
@@ -26,7 +26,7 @@ WORKERS: dict[str, type[Worker]] = {
     "serial": SerialWorker,
 }
 
-#: Engines that this build does not have, and why.
+#: Engines that cannot be used, and why.
 MISSING: dict[str, str] = {}
 
 try:
@@ -36,12 +36,12 @@ except ModuleNotFoundError:
         "not in this build, which found no liburing "
         "(apt-get install liburing-dev pkg-config, then install fastsock again)"
     )
-except ImportError as error:  # built with a shared liburing that is not, or no longer, there
+except ImportError as error:  # linked with a shared liburing that is missing here
     MISSING["io_uring"] = f"not to be loaded: {error}"
 else:
     WORKERS["io_uring"] = UringWorker
 
-NAMES = ("auto", *WORKERS, *MISSING)
+NAMES = ENGINES
 
 _URING_SINCE = (6, 1)  # Linux with IORING_SETUP_DEFER_TASKRUN
 _URING_FORBIDDEN = {
@@ -50,50 +50,21 @@ _URING_FORBIDDEN = {
 }
 
 
-#: Engines whose connections wait one by one, each in a recv() that blocks.
-BLOCKING = ("threads", "fork")
-
-#: What "auto" picks, and why. The rule has no condition, as none that is known at the start would
-#: do better: docs/benchmarks.md has the table.
+#: What "auto" picks, and why. The rule has no condition: none that is known at the start would do
+#: better. docs/benchmarks.md has the table.
 AUTO = "epoll"
 AUTO_REASON = (
     "within 10 % of the best engine at 1 to 1000 busy connections, and idle ones cost nothing"
 )
 
-_BUSY_POLL_MAX = 10_000
-
-
-def busy_poll_us(value: int | str, engine: str) -> int:
-    """Microseconds that `busy_poll` stands for.
-
-    Raises:
-        TypeError: neither an int nor "auto".
-        ValueError: out of range, or not for this engine.
-
-    """
-    if isinstance(value, str):
-        check_choice("busy_poll", value, ("auto",))
-        return 0 if engine in BLOCKING else AUTO_BUSY_POLL
-    check_int("busy_poll", value, 0, _BUSY_POLL_MAX)
-    if value and engine in BLOCKING:
-        raise ValueError(
-            f"busy_poll {value} is not for engine {engine!r}, whose connections wait one by one; "
-            "expected 0"
-        )
-    return value
-
 
 def choose(name: str) -> str:
-    """Return the engine that `name` stands for.
-
-    An engine asked for by name is that one or an error; only "auto" chooses.
+    """Return the engine that `name`, one of `NAMES`, stands for; only "auto" chooses.
 
     Raises:
-        TypeError: not a str.
-        ValueError: no such engine, or one that is not in this build; the message says why.
+        ValueError: an engine that is not in this build; the message says why.
 
     """
-    check_choice("engine", name, NAMES)
     if name == "auto":
         return AUTO
     if name in MISSING:
@@ -103,15 +74,15 @@ def choose(name: str) -> str:
 
 
 def reason(name: str) -> str:
-    """Why `choose(name)` is what it is."""
+    """Why `choose(name)` is that engine."""
     return AUTO_REASON if name == "auto" else "asked for"
 
 
 def doubt(name: str) -> str:
     """Why an engine that was built may not work here, or "".
 
-    Found out by reading files alone: where a seccomp filter kills for io_uring, asking the kernel
-    would be the end of the process.
+    It reads files only: where a seccomp filter kills for io_uring, a system call to ask the kernel
+    would end the process.
     """
     if name != "io_uring":
         return ""
@@ -127,7 +98,7 @@ def doubt(name: str) -> str:
 
 
 def states() -> dict[str, str]:
-    """Every engine: available, perhaps, or not and why."""
+    """The state of every engine: available, perhaps not, or not, and why."""
     found = {"auto": f"picks {AUTO}: {AUTO_REASON}"}
     for name in WORKERS:
         why = doubt(name)

@@ -1,13 +1,13 @@
-"""Sockets that somebody else has made and bound: systemd, or whoever starts servers in turn.
+"""Sockets that another program has made and bound: systemd, or a program that restarts servers.
 
-A listener that outlives the servers is how a restart loses no client: the kernel goes on completing
-connections and queues them, whether or not anybody accepts just then. So such a socket is only
-borrowed. It is never shut down, which would end it for every holder, its path is never removed, and
-what waits in its queue at a stop is left to whoever accepts next.
+With a listener that outlives the servers a restart loses no client: the kernel goes on completing
+connections and queues them, also while no server accepts. So such a socket is only borrowed. It is
+never shut down, which would end it for every holder. Its path is never removed. What waits in its
+queue at a stop is left to the next server.
 
-Two holders share one open file description (dup(2)), and O_NONBLOCK belongs to that: an accept()
-that must never block cannot be had without the giver's becoming non-blocking too, nor can the flag
-be taken back while a successor may rely on it.
+The holders share one open file description (dup(2)), and O_NONBLOCK belongs to that. The server's
+accept() must never block, so the giver's socket becomes non-blocking too. The flag cannot be
+removed at the end, because the next server may rely on it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def listen_fds(environ: MutableMapping[str, str] | None = None) -> dict[int, str
     """Take the descriptors that a service manager passed to this process, with their names.
 
     The protocol of sd_listen_fds(3): the variables count only if LISTEN_PID is this process. They
-    are removed in any case, so that no child takes them for its own. A descriptor without a name
-    has "".
+    are always removed, or a child could take them for its own. A descriptor without a name has "".
 
     Raises:
         ValueError: LISTEN_FDS is not a number of open descriptors.
@@ -53,9 +52,9 @@ def listen_fds(environ: MutableMapping[str, str] | None = None) -> dict[int, str
             raise ValueError(
                 f"LISTEN_FDS {count}: descriptor {descriptor}: {os.strerror(error.errno or 0)}"
             ) from None
-    told = names.split(":") if names else []
+    given = names.split(":") if names else []
     return {
-        descriptor: told[place] if place < len(told) else ""
+        descriptor: given[place] if place < len(given) else ""
         for place, descriptor in enumerate(descriptors)
     }
 
@@ -65,7 +64,7 @@ def endpoint_of(descriptor: int) -> Endpoint:
 
     Raises:
         OSError: not an open socket; the text names the descriptor.
-        ValueError: not one to serve on: not listening, not bound, or of another kind.
+        ValueError: a socket that cannot be served on: not listening, not bound, or of another kind.
 
     """
     sock, endpoint = borrow(descriptor)
@@ -81,7 +80,7 @@ def borrow(descriptor: int) -> tuple[socket.socket, Endpoint]:
     try:
         copy = os.dup(descriptor)
         try:
-            sock = socket.socket(fileno=copy)  # asks for SO_DOMAIN, SO_TYPE and SO_PROTOCOL
+            sock = socket.socket(fileno=copy)  # reads SO_DOMAIN, SO_TYPE and SO_PROTOCOL
         except BaseException:
             os.close(copy)
             raise
@@ -126,7 +125,7 @@ def _unix_endpoint(sock: socket.socket, stream: bool) -> Endpoint:
     name = sock.getsockname()
     if not name:
         raise ValueError("is a socket that is not bound to a name; expected a bound one")
-    # An abstract name comes as bytes that begin with a NUL, and a path as text.
+    # getsockname() gives an abstract name as bytes that begin with a NUL, and a path as text.
     path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else os.fsdecode(name)
     return Endpoint("unix" if stream else "unixgram", path=path)
 

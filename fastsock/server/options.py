@@ -1,60 +1,194 @@
-"""The options of a server: what each may be, and what goes with which endpoints."""
+"""The options of a server: each declared once, and what goes with which endpoints."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from fastsock.options import (
-    check_bool,
-    check_choice,
-    check_each,
-    check_int,
-    check_number,
+    AUTO_BUSY_POLL,
+    MAX_INT,
+    Choice,
+    Count,
+    Cpus,
+    Descriptors,
+    FileMode,
+    Flag,
+    Line,
+    Octal,
+    Ranges,
+    Seconds,
+    Size,
+    check_all,
     option,
 )
 
 if TYPE_CHECKING:
     from fastsock.endpoint import Endpoint
 
-SERVICES = ("echo", "discard", "chargen")
-DRAIN_TIMES = (0, 86400.0, "seconds")
+Engine = Literal["auto", "epoll", "poll", "threads", "fork", "serial", "io_uring"]
+Service = Literal["echo", "discard", "chargen"]
 
-_BUFFER_SIZES = (1, 16 * 1024 * 1024)  # bytes; a connection's unsent rest is counted in 32 bits
-_MAX_INT = 2**31 - 1
-_MAX_WORKERS = 1024
-_MAX_IDLE = 365 * 86400.0  # seconds
-_MAX_LINE = 4096  # bytes of `close_on`
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+#: Engines whose connections wait one by one, each in a recv() that blocks. "auto" picks neither.
+BLOCKING = ("threads", "fork")
+
+DRAIN_TIME = Seconds(0, 86400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """The checked options of a server; see `Server`."""
 
-    backlog: int = option(MISSING, check_int, 1, _MAX_INT)
-    unix_mode: int = option(MISSING, check_int, 0, 0o777)
-    reuse_port: bool = option(MISSING, check_bool)
-    dual_stack: bool = option(MISSING, check_bool)
-    nodelay: bool = option(MISSING, check_bool)
-    rcvbuf: int = option(MISSING, check_int, 0, _MAX_INT)
-    sndbuf: int = option(MISSING, check_int, 0, _MAX_INT)
-    workers: int = option(MISSING, check_int, 1, _MAX_WORKERS)
-    cpus: tuple[int, ...]
-    buffer_size: int = option(MISSING, check_int, *_BUFFER_SIZES)
-    busy_poll: float  # seconds
-    max_connections: int = option(MISSING, check_int, 0, _MAX_INT)
-    idle_timeout: float = option(MISSING, check_number, 0, _MAX_IDLE, "seconds")
-    allow: tuple[tuple[bytes, int], ...]
-    loop_guard: bool = option(MISSING, check_bool)
-    drain_timeout: float = option(MISSING, check_number, *DRAIN_TIMES)
-    service: str = option(MISSING, check_choice, SERVICES)
-    close_on: bytes
+    engine: str = option(
+        "auto",
+        Choice(Engine),
+        help="Serve streams with this engine; auto picks one.",
+        more="`fastsock info` lists those that can be used here. One asked for by name is used or "
+        "is an error. Datagrams have one engine of their own.",
+    )
+    # sockets
+    backlog: int = option(
+        4096, Count(1, MAX_INT), help="Let this many connections wait to be accepted, listen(2)."
+    )
+    unix_mode: int = option(
+        Octal(0o600),
+        FileMode(),
+        help="Give the file of a Unix socket these rights.",
+        more="They are exact whatever the umask is; a client needs to write. An abstract name "
+        "(unix://@name) has none: every local user of the network namespace may connect.",
+    )
+    reuse_port: bool = option(
+        False,
+        Flag(),
+        help="Let other sockets of this user bind the same port, SO_REUSEPORT.",
+    )
+    dual_stack: bool = option(
+        False,
+        Flag(),
+        help="Take IPv4 on IPv6 endpoints too.",
+        more="An endpoint's own ?dual_stack= wins.",
+    )
+    nodelay: bool = option(
+        True,
+        Flag(),
+        help="Set TCP_NODELAY.",
+        more="Without it small answers wait for acknowledgements.",
+    )
+    rcvbuf: int = option(
+        0,
+        Size(0, MAX_INT),
+        help="Set SO_RCVBUF; 0 = the kernel's choice.",
+        more="tcp and udp only. With 0 the kernel adapts it to the connection.",
+    )
+    sndbuf: int = option(
+        0,
+        Size(0, MAX_INT),
+        help="Set SO_SNDBUF; 0 = the kernel's choice.",
+        more="Not for unix. Of unixgram it holds all answers that no client has received yet; "
+        "when it is full, answers are dropped.",
+    )
+    fds: tuple[int, ...] = option(
+        (),
+        Descriptors(),
+        flags=("--fd",),
+        help="Also serve on this inherited descriptor.",
+        more="It is a listening stream socket or a bound datagram socket, such as "
+        "socket.create_server(...).fileno(). It stays the caller's: the server makes a duplicate "
+        "and closes only that. A listener becomes non-blocking, for the caller too, and gets "
+        "nodelay; a Unix socket takes no open files any more (SO_PASSRIGHTS, if the kernel has "
+        "it). Each has one worker. A stop leaves what waits in the queue to the other holders of "
+        "the socket, so that a restart loses no client.",
+    )
+    # engine
+    workers: int = option(
+        1,
+        Count(1, 1024),
+        help="Run this many native threads per tcp endpoint.",
+        more="Each has a listener of its own (SO_REUSEPORT). Other endpoints have one worker.",
+    )
+    cpus: tuple[int, ...] = option(
+        (),
+        Cpus(),
+        help="Pin the workers to these CPUs in turn, as 0,1.",
+        more="In Python a list; none is any CPU.",
+    )
+    buffer_size: int = option(
+        65536,
+        Size(1, 16 << 20),  # a connection's unsent bytes are counted in 32 bits
+        help="Receive up to this many bytes at once.",
+        more="It is also the most that is kept for a client that does not read. Of a big stream "
+        "up to four times as many are received at once, while its socket has room to send them "
+        "back at once; not by the engines threads and fork.",
+    )
+    busy_poll: float = option(
+        0.0,
+        Seconds(0, 0.01, words=("auto",)),
+        help="Poll for up to this long before blocking.",
+        more="A worker that has nothing to do asks the kernel again and again. It answers few "
+        "connections sooner, for the price of CPU time, and only while waits are shorter than "
+        "that and nothing else wants the CPU, so an idle server blocks. auto is 200us. Not for "
+        "the engines threads and fork, whose connections wait one by one. 0 is never.",
+    )
+    # limits
+    max_connections: int = option(
+        0,
+        Count(0, MAX_INT),
+        help="Stop accepting at this many connections; 0 = unlimited.",
+        more="New ones wait in the backlog until one closes. The number is shared out evenly over "
+        "the workers. Streams only.",
+    )
+    idle_timeout: float = option(
+        0.0,
+        Seconds(0, 365 * 86400),
+        help="Close a connection after this long without a byte; 0 = never.",
+        more="RFC 862 has no such limit. No TCP keepalive is sent, so without this option the "
+        "connection of a client that vanished (power cut, dead link) may stay open for ever. "
+        "Streams only.",
+    )
+    allow: tuple[tuple[bytes, int], ...] = option(
+        (),
+        Ranges(),
+        help="Serve only clients from this range, as 10.0.0.0/8.",
+        more="Other connections are closed at once and counted. Without a range every client is "
+        "served. Streams only.",
+    )
+    loop_guard: bool = option(
+        True,
+        Flag(),
+        help="Leave datagrams unanswered that may be a server's answers.",
+        more="They are those from ports below 1024, from the server's own port, from or to "
+        "multicast, broadcast and unspecified addresses, and from other fastsock servers. Without "
+        "it one forged datagram makes two servers answer each other for ever (CVE-2024-2169). On "
+        "unixgram, where no address can be forged, they are those from the server's own address.",
+    )
+    drain_timeout: float = option(
+        0.0,
+        DRAIN_TIME,
+        help="Serve connections for up to this long after the first signal.",
+        more="stop() does so too. The second signal stops at once.",
+    )
+    # service
+    service: str = option(
+        "echo",
+        Choice(Service),
+        help="Echo (RFC 862), discard (RFC 863) or generate characters (RFC 864).",
+        more="discard and chargen are for streams only.",
+    )
+    close_on: bytes = option(
+        b"",
+        Line(4096),
+        help="Close a connection after echoing this line.",
+        more="The line ends with LF or CR LF. Empty is never. Streams only.",
+    )
 
     def __post_init__(self) -> None:
-        check_each(self)
-        check_close_on(self.close_on, self.service)
+        check_all(self)
+        if self.close_on and self.service != "echo":
+            raise ValueError(f"close_on goes with the service echo, not with {self.service}")
+        object.__setattr__(self, "busy_poll", _busy_poll(self.busy_poll, self.engine))
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options do not go with one of the endpoints."""
@@ -77,25 +211,38 @@ class ServerOptions:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
 
 
-def check_fds(fds: Iterable[int]) -> tuple[int, ...]:
-    return tuple(check_int("descriptor", fd, 0, _MAX_INT) for fd in fds)
+class ServerKeywords(TypedDict, total=False):
+    """What may be given for each field of `ServerOptions`."""
+
+    engine: Engine
+    backlog: int
+    unix_mode: int
+    reuse_port: bool
+    dual_stack: bool
+    nodelay: bool
+    rcvbuf: int | str
+    sndbuf: int | str
+    fds: Iterable[int]
+    workers: int
+    cpus: Iterable[int] | None
+    buffer_size: int | str
+    busy_poll: float | str
+    max_connections: int
+    idle_timeout: float | str
+    allow: Iterable[str]
+    loop_guard: bool
+    drain_timeout: float | str
+    service: Service
+    close_on: bytes
 
 
-def check_cpus(cpus: Sequence[int] | None) -> tuple[int, ...]:
-    if cpus is None:
-        return ()
-    usable = os.sched_getaffinity(0)
-    for cpu in cpus:
-        if check_int("cpu", cpu, 0, _MAX_INT) not in usable:
-            raise ValueError(f"cpu {cpu} cannot be used; expected some of {sorted(usable)}")
-    return tuple(cpus)
-
-
-def check_close_on(line: bytes, service: str) -> bytes:
-    if not isinstance(line, bytes):
-        raise TypeError(f"close_on {line!r} is {type(line).__name__}; expected bytes")
-    if line and service != "echo":
-        raise ValueError(f"close_on goes with the service echo, not with {service}")
-    if b"\n" in line or b"\r" in line or len(line) > _MAX_LINE:
-        raise ValueError(f"close_on {line[:40]!r} is not one line of at most {_MAX_LINE} bytes")
-    return line
+def _busy_poll(value: float | str, engine: str) -> float:
+    """Seconds that a checked `busy_poll` stands for with that engine."""
+    if value == "auto":
+        return 0.0 if engine in BLOCKING else AUTO_BUSY_POLL
+    if value and engine in BLOCKING:
+        raise ValueError(
+            f"busy_poll {value} is not for engine {engine!r}, whose connections wait one by one; "
+            "expected 0"
+        )
+    return float(value)

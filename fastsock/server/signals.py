@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for a main thread that sleeps."""
+"""Ctrl-C and SIGTERM for a main thread that waits in poll(2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stop_signals(on_signal: Callable[[signal.Signals], object]) -> Iterator[int | None]:
     """Have SIGINT and SIGTERM call `on_signal` in the main thread; elsewhere leave them alone.
 
-    Gives a descriptor that becomes readable with every signal, or None outside the main thread.
-    Whoever sleeps must wait for it too: Python's handlers run between two bytecodes, so one that
-    comes just before the sleep would be slept over. The descriptor is written at once.
+    Yields a descriptor that becomes readable with every signal, or None outside the main thread.
+    A wait must include it. Python runs a handler between two bytecodes, so a signal just before the
+    wait would not be handled until the wait ends; the descriptor is written to at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield None
@@ -32,7 +32,7 @@ def stop_signals(on_signal: Callable[[signal.Signals], object]) -> Iterator[int 
         yield reader
     finally:
         for number, handler in before.items():
-            # None: it was not set from Python, which cannot set it again.
+            # None: the handler was not set from Python, which cannot set it again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(wakeup_fd)
         os.close(reader)

@@ -1,4 +1,4 @@
-"""What a server counted."""
+"""The counters of a server."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class ServerStats:
     open when the server stopped), "idle" (``idle_timeout``) and "close_on" (the client sent that
     line). ``rejected`` counts connections from outside ``allow``, which are closed before they
     count as accepted. ``errors`` counts failed calls by errno name. ``accept_pauses`` counts how
-    often the listener was paused for want of descriptors or memory.
+    often accepting was paused because descriptors or memory ran out.
 
-    ``datagrams_in`` counts datagrams received and ``datagrams_out`` those answered; the rest is in
-    ``dropped``, by reason: "loop_guard" (it may have been a server's answer), "truncated" (longer
-    than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not
-    bound and has no address) and "send_error" (its errno is in ``errors``). ``bytes_in`` and
-    ``bytes_out`` hold the bytes of connections and datagrams both. ``engine`` is that of the
-    streams, and ``engine_reason`` why it is that one: "asked for", or what speaks for the choice of
-    "auto". Datagrams have an engine of their own.
+    ``datagrams_in`` counts datagrams received and ``datagrams_out`` datagrams answered. The
+    difference is in ``dropped``, by reason: "loop_guard" (it may have been a server's answer),
+    "truncated" (longer than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix
+    socket, was not bound and has no address) and "send_error" (its errno is in ``errors``).
+    ``bytes_in`` and ``bytes_out`` hold the bytes of both connections and datagrams. ``engine`` is
+    the one of the streams, and ``engine_reason`` says why: "asked for", or the reason for the
+    choice of "auto". Datagrams have an engine of their own.
     """
 
     engine: str

@@ -1,11 +1,11 @@
-"""The file of a Unix socket: who may bind its path, with which rights, and who removes it.
+"""The file of a Unix socket: bound under a lock, with exact rights, and removed at the end.
 
-bind(2) makes the file and nothing but unlink(2) takes it away, so a server that was killed leaves
-one behind that refuses every connection. Such a stale file is replaced; anything else at the path
-is in use and stays. Between finding a file stale and binding the path anew, another server may have
-done the same: to unlink then would take its fresh socket away. Therefore all this happens under a
-lock, flock(2) on ``PATH.lock`` beside the path. The kernel drops it when its holder dies, so it
-cannot go stale, and its file is removed with it.
+bind(2) makes the file and only unlink(2) removes it, so a server that was killed leaves a file
+behind that refuses every connection. Such a stale file is replaced; anything else at the path is in
+use and stays. Two servers may find the same file stale, and the second unlink() would remove the
+first one's new socket. Therefore all this happens under a lock, flock(2) on ``PATH.lock`` beside
+the path. The kernel drops the lock when its holder dies, so it cannot become stale. The lock's file
+is removed with it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _Socket = TypeVar("_Socket", bound=_Closable)
 class SocketFile:
     """The file of a socket that this process is bound to.
 
-    It is removed by `remove()`, with the last reference, or at the end of the interpreter, but only
-    if it is still the same file, and never by a forked child.
+    The file is removed by `remove()`, with the last reference, or at the end of the interpreter. It
+    is removed only if it is still the same file, and never by a forked child.
     """
 
     def __init__(self, path: str, mode: int) -> None:
-        # While a descriptor is open, the number of its inode cannot be given to another file: so a
+        # While a descriptor is open, the kernel gives the number of its inode to no other file: a
         # file with the same number is the same file. O_PATH needs no rights and opens any kind.
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -55,7 +55,7 @@ class SocketFile:
         self._finalizer = weakref.finalize(self, _remove, path, descriptor, os.getpid())
 
     def remove(self) -> None:
-        """Remove the file, once; what has taken its place is left alone."""
+        """Remove the file, once; another file in its place is left alone."""
         self._finalizer()
 
     def forget_after_fork(self) -> None:
@@ -67,15 +67,15 @@ class SocketFile:
 def bind_unix(
     endpoint: Endpoint, mode: int, make_bound: Callable[[], _Socket]
 ) -> tuple[_Socket, SocketFile | None]:
-    """Call `make_bound` when the path is free; return its socket, and the file it made.
+    """Call `make_bound` when the path is free; return its socket and the file it made.
 
     `make_bound` gives its socket the rights `mode` by fchmod(2) before bind(2), so that the file
-    never has more: Linux takes the socket's mode, less the umask. An abstract name has no file and
-    no rights, and no rules but the kernel's.
+    never has more: Linux uses the socket's mode, less the umask. An abstract name has no file and
+    no rights.
 
     Raises:
-        OSError: EADDRINUSE when something is at the path that is not a stale socket, or what a
-            step failed with; the text names it and the endpoint. Nothing is left behind.
+        OSError: EADDRINUSE when something other than a stale socket is at the path, or the error of
+            a step; the text names the step and the endpoint. Nothing is left behind.
 
     """
     path = endpoint.path
@@ -96,15 +96,15 @@ def bind_unix(
 
 
 def give_away(path: str, uid: int, gid: int) -> None:
-    """Make the file of a bound socket another user's: bind(2) makes it for who calls that.
+    """Give the file of a bound socket to another user: bind(2) makes it for the calling user.
 
     Raises:
-        OSError: EADDRINUSE when something else has taken the place of the socket.
+        OSError: EADDRINUSE when another file is in the place of the socket.
 
     """
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # Who may write to the directory could have put a link to any file there.
+        # A user who may write to the directory could have put a link to any file there.
         found = os.fstat(descriptor)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
             raise OSError(errno.EADDRINUSE, f"chown {path}: it is not the socket that was bound")
@@ -133,15 +133,15 @@ def _clear(path: str) -> None:
 
 def _try_to_connect(path: str) -> int:
     """The errno of connect(): ECONNREFUSED says that no socket is bound to the file."""
-    # A datagram socket's connect() sends nothing and waits for nobody, and to a stream socket it is
-    # EPROTOTYPE, whether that listens or not. A stream socket's would be a client of the server
-    # there, and refused between its bind() and its listen().
+    # A datagram socket's connect() sends nothing and never waits. To a stream socket it fails with
+    # EPROTOTYPE, whether that listens or not. A stream socket's connect() would make a client of
+    # the server there, and would be refused between that server's bind() and listen().
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         return probe.connect_ex(path)
 
 
 def _widen(descriptor: int, mode: int) -> None:
-    """Give back the rights that the umask took."""
+    """Add the rights that the umask removed."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         # fchmod() refuses an O_PATH descriptor (open(2)), and a path may name another file by now.
         Path(f"/proc/self/fd/{descriptor}").chmod(mode)
@@ -150,7 +150,8 @@ def _widen(descriptor: int, mode: int) -> None:
 def _remove(path: str, descriptor: int, owner: int) -> None:
     try:
         if os.getpid() == owner:
-            # Gone already, or out of reach: then it stays behind, stale, for the next server.
+            # Gone already, or out of reach: then the file stays, stale, and the next server
+            # replaces it.
             with suppress(OSError), _lock(path, path):
                 if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
                     Path(path).unlink()
@@ -160,7 +161,7 @@ def _remove(path: str, descriptor: int, owner: int) -> None:
 
 @contextmanager
 def _lock(path: str, where: str) -> Iterator[None]:
-    """Keep every other server that obeys this lock from binding or removing `path`."""
+    """Keep every other server that takes this lock from binding or removing `path`."""
     name = Path(f"{path}.lock")
     try:
         descriptor = _acquire(name)
@@ -170,8 +171,8 @@ def _lock(path: str, where: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            name.unlink()  # before the lock is dropped: afterwards it may be somebody else's
-        # Said, because a child forked meanwhile has a copy that would hold it past close().
+            name.unlink()  # before the unlock: afterwards the file may be another server's
+        # Unlocked, not only closed: a child forked meanwhile has a copy that would hold the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -183,7 +184,7 @@ def _acquire(name: Path) -> int:
         descriptor = os.open(name, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file since it was opened.
+            # The holder before may have removed the file since it was opened.
             if os.path.samestat(os.fstat(descriptor), name.lstat()):
                 return descriptor
         except FileNotFoundError:
@@ -205,14 +206,14 @@ def _step(name: str, endpoint: Endpoint) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # What was raised here says why; what the system said has its standard text only.
+        # An error raised in this module says why; one of the system has its standard text only.
         number = error.errno or errno.EIO
         hint = error.strerror if error.strerror != os.strerror(number) else ""
         raise _named(name, str(endpoint), error, hint or "") from None
 
 
 def _named(step: str, where: str, error: OSError, hint: str) -> OSError:
-    """The same error, saying which step failed, where, and what may help."""
+    """The same error, with the step that failed, where, and what may help."""
     number = error.errno or errno.EIO
     text = f"{step} {where}: {os.strerror(number)}"
     return OSError(number, f"{text} ({hint})" if hint else text)

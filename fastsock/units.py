@@ -1,4 +1,4 @@
-"""Human units for the command line: sizes, rates and durations, read and printed.
+"""Human units: sizes, rates, durations and counts, read and printed.
 
 What is printed can be typed back: ``64KiB``, ``10k/s``, ``500us``.
 """
@@ -7,50 +7,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import click
-
-if TYPE_CHECKING:
-    # Generic in newer releases of click only, so it is not subscripted at run time.
-    _NumberType = click.ParamType[float]
-    _IntType = click.ParamType[int]
-else:
-    _NumberType = _IntType = click.ParamType
-
-__all__ = [
-    "DURATION",
-    "FILE_MODE",
-    "RATE",
-    "SIZE",
-    "format_bits",
-    "format_duration",
-    "format_rate",
-    "format_size",
-    "numbers",
-    "parse_duration",
-    "parse_rate",
-    "parse_size",
-]
-
-_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?) ?([^0-9 ]*)")
-_FILE_MODE = re.compile("0?[0-7]{1,3}")
+_DIGITS = "[0-9](?:_?[0-9])*"
+_AMOUNT = re.compile(
+    rf"((?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?[0-9]+)?) ?([^0-9 ]*)"
+)
 _MAX_SIZE = 2**63 - 1  # ssize_t, which recv(2) and send(2) return
 
 
 @dataclass(frozen=True, slots=True)
 class _Units:
-    """A family of units; of the spellings of one factor, the first is the printed one."""
+    """The units of one quantity; of several names of one factor, the first is the printed one."""
 
-    kind: str
+    quantity: str
     factors: dict[str, int]
     example: str
 
 
+_NUMBERS = _Units(quantity="count", factors={"": 1}, example="64")
+_COUNTS = _Units(
+    quantity="count",
+    factors={"": 1, "k": 1000, "M": 1000**2, "G": 1000**3},
+    example="10k",
+)
 _SIZES = _Units(
-    kind="size",
+    quantity="size",
     factors={
         "B": 1,
         "KiB": 1024,
@@ -65,20 +47,20 @@ _SIZES = _Units(
     example="64k",
 )
 _RATES = _Units(
-    kind="rate",
+    quantity="rate",
     factors={"/s": 1, "k/s": 1000, "M/s": 1000**2, "": 1, "k": 1000, "M": 1000**2},
     example="10k/s",
 )
 # As network throughput is given everywhere: in bits, and decimal.
 _BIT_RATES = _Units(
-    kind="bit rate",
+    quantity="bit rate",
     factors={"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9},
     example="10Gbit/s",
 )
 # In microseconds: 300 * 1e-6 is not 0.0003, while 300 / 1e6 is rounded once and right.
 _MICROSECONDS = 1_000_000
 _DURATIONS = _Units(
-    kind="duration",
+    quantity="duration",
     factors={
         "us": 1,
         "ms": 1000,
@@ -92,7 +74,17 @@ _DURATIONS = _Units(
 )
 
 
-def parse_size(text: str) -> int:
+def parse_count(text: str, name: str = "count", *, units: bool = True) -> int:
+    """Return a whole number; units are decimal, so ``10k`` is 10000.
+
+    Raises:
+        ValueError: not a whole number of at least 0; the text begins with `name`, here and below.
+
+    """
+    return _whole(text, name, _COUNTS if units else _NUMBERS)
+
+
+def parse_size(text: str, name: str = "size") -> int:
     """Return a size in bytes; units are binary, so ``64k`` is 65536.
 
     A fraction of a larger unit is rounded to whole bytes.
@@ -101,35 +93,45 @@ def parse_size(text: str) -> int:
         ValueError: not a size, a fraction of one byte, or more than 2**63 - 1 bytes.
 
     """
-    number, factor = _split(text, _SIZES)
-    if factor == 1 and number != int(number):
-        raise ValueError(f"size {_quote(text)} is not a whole number of bytes")
-    size = round(number * factor)
+    size = _whole(text, name, _SIZES)
     if size > _MAX_SIZE:
-        raise ValueError(f"size {_quote(text)} is too large; expected at most {_MAX_SIZE} bytes")
+        raise ValueError(f"{name} {_quote(text)} is too large; expected at most {_MAX_SIZE} bytes")
     return size
 
 
-def parse_rate(text: str) -> float:
+def parse_rate(text: str, name: str = "rate") -> float:
     """Return a rate in messages per second; units are decimal, so ``10k/s`` is 10000.0.
 
     Raises:
         ValueError: not a rate.
 
     """
-    number, factor = _split(text, _RATES)
+    number, factor = _split(text, name, _RATES)
     return float(number * factor)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, name: str = "duration") -> float:
     """Return a duration in seconds; a number without a unit is seconds, and ``m`` is minutes.
 
     Raises:
         ValueError: not a duration.
 
     """
-    number, factor = _split(text, _DURATIONS)
+    number, factor = _split(text, name, _DURATIONS)
     return number * factor / _MICROSECONDS
+
+
+def parse_numbers(text: str, name: str = "numbers") -> list[int]:
+    """Return the numbers of a list such as ``0,1``.
+
+    Raises:
+        ValueError: not such a list.
+
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} {_quote(text)} is not a list of numbers like 0,1") from None
 
 
 def format_size(size: float) -> str:
@@ -172,25 +174,38 @@ def format_duration(seconds: float) -> str:
     return _join(seconds, seconds * _MICROSECONDS, _DURATIONS)
 
 
-def _split(text: str, units: _Units) -> tuple[int | float, int]:
+def plural(count: int, noun: str) -> str:
+    """Return ``1 connection`` or ``2 connections``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _whole(text: str, name: str, units: _Units) -> int:
+    number, factor = _split(text, name, units)
+    if factor == 1 and number != int(number):
+        of_bytes = " of bytes" if units is _SIZES else ""
+        raise ValueError(f"{name} {_quote(text)} is not a whole number{of_bytes}")
+    return round(number * factor)
+
+
+def _split(text: str, name: str, units: _Units) -> tuple[int | float, int]:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None or match[2] not in units.factors:
         names = ", ".join(unit for unit in units.factors if unit)
         raise ValueError(
-            f"{units.kind} {_quote(text)} is not a number of at least 0 with one of the units "
-            f"{names}, as in {units.example}"
+            f"{name} {_quote(text)} is not a number of at least 0"
+            f"{' with one of the units ' * bool(names)}{names}, as in {units.example}"
         )
-    digits, factor = match[1], units.factors[match[2]]
+    digits, factor = match[1].replace("_", ""), units.factors[match[2]]
     # float would round a byte count above 2**53, int refuses thousands of digits.
     number = int(digits) if digits.isdigit() and len(digits) < 20 else float(digits)
     if not math.isfinite(float(number) * factor):
-        raise ValueError(f"{units.kind} {_quote(text)} is too large for a float")
+        raise ValueError(f"{name} {_quote(text)} is too large for a float")
     return number, factor
 
 
 def _join(value: float, amount: float, units: _Units) -> str:
     if not 0 <= amount < math.inf:
-        raise ValueError(f"{units.kind} {value} is not a finite number of at least 0")
+        raise ValueError(f"{units.quantity} {value} is not a finite number of at least 0")
     printed: dict[int, str] = {}
     for unit, factor in units.factors.items():
         printed.setdefault(factor, unit)
@@ -213,52 +228,3 @@ def _three_digits(number: float) -> str:
 def _quote(text: str) -> str:
     quoted = repr(text[:80])
     return quoted if len(quoted) <= 80 and len(text) <= 80 else f"{quoted[:77]}..."
-
-
-class _UnitType(_NumberType):
-    """A click parameter in human units; numbers, such as defaults, pass through."""
-
-    def __init__(self, units: _Units, parse: Callable[[str], float]) -> None:
-        self.name = units.kind
-        self._parse = parse
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if isinstance(value, int | float):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-SIZE = _UnitType(_SIZES, parse_size)
-RATE = _UnitType(_RATES, parse_rate)
-DURATION = _UnitType(_DURATIONS, parse_duration)
-
-
-class _FileMode(_IntType):
-    """A click parameter for the rights of a file, in octal as chmod(1) takes them."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if not _FILE_MODE.fullmatch(value):
-            self.fail(f"mode {_quote(value)} is not octal, 0 to 777, as in 600", param, ctx)
-        return int(value, 8)
-
-
-FILE_MODE = _FileMode()
-
-
-def numbers(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> list[int] | None:
-    """``0,1`` to [0, 1]: the callback of an option that takes a list of numbers."""
-    try:
-        return None if value is None else [int(number) for number in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers like 0,1") from None

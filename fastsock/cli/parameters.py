@@ -1,0 +1,104 @@
+"""From declared options (fastsock/options.py) to click's, and click's types for human units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fastsock.options import Choice, Flag, Kind, Option, Rate, Seconds, Size, declared
+from fastsock.units import parse_numbers
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    # Generic in newer releases of click only, so it is not subscripted at run time.
+    _AnyType = click.ParamType[Any]
+else:
+    _AnyType = click.ParamType
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class KindType(_AnyType):
+    """A click type that parses text as a kind of option does."""
+
+    def __init__(self, kind: Kind, option_name: str) -> None:
+        self.name = kind.metavar
+        self._kind, self._option_name = kind, option_name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # a default
+            return value
+        try:
+            return self._kind.parse(self._option_name, value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self._kind.metavar
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = self._kind.names if isinstance(self._kind, Choice) else ()
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+SIZE = KindType(Size(0, 2**63 - 1), "size")
+RATE = KindType(Rate(0, 1e18), "rate")
+DURATION = KindType(Seconds(0, 1e12), "duration")
+
+
+def long_flag(option: Option) -> str:
+    """``--name-of-the-option``, or the name that was declared for the command line."""
+    named = [flag for flag in option.flags if flag.startswith("--")]
+    return named[0] if named else f"--{option.name.replace('_', '-')}"
+
+
+def flags(option: Option) -> tuple[str, ...]:
+    """The command-line names of an option: the short one first, and one that turns it off."""
+    long = long_flag(option)
+    if isinstance(option.kind, Flag) and option.default:
+        long = f"{long}/--no-{long.removeprefix('--')}"
+    return (*(flag for flag in option.flags if not flag.startswith("--")), long)
+
+
+def click_option(option: Option) -> Callable[[_Command], _Command]:
+    default = option.shown_default
+    settings: dict[str, Any] = {"default": option.default, "show_default": False}
+    if isinstance(option.kind, Flag):
+        settings["is_flag"] = True
+        default = long_flag(option).removeprefix("--") if option.default else ""
+    else:
+        settings["type"] = KindType(option.kind, option.name)
+        settings["multiple"] = option.kind.repeatable
+    text = option.help
+    if option.kind.repeatable:
+        text = f"{text.removesuffix('.')} (repeatable)."
+    settings["help"] = f"{text}  [default: {default}]" if default else text
+    return click.option(*flags(option), **settings)
+
+
+def options_of(options: type) -> Callable[[_Command], _Command]:
+    """Add the declared options of a dataclass to a command, in their order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(declared(options)):
+            command = click_option(option)(command)
+        return command
+
+    return decorate
+
+
+def numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """``0,1`` to [0, 1]: the callback of an option that takes a list of numbers."""
+    try:
+        return None if value is None else parse_numbers(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

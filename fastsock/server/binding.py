@@ -1,0 +1,116 @@
+"""From endpoints and descriptors to bound sockets, one for each worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastsock._native.server.datagram_socket import (
+    DatagramSocket,
+    InheritedDatagramSocket,
+    UnixDatagramSocket,
+)
+from fastsock._native.server.listener import InheritedListener, Listener, UnixListener
+from fastsock.endpoint import Endpoint
+from fastsock.server import inherited
+from fastsock.server.unix_file import SocketFile, bind_unix
+
+if TYPE_CHECKING:
+    from fastsock._native.server.listener import BoundSocket
+    from fastsock.server.options import ServerOptions
+
+
+@dataclass(slots=True)
+class Binding:
+    """What a server is bound to.
+
+    ``endpoints`` have their real ports. ``sockets`` has one for each worker, in their order.
+    ``files`` are those of Unix sockets, which this process removes.
+    """
+
+    endpoints: list[Endpoint] = field(default_factory=list)
+    sockets: list[BoundSocket] = field(default_factory=list)
+    files: list[SocketFile] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Close every socket and remove every file."""
+        for sock in self.sockets:
+            sock.close()  # not when the last reference goes, which an exception may hold for long
+        while self.files:
+            self.files.pop().remove()
+
+
+def bind(endpoints: Iterable[Endpoint], fds: Iterable[int], options: ServerOptions) -> Binding:
+    """Bind a socket to each endpoint, as many as it has workers, and duplicate each descriptor.
+
+    Raises:
+        OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
+        ValueError: a descriptor is not a socket that can be served on.
+
+    """
+    binding = Binding()
+    try:
+        for endpoint in endpoints:
+            bound = _bind_unix if endpoint.is_unix else _bind_inet
+            binding.endpoints.append(bound(endpoint, options, binding))
+        for fd in fds:
+            binding.endpoints.append(_inherit(fd, options, binding))
+    except BaseException:
+        binding.undo()
+        raise
+    return binding
+
+
+def _bind_unix(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> Endpoint:
+    make: Callable[..., BoundSocket] = partial(UnixDatagramSocket, sndbuf=options.sndbuf)
+    if endpoint.is_stream:
+        make = partial(UnixListener, backlog=options.backlog)
+    make = partial(make, endpoint.path, str(endpoint), mode=options.unix_mode)
+    sock, file = bind_unix(endpoint, options.unix_mode, make)
+    binding.sockets.append(sock)
+    if file:
+        binding.files.append(file)
+    return endpoint
+
+
+def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> Endpoint:
+    address = endpoint.resolve()
+    make: Callable[..., BoundSocket] = DatagramSocket
+    workers = 1
+    if endpoint.is_stream:
+        make = partial(Listener, backlog=options.backlog, nodelay=options.nodelay)
+        workers = options.workers
+    port = address.port
+    for _ in range(workers):
+        sock = make(
+            address.family,
+            address.host,
+            port,
+            address.scope_id,
+            str(endpoint),
+            dual_stack=options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack,
+            # The kernel spreads new connections over the sockets that share a port this way.
+            reuse_port=options.reuse_port or workers > 1,
+            rcvbuf=options.rcvbuf,
+            sndbuf=options.sndbuf,
+        )
+        port = sock.port
+        binding.sockets.append(sock)
+    return endpoint.with_port(port)
+
+
+def _inherit(fd: int, options: ServerOptions, binding: Binding) -> Endpoint:
+    sock, endpoint = inherited.borrow(fd)
+    where, family = str(endpoint), int(sock.family)
+    bound: BoundSocket
+    if endpoint.is_stream:
+        # A connection can vanish between poll() and accept(), which then would block.
+        sock.setblocking(False)
+        bound = InheritedListener(sock.detach(), family, where, nodelay=options.nodelay)
+    else:
+        dual_stack = bool(endpoint.dual_stack)
+        bound = InheritedDatagramSocket(sock.detach(), family, where, dual_stack=dual_stack)
+    binding.sockets.append(bound)
+    return endpoint
