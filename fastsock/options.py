@@ -12,7 +12,8 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 from fastsock import units
@@ -27,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class Kind:
-    """What values an option takes."""
+    """What an option may be: type, bounds and unit."""
 
     #: What stands for a value in a line of usage.
     metavar = ""
@@ -37,11 +38,11 @@ class Kind:
     repeatable = False
 
     def check(self, name: str, value: Any) -> Any:
-        """Return what the value of the option `name` stands for, or raise."""
+        """Return the checked value of the option `name`; TypeError or ValueError if it is bad."""
         raise NotImplementedError
 
     def parse(self, name: str, text: str) -> Any:
-        """Return the value that `text` stands for, which `check()` takes too, or raise."""
+        """Return the value that `text` stands for, for `check()`; ValueError if it is bad."""
         return self.check(name, text)
 
     def show(self, value: Any) -> str:
@@ -267,17 +268,22 @@ class Ranges(Kind):
         return text
 
 
-@dataclass(frozen=True, slots=True)
 class Option:
-    """A declared option; see `option()`."""
+    """A declared option: what `option()` was given, and the name of the field."""
 
-    name: str
-    default: Any
-    kind: Kind
-    help: str
-    more: str
-    flags: tuple[str, ...]
-    shown: str
+    def __init__(
+        self,
+        name: str,
+        default: Any,
+        *,
+        kind: Kind,
+        help: str,
+        more: str,
+        flags: tuple[str, ...],
+        shown: str,
+    ) -> None:
+        self.name, self.default, self.kind = name, default, kind
+        self.help, self.more, self.flags, self.shown = help, more, flags, shown
 
     @property
     def shown_default(self) -> str:
@@ -301,10 +307,10 @@ def option(
     Args:
         default: the value if none is given; None is a value too where it is the default.
         kind: what the option may be.
-        help: what it does, in a sentence: for the command line and for the rest.
-        more: what else a reader of the documentation must know.
-        flags: of the command line, besides ``--name-of-the-field``: a short one, or another name.
-        shown: how the default is shown if it depends on other options.
+        help: what it does, in one imperative sentence.
+        more: further sentences, for the documentation.
+        flags: on the command line: a short one beside ``--name-of-the-field``, or another name.
+        shown: the text for a default that depends on other options.
 
     """
     metadata = {"kind": kind, "help": help, "more": more, "flags": flags, "shown": shown}
@@ -410,11 +416,12 @@ def _range(name: str, text: Any) -> tuple[bytes, int]:
 
 
 def _shortest(value: float, show: Callable[[float], str], parse: Callable[[str], float]) -> str:
-    """The value with its unit, if three digits are enough to read the same value back."""
+    """The value with its unit if that reads back as the same value, else without."""
     text = show(value) if value else "0"
     return text if parse(text) == value else f"{value:g}" if value % 1 else f"{value:.0f}"
 
 
+@cache
 def _arguments(options: type) -> str:
     """The options for the Args of a docstring, without the indent of their first line."""
     lines = []

@@ -20,7 +20,7 @@ NOBODY = 65534  # the user id of nobody
 
 @contextmanager
 def taken_port() -> Iterator[int]:
-    """A port that somebody else listens on."""
+    """A port that another socket listens on."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
 
@@ -37,7 +37,7 @@ def test_port_in_use() -> None:
 
 
 def test_address_of_another_machine() -> None:
-    """An address that is not of this machine cannot be bound (192.0.2.0/24 is nobody's)."""
+    """An address that is not of this machine cannot be bound (192.0.2.0/24 is TEST-NET-1)."""
     with pytest.raises(OSError, match=r"bind tcp://192\.0\.2\.1:0: .*not an address of") as caught:
         Server("tcp://192.0.2.1:0").start()
     assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -70,7 +70,7 @@ def bind_without_privileges(port: int) -> None:
 
 def test_second_endpoint_fails() -> None:
     """When one endpoint cannot be bound, those before it are not left bound."""
-    host = "127.76.0.1"  # no other test's, so that nobody else can come to listen there
+    host = "127.76.0.1"  # no other test listens there
     with taken_port() as taken:
         server = Server((host, taken), ("127.0.0.1", taken))
         with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{taken}"):

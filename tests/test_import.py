@@ -54,3 +54,13 @@ assert before == [signal.getsignal(number) for number in range(1, 65)]
 assert len(os.listdir("/proc/self/task")) == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_the_command_imports_no_heavy_library() -> None:
+    """rich, asyncio and matplotlib are imported only by the commands that use them."""
+    code = """
+import sys
+import fastsock.cli
+assert not {"rich", "asyncio", "matplotlib"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -1,4 +1,4 @@
-"""Sockets that somebody else has made: served on, handed on, never shut, never removed."""
+"""Inherited sockets: served on, passed on, never shut down, never removed."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_start_that_fails_leaves_the_listener_alone(listener: socket.socket) -
 def test_a_stop_with_a_queue_fails_nobody(
     implementation: Implementation, serve_process: Any, listener: socket.socket
 ) -> None:
-    """Who waits to be accepted at a stop is served, now or by the next server on the socket."""
+    """A client in the backlog at a stop is served, now or by the next server on the socket."""
     fds = [listener.fileno()]
     server = serve_process(fds=fds, drain_timeout=20.0)
     server.pause()
@@ -224,7 +224,7 @@ def test_a_stop_leaves_the_queue_alone(
 
 
 def test_the_twin_leaves_the_queue_alone(listener: socket.socket) -> None:
-    """So does the serial engine of the twin, behind whose client the others wait."""
+    """So does the twin's serial engine, where the other clients wait for one."""
     with fastsock.pure.Server(fds=[listener.fileno()], engine="serial") as old:
         with connect(old.endpoint) as staying, connect(old.endpoint):
             echo_exactly(staying, b"the only one")

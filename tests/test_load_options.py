@@ -1,4 +1,4 @@
-"""The load client's options: what is refused, and what the others become."""
+"""The load client's options: bad ones are refused, defaults are filled in."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_bad_target(target: Any, error: type[Exception]) -> None:
 
 
 def test_a_host_that_cannot_be_resolved() -> None:
-    """A host name that nobody knows is an OSError, not a failed run."""
+    """A host name that cannot be resolved is an OSError, not a failed run."""
     with pytest.raises(OSError):
         fastsock.load("tcp://no-such-host.invalid:7007", **SHORT)
 

@@ -191,3 +191,12 @@ def test_the_environment(
     monkeypatch.setenv("FASTSOCK_SERVE_FD", "3 -4")
     assert run(["serve"]) == 2
     assert "descriptor -4 is out of range" in capsys.readouterr().err
+
+
+def test_names_are_completed() -> None:
+    """The shell completes the names of a choice."""
+    parameters = {each.name: each for each in cli.commands["serve"].params}
+    engine = parameters["engine"]
+    with cli.commands["serve"].make_context("serve", [], resilient_parsing=True) as context:
+        found = engine.type.shell_complete(context, engine, "e")
+    assert [each.value for each in found] == ["epoll"]

@@ -1,4 +1,4 @@
-"""Tests of the native Server and serve(): options, life and death, signals."""
+"""Tests of the native Server and serve(): options, start and stop, signals."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_stop_with_a_bad_drain(drain: Any) -> None:
         assert_serves(server.endpoint)
 
 
-# --- life and death -----------------------------------------------------------------------------
+# --- start and stop -----------------------------------------------------------------------------
 
 
 def test_start_twice() -> None:
@@ -276,7 +276,7 @@ def resident_bytes() -> int:
 
 
 def test_forgotten_server_ends() -> None:
-    """A running server that nobody holds any more ends, and its clients see it."""
+    """A running server without a reference ends, and its clients see the end."""
     server = Server(ANY_PORT)
     server.start()
     endpoint, gone = server.endpoint, weakref.ref(server)
@@ -349,7 +349,7 @@ def test_error_in_ready_stops_the_server() -> None:
 
 
 def test_bound_comes_before_any_thread() -> None:
-    """serve() calls `bound` with the ports bound and nobody served; what it raises ends it all."""
+    """serve() calls `bound` with the ports bound and no thread; its exception ends the server."""
 
     def bound(server: Server) -> None:
         assert not refuses(server.endpoint)
@@ -400,7 +400,7 @@ def test_shut_listener_ends_serve_forever() -> None:
 
 
 def test_shut_listener_does_not_spin() -> None:
-    """Without serve_forever() a server whose listener was shut serves who is in, and is idle."""
+    """Without serve_forever() a server whose listener was shut serves its clients, and is idle."""
     with connect_to(Server(ANY_PORT)) as (server, sock):
         shut_listener(server.endpoint)
         wait_until(lambda: server.stats().errors.get("EINVAL"))

@@ -1,4 +1,4 @@
-"""``fastsock serve --user``: bound as root, served as somebody else, and no way back."""
+"""``fastsock serve --user``: bound as root, served as another user, and no way back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PR_SET_KEEPCAPS = 8  # <sys/prctl.h>
 
 @pytest.fixture
 def low_ports() -> Iterator[None]:
-    """Every port below 1024 is free, and nobody outside sees who takes one."""
+    """Every port below 1024 is free, in a network namespace of its own."""
     with own_network():
         yield
 
@@ -161,7 +161,7 @@ def test_an_abstract_name() -> None:
 
 
 def test_only_a_socket_is_given_away(directory: Path) -> None:
-    """What somebody has put in the place of the socket keeps its owner."""
+    """Another file in the place of the socket keeps its owner."""
     path, other = directory / "echo.sock", directory / "shadow"
     other.touch()
 
@@ -182,7 +182,7 @@ def test_only_a_socket_is_given_away(directory: Path) -> None:
 
 
 def test_a_result_that_the_user_could_not_write(directory: Path) -> None:
-    """--json FILE that the user may not write is an error before anybody is served."""
+    """--json FILE that the user may not write is an error before any client is served."""
     command = [sys.executable, "-m", "fastsock", "serve", ANY_PORT, "--user", "nobody"]
     done = subprocess.run(
         [*command, "--json", str(directory / "stats.json")],
@@ -231,8 +231,8 @@ def keep_capabilities() -> None:
         become(USER.convert("nobody", None, None))
 
 
-def test_who_is_not_root() -> None:
-    """Others cannot become anybody, and are told so before anything is bound; exit code 1."""
+def test_without_root() -> None:
+    """Without root --user is refused before anything is bound; exit code 1."""
     assert in_fresh_process(ask_as_nobody).splitlines() == [
         "Error: become daemon: Operation not permitted (only root can become another user)",
         "1",

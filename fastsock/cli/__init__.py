@@ -1,4 +1,4 @@
-"""The command ``fastsock``: one file per subcommand; results on stdout, the rest on stderr."""
+"""The command ``fastsock``: one file per subcommand; results on stdout, all else on stderr."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from fastsock.server.options import ServerOptions
 
 
-@dataclass(slots=True)
 class Binding:
     """What a server is bound to.
 
@@ -30,9 +28,10 @@ class Binding:
     ``files`` are those of Unix sockets, which this process removes.
     """
 
-    endpoints: list[Endpoint] = field(default_factory=list)
-    sockets: list[BoundSocket] = field(default_factory=list)
-    files: list[SocketFile] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.endpoints: list[Endpoint] = []
+        self.sockets: list[BoundSocket] = []
+        self.files: list[SocketFile] = []
 
     def undo(self) -> None:
         """Close every socket and remove every file."""

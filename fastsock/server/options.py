@@ -46,8 +46,8 @@ class ServerOptions:
         "auto",
         Choice(Engine),
         help="Serve streams with this engine; auto picks one.",
-        more="`fastsock info` lists those that can be used here. One asked for by name is used or "
-        "is an error. Datagrams have one engine of their own.",
+        more="`fastsock info` lists those that can be used here. An engine given by name is used, "
+        "or the call fails with the reason. Datagrams have one engine of their own.",
     )
     # sockets
     backlog: int = option(
