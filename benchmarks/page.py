@@ -1,4 +1,4 @@
-"""Pages of docs/ that have a part generated from measured results."""
+"""Pages that have a part generated from measured results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ ROOT = Path(__file__).resolve().parent.parent
 END = "<!-- end of the generated part -->"
 
 
-def write_generated(page: Path, results: Path, lines: Iterable[str]) -> None:
-    """Replace the part of the page between the two markers; the rest is written by hand."""
+def with_generated(page: Path, results: Path, lines: Iterable[str]) -> str:
+    """The page's text with `lines` between the two markers; the text around is written by hand."""
     begin = f"<!-- generated from {results.resolve().relative_to(ROOT)} -->"
     generated = "\n".join((begin, "", *lines, "", END))
-    between = re.compile(f"{re.escape(begin)}.*{re.escape(END)}", re.DOTALL)
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
     text, replaced = between.subn(lambda match: generated, page.read_text())
     if replaced != 1:
         raise SystemExit(f"{page} does not hold one pair of markers: {begin} {END}")
-    page.write_text(text)
+    return text
+
+
+def write_generated(page: Path, results: Path, lines: Iterable[str]) -> None:
+    """Replace the generated part of the page."""
+    page.write_text(with_generated(page, results, lines))
     print(page)

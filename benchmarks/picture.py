@@ -1,4 +1,4 @@
-"""The picture of the README: rates in the main cases, and what an echo costs.
+"""The README's picture: relative rates in the main cases, and CPU time per echo.
 
 Drawn by ``python -m benchmarks.table`` from the results that it makes the tables of.
 """
@@ -14,15 +14,14 @@ from fastsock.bench.picture import BLUE, GREY, NATIVE, figure, median, title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Everything is set against this one.
-YARDSTICK = "C epoll"
-#: From top to bottom, by their names in the results; those that did not take part are left out.
+REFERENCE = "C epoll"
+#: From top to bottom: names in the results, and names in the picture. Absent servers are left out.
 SERVERS = {
     "fastsock epoll": "fastsock epoll",
     "fastsock poll": "fastsock poll",
     "fastsock io_uring": "fastsock io_uring",
     "fastsock epoll, busy_poll": "fastsock, busy_poll",
-    YARDSTICK: YARDSTICK,
+    REFERENCE: REFERENCE,
     "C io_uring": "C io_uring",
     "libuv": "libuv (C)",
     "Go": "Go",
@@ -34,7 +33,7 @@ SERVERS = {
     "gevent": "gevent",
     "trio": "trio",
 }
-#: The cases of each panel. Of a server in several of them, the first counts.
+#: The cases of each panel. A server in several of them is taken from the first.
 PANELS = {
     "64 connections": ("64 connections, 64 B",),
     "1000 connections": ("1000 connections, 64 B",),
@@ -65,23 +64,23 @@ def draw(document: dict[str, Any], path: Path) -> None:
         method = document["method"]
         title(
             drawing,
-            "Echo servers: rate over that of a plain C epoll loop, and CPU time",
+            "Echo servers: rate relative to a plain C epoll loop, and CPU time",
             document,
-            "64-byte messages unless said otherwise; reconnecting: one connection a message; CPU "
-            f"time at 64 connections; medians of {method['windows']} windows of "
-            f"{method['window_s']:g} s, taken in turns",
+            "higher rates are better; 64-byte messages unless said otherwise; reconnecting: one "
+            "connection a message; CPU time at 64 connections; medians of "
+            f"{method['windows']} windows of {method['window_s']:g} s, taken in turns",
         )
 
 
 def rates(cases: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, float]]:
-    """Each server's rate over the yardstick's, of ratios within a round to the first server."""
+    """Each server's rate relative to the reference's; of a server in several cases, the first."""
     known = set()
-    for results in (cases[name]["results"] for name in names if name in cases):
-        over = {result["name"]: result["first_over_this_rate"]["median"] for result in results}
-        for name in over.keys() - known if YARDSTICK in over else ():
-            if over[name]:
-                yield name, over[YARDSTICK] / over[name]
-        known |= over.keys()
+    for case in (cases[name] for name in names if name in cases):
+        for result in case["results"] if case["reference"] == REFERENCE else ():
+            ratio = result["rate_ratio"]["median"]
+            if ratio and result["name"] not in known:
+                known.add(result["name"])
+                yield result["name"], ratio
 
 
 def costs(case: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -100,7 +99,7 @@ def draw_bars(axes: Axes, heading: str, servers: list[str], values: dict[str, fl
     for place, name in enumerate(servers):
         text = "-"
         if name in values:
-            color = BLUE if name.startswith(NATIVE) else GREY if name == YARDSTICK else _OTHERS
+            color = BLUE if name.startswith(NATIVE) else GREY if name == REFERENCE else _OTHERS
             (bar,) = axes.barh(place, values[name], height=0.66, color=color)
             bar.set_gid(f"{heading}: {name}")
             text = f"{values[name]:.2f}"

@@ -44,6 +44,7 @@ def run_case(case: NamedCase, method: Method, tool: str | None) -> Comparison:
         case.contenders(case.load),
         case.load,
         method,
+        reference="C recvfrom" if case.load.kind == "udp" else "C epoll",
         progress=lambda text: print(f"  {text}", file=sys.stderr),
         syscalls_per_echo=partial(syscalls.per_echo, tool) if tool else None,
     )

@@ -1,30 +1,51 @@
-"""Write the tables of docs/benchmarks.md, and docs/benchmarks.svg: ``python -m benchmarks.table``.
+"""Write the tables of docs/benchmarks.md and README.md, and docs/benchmarks.svg.
 
-The text between the two markers is generated from ``benchmarks/results/comparison.json``; the
-method around it is written by hand.
+``python -m benchmarks.table`` generates the text between the markers from
+``benchmarks/results/comparison.json``; the text around it is written by hand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 from benchmarks.page import ROOT, write_generated
-from benchmarks.picture import draw
+from benchmarks.picture import REFERENCE, SERVERS, draw
 from benchmarks.run import COMPARISON
+from fastsock.bench.picture import NATIVE
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 DRAWN = PAGE.with_suffix(".svg")
-TITLES = (
-    "messages/s",
-    "p50 us",
-    "p99 us",
-    "CPU us/echo",
-    "rate ratio",
-    "CPU ratio",
-    "calls/echo",
-)
+README = ROOT / "README.md"
+README_CASE = "64 connections, 64 B"
+
+#: So many cases with the same servers have one table a figure, with a column a case.
+WIDE = 3
+
+Cell = Callable[[dict[str, Any]], str]
+FIGURES: dict[str, Cell] = {
+    "messages/s": lambda result: f"{result['messages_per_s']['median']:,.0f}",
+    "p50 us": lambda result: microseconds(result["p50_us"]["median"]),
+    "p99 us": lambda result: microseconds(result["p99_us"]["median"]),
+    "CPU us/echo": lambda result: f"{result['server_cpu_us_per_echo']['median']:.2f}",
+    "rate ratio": lambda result: spread(result["rate_ratio"]),
+    "calls/echo": lambda result: calls(result.get("syscalls_per_echo")),
+}
+
+
+def microseconds(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def spread(value: dict[str, float]) -> str:
+    digits = 2 if value["median"] >= 0.01 else 4
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
+
+
+def calls(count: float | None) -> str:
+    return "-" if count is None else f"{count:.2f}"
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
@@ -34,52 +55,109 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         f"kernel {host['kernel']}, Python {host['python']}; medians of {method['windows']} windows "
         f"of {method['window_s']:g} s after {method['warmup_s']:g} s of warm-up."
     )
+    yield (
+        "The rate ratio is the row's rate relative to that of the reference row, within a round: "
+        "higher is better; median and quartiles of the rounds."
+    )
     counted = method.get("syscalls_by")
     if counted:
         yield f"System calls were counted by {counted}."
-    for case in document["cases"]:
-        yield ""
-        yield f"### {case['name']}"
-        yield ""
-        yield f"Floor: {case['floor_us']['median']:.2f} us an echo, both ends."
-        yield ""
-        titles = TITLES if counted else TITLES[:-1]
-        yield f"| server | {' | '.join(titles)} |"
-        yield f"|---|{'---:|' * len(titles)}"
-        for result in case["results"]:
-            cells = cells_of(result)
-            yield f"| {' | '.join(cells if counted else cells[:-1])} |{problems_of(result)}"
-        if case["left_out"]:
-            yield ""
-            reasons = [f"{name} {reason}" for name, reason in case["left_out"].items()]
-            yield f"Left out: {'; '.join(reasons)}."
+    for _, group in groupby(document["cases"], key=same_servers):
+        cases = list(group)
+        if len(cases) >= WIDE:
+            yield from wide(cases, bool(counted))
+        else:
+            for case in cases:
+                yield from narrow(case, bool(counted))
+    yield from left_out(document)
 
 
-def cells_of(result: dict[str, Any]) -> list[str]:
-    calls = result.get("syscalls_per_echo")
-    return [
-        result["name"],
-        f"{result['messages_per_s']['median']:,.0f}",
-        f"{result['p50_us']['median']:.1f}",
-        f"{result['p99_us']['median']:.1f}",
-        f"{result['server_cpu_us_per_echo']['median']:.2f}",
-        spread(result["first_over_this_rate"]),
-        spread(result["first_over_this_cpu"]),
-        "-" if calls is None else f"{calls:.2f}",
-    ]
+def same_servers(case: dict[str, Any]) -> tuple[str, str]:
+    """Cases that follow each other and have this in common are compared side by side."""
+    return case["reference"], case["results"][0]["name"]
+
+
+def narrow(case: dict[str, Any], counted: bool) -> Iterator[str]:
+    """One table, with a column a figure."""
+    floor = case["floor_us"]["median"]
+    yield from ("", f"### {case['name']}", "")
+    yield f"Reference: {case['reference']}. Floor: {floor:.2f} us an echo, both ends."
+    yield ""
+    titles = [title for title in FIGURES if counted or title != "calls/echo"]
+    yield from head("server", *titles)
+    for result in case["results"]:
+        cells = [FIGURES[title](result) for title in titles]
+        yield f"| {' | '.join([result['name'], *cells])} |{problems_of(result)}"
+
+
+def wide(cases: list[dict[str, Any]], counted: bool) -> Iterator[str]:
+    """A table a figure, with a column a case; the reference's rates and the floors below."""
+    reference = cases[0]["reference"]
+    below = {
+        "rate ratio": [f"{reference}, messages/s", *(rate_of(case, reference) for case in cases)],
+        "CPU us/echo": [
+            "the floor, both ends",
+            *(f"{case['floor_us']['median']:.2f}" for case in cases),
+        ],
+    }
+    results = [{result["name"]: result for result in case["results"]} for case in cases]
+    names = dict.fromkeys(name for each in results for name in each)
+    for title in ("rate ratio", "CPU us/echo", "p99 us", "calls/echo"):
+        if title == "calls/echo" and not counted:
+            continue
+        heading = f"Rate relative to {reference}" if title == "rate ratio" else title
+        yield from ("", f"### {heading}", "")
+        yield from head("server", *(case["name"] for case in cases))
+        for name in names:
+            cells = [
+                FIGURES[title](each[name]) + problems_of(each[name]) if name in each else ""
+                for each in results
+            ]
+            yield f"| {' | '.join([name, *cells])} |"
+        if title in below:
+            yield f"| {' | '.join(below[title])} |"
+
+
+def head(*titles: str) -> Iterator[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield f"|---|{'---:|' * (len(titles) - 1)}"
+
+
+def rate_of(case: dict[str, Any], name: str) -> str:
+    (rate,) = (FIGURES["messages/s"](each) for each in case["results"] if each["name"] == name)
+    return rate
 
 
 def problems_of(result: dict[str, Any]) -> str:
     return f" (not valid: {'; '.join(result['problems'])})" if result["problems"] else ""
 
 
-def spread(value: dict[str, float]) -> str:
-    return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
+def left_out(document: dict[str, Any]) -> Iterator[str]:
+    """Each absent server once, with the reason."""
+    absent = {name: why for case in document["cases"] for name, why in case["left_out"].items()}
+    if absent:
+        reasons = [f"{name} {reason}" for name, reason in absent.items()]
+        yield from ("", f"Left out where absent: {'; '.join(reasons)}.")
+
+
+def readme_lines(document: dict[str, Any]) -> Iterator[str]:
+    """The servers of the picture in its first case."""
+    (case,) = (case for case in document["cases"] if case["name"] == README_CASE)
+    results = {result["name"]: result for result in case["results"]}
+    yield from head("server", "messages/s", f"rate relative to {REFERENCE}", "CPU us/echo")
+    for name, label in SERVERS.items():
+        if name in results:
+            titles = ("messages/s", "rate ratio", "CPU us/echo")
+            cells = [label, *(FIGURES[title](results[name]) for title in titles)]
+            if name.startswith(NATIVE):
+                cells = [f"**{cell}**" for cell in cells]
+            yield f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     results = json.loads(COMPARISON.read_text())
     write_generated(PAGE, COMPARISON, lines_of(results))
+    write_generated(README, COMPARISON, readme_lines(results))
     draw(results, DRAWN)
     print(DRAWN)
 

@@ -49,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     """Each has its figures for each number of connections."""
     document, _ = measured
-    assert document["schema"] == "fastsock.bench/2"
+    assert document["schema"] == "fastsock.bench/3"
     assert document["method"] == {
         "windows": 1,
         "window_s": 0.1,
@@ -62,6 +62,7 @@ def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     assert {"fastsock fork", "stdlib asyncio"} <= {result["name"] for result in both["results"]}
     for case in (alone, both):
         assert case["floor_us"]["median"] > 0
+        assert case["reference"] == case["results"][0]["name"]
         for result in case["results"]:
             assert result["windows"] == 1
             assert result["syscalls_per_echo"] is None
@@ -118,7 +119,34 @@ def test_bench_compares(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5 turns, which take about " in shown.err
     for expected in ("1 connection, 64 B", "2 connections, 64 B", "stdlib threads", "again"):
         assert expected in shown.out
-    assert "n/a: it serves one client at a time" in " ".join(shown.out.split())
+    assert "n/a: the server serves one client at a time" in " ".join(shown.out.split())
+
+
+def rates_of(name: str, *rates: float) -> compare.Result:
+    return compare.Result(name, rates=list(rates))
+
+
+def test_ratios_are_to_the_reference() -> None:
+    """A server with twice the reference's rate has the ratio 2, of windows of one round."""
+    results = (rates_of("slow", 10, 30, 20), rates_of("C epoll", 20, 60, 80))
+    floor = compare.Spread.of([1.0])
+    of = compare.Comparison(compare.Case(), results, floor, "slow").rate_ratio(results[1])
+    assert (of.median, of.low, of.high) == (2, 2, 3)
+    of = compare.Comparison(compare.Case(), results, floor, "C epoll").rate_ratio(results[0])
+    assert of.median == 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"), [("fastsock poll", "fastsock poll"), ("Go", "fastsock epoll")]
+)
+def test_the_reference_is_the_first_where_the_one_asked_for_is_absent(
+    asked: str, used: str
+) -> None:
+    """The comparison names the reference that it used."""
+    method = compare.Method(1, 0.05, 0.01)
+    servers = [native("epoll"), native("poll")]
+    compared = compare.compare(servers, compare.Case(1), method, reference=asked)
+    assert compared.as_dict()["reference"] == used
 
 
 @pytest.mark.parametrize("kind", ["udp", "unixgram"])

@@ -28,7 +28,7 @@ from fastsock.client.report import LoadReport
 from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
 
-BENCH_SCHEMA = "fastsock.bench/2"
+BENCH_SCHEMA = "fastsock.bench/3"
 
 _FLOOR_WINDOW_NS = 100_000_000
 _LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; else 64 KiB
@@ -160,30 +160,28 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Results of all contenders under one case; the first is the one that ratios refer to.
+    """Results of all contenders under one case.
 
-    ``left_out`` says of contenders that cannot take part why.
+    Rates are set against that of the contender named `reference`: higher is better. ``left_out``
+    says why a contender does not take part.
     """
 
     case: Case
     results: tuple[Result, ...]
     floor_us: Spread
+    reference: str
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def rate_ratio(self, result: Result) -> Spread:
-        """The first contender's rate over this one's, round by round."""
-        mine = self.results[0].rates
-        return Spread.of([a / b for a, b in zip(mine, result.rates, strict=True) if b])
-
-    def cpu_ratio(self, result: Result) -> Spread:
-        """The first contender's server CPU per echo over this one's, round by round."""
-        mine = self.results[0].cpu_per_echo
-        return Spread.of([a / b for a, b in zip(mine, result.cpu_per_echo, strict=True) if b])
+        """This contender's rate over the reference's, round by round."""
+        rates = next(each.rates for each in self.results if each.name == self.reference)
+        return Spread.of([a / b for a, b in zip(result.rates, rates, strict=True) if b])
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "case": asdict(self.case),
             "floor_us": self.floor_us.as_dict(),
+            "reference": self.reference,
             "results": [self._result_dict(result) for result in self.results],
             "left_out": dict(self.left_out),
         }
@@ -197,8 +195,7 @@ class Comparison:
             "server_cpu_us_per_echo": Spread.of(result.cpu_per_echo).as_dict(),
             "memory_bytes": result.memory and result.memory.as_dict(),
             "syscalls_per_echo": result.syscalls_per_echo,
-            "first_over_this_rate": self.rate_ratio(result).as_dict(),
-            "first_over_this_cpu": self.cpu_ratio(result).as_dict(),
+            "rate_ratio": self.rate_ratio(result).as_dict(),
             "windows": len(result.rates),
             "problems": sorted(set(result.problems)),
         }
@@ -211,7 +208,7 @@ def document(
     commit: str | None = None,
     syscalls_by: str | None = None,
 ) -> dict[str, Any]:
-    """Named comparisons of one run as a ``fastsock.bench/2`` document.
+    """Named comparisons of one run as a ``fastsock.bench/3`` document.
 
     `syscalls_by` is the tool that counted the system calls, if they were counted.
     """
@@ -235,13 +232,15 @@ def compare(
     case: Case,
     method: Method,
     *,
+    reference: str = "",
     progress: Progress = lambda text: None,
     syscalls_per_echo: Callable[[ServerProcess, Case], float | None] | None = None,
 ) -> Comparison:
-    """Let every contender that can take part have its turns, in rounds; the first must be able to.
+    """Give every contender that can take part its turns, in rounds; at least one must be able to.
 
-    `progress` is called before each turn. `syscalls_per_echo` counts a server's system calls, in a
-    turn after all windows, for a count takes time.
+    `reference` names the contender that the others' rates are set against; the first one, if it
+    does not take part. `progress` is called before each turn. `syscalls_per_echo` counts a server's
+    system calls, in a turn after all windows, for a count takes time.
 
     Raises:
         RuntimeError: a contender did not start; the text has the last lines that it printed.
@@ -273,7 +272,9 @@ def compare(
     left_out = {
         each.name: each.hindrance(case.connections) for each in contenders if each not in present
     }
-    return Comparison(case, results, Spread.of(floors), left_out)
+    names = [contender.name for contender in present]
+    reference = reference if reference in names else names[0]
+    return Comparison(case, results, Spread.of(floors), reference, left_out)
 
 
 @contextmanager

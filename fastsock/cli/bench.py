@@ -23,7 +23,7 @@ from fastsock.units import format_duration, format_rate, format_size
 
 ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)
-TITLES = ("rate", "p50 us", "p99 us", "CPU us", "memory", "each", "ratio", "CPU ratio")
+TITLES = ("rate", "p50", "p99", "CPU", "memory", "each", "rate ratio")
 
 
 class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -56,35 +56,46 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
     "--engines",
     "engine_names",
     metavar="all|NAME,...",
-    help="Engines to compare over a range of connections: all, or some of them, such as "
+    help="Compare these engines over a range of connections: all, or names such as "
     "epoll,fork,stdlib-threads.",
 )
 @click.option(
-    "--kind", type=click.Choice(contenders.KINDS), default="tcp", help="Of the endpoints."
+    "--kind",
+    type=click.Choice(contenders.KINDS),
+    default="tcp",
+    help="Compare on endpoints of this kind.",
 )
 @click.option(
     "-c",
     "--connections",
     callback=numbers,
     metavar="N,...",
-    help="A comparison for each number.  [default: 64; with --engines 1,10,100,1000]",
+    help="Compare with each of these numbers of connections.  [default: 64; with --engines "
+    "1,10,100,1000]",
 )
-@click.option("-s", "--size", type=SIZE, default="64", help="Bytes per message.")
-@click.option("--depth", type=int, default=1, help="Messages in flight per connection.")
-@click.option("--windows", type=click.IntRange(1, 1000), default=5, help="Turns of each server.")
-@click.option("--window", type=DURATION, default="500ms", help="Measured time of a turn.")
+@click.option("-s", "--size", type=SIZE, default="64", help="Send messages of this many bytes.")
+@click.option(
+    "--depth", type=int, default=1, help="Keep this many messages in flight per connection."
+)
+@click.option(
+    "--windows", type=click.IntRange(1, 1000), default=5, help="Give each server this many turns."
+)
+@click.option(
+    "--window", type=DURATION, default="500ms", help="Measure for this long in each turn."
+)
 @click.option(
     "--warmup",
     type=DURATION,
     default="200ms",
-    help="Dropped before each window; at least 1ms per connection.",
+    help="Load for this long before each window; at least 1ms per connection.",
 )
 @click.option(
     "--rival",
     "rivals",
     type=RivalType(),
     multiple=True,
-    help="Another server: a command that prints 'listening on ENDPOINT' to stderr.",
+    help="Compare this server too: a command that prints 'listening on ENDPOINT' to stderr "
+    "(repeatable).",
 )
 @json_option
 @click.option(
@@ -109,8 +120,8 @@ def bench(
 ) -> int:
     """Compare the native server with its standard-library twin on this machine.
 
-    The servers take turns, window by window, while the others are stopped; ratios are taken
-    within a round, and their median is given with its quartiles.
+    The servers take turns, window by window, while the others are stopped. The rate ratio is the
+    server's rate relative to the first row's, taken within a round: higher is better.
     """
     method = compare.Method(windows, window, warmup)
     counts = connections or (ONE_CASE if engine_names is None else CURVE)
@@ -229,17 +240,19 @@ def show(name: str, comparison: compare.Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    first = comparison.results[0]
     notes = [
-        f"ratio: {first.name} over the row, median (quartiles) of the rounds",
-        f"CPU of the server per echo; floor {comparison.floor_us.median:.2f} us, both ends",
-        "memory: with all connected, and for each of them",
-        *(f"n/a: it {reason}" for reason in dict.fromkeys(comparison.left_out.values())),
+        f"rate ratio: relative to {comparison.reference}, higher is better, median (quartiles) of "
+        "the rounds",
+        f"CPU: of the server per echo; floor {comparison.floor_us.median:.2f} us, both ends",
+        "memory: with all connections open, and for each of them",
+        *(f"n/a: the server {reason}" for reason in dict.fromkeys(comparison.left_out.values())),
     ]
     table = Table(
-        title=f"{name}: medians of {len(first.rates)} windows",
+        title=f"{name}: medians of {len(comparison.results[0].rates)} windows",
         caption="; ".join(notes),
         box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
     )
     table.add_column("server")
     for title in TITLES:
@@ -250,7 +263,7 @@ def show(name: str, comparison: compare.Comparison) -> None:
         table.add_row(left_out, "n/a")
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a pipe has no width; do not fold what goes to a file
+        console.width = 120  # a pipe has no width: write even a long server name on one line
     console.print(table)
     for result in comparison.results:
         for problem in sorted(set(result.problems)):
@@ -261,13 +274,11 @@ def cells(comparison: compare.Comparison, result: compare.Result) -> Iterator[st
     memory = result.memory
     yield result.name
     yield format_rate(compare.Spread.of(result.rates).median)
-    yield f"{compare.Spread.of(result.p50s).median:.1f}"
-    yield f"{compare.Spread.of(result.p99s).median:.1f}"
-    yield f"{compare.Spread.of(result.cpu_per_echo).median:.2f}"
+    for values in (result.p50s, result.p99s, result.cpu_per_echo):
+        yield format_duration(compare.Spread.of(values).median / 1e6)
     yield format_size(memory.connected) if memory else "unknown"
     yield format_size(max(memory.per_connection, 0)) if memory else "unknown"
     yield spread_text(comparison.rate_ratio(result))
-    yield spread_text(comparison.cpu_ratio(result))
 
 
 def spread_text(spread: compare.Spread) -> str:
