@@ -64,16 +64,18 @@ valgrind: $(VENV)/.test
 		tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
 	@tail -1 build/valgrind.log
 
-# Comparison with every rival, for docs/benchmarks.md and its picture, and the pytest-benchmark suite.
-# Half an hour.
+# Comparison with every rival, for the tables, the picture and the figures of the pages, and the
+# pytest-benchmark suite. Half an hour.
 bench: $(VENV)/.bench
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.figures
 
 # Every engine over 1 to 1000 connections, for docs/nine-steps.md. Some minutes.
 engines: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.figures
 
 # Every promise measured, rivals beside it, for docs/reliability.md. Ten minutes; root for UDP.
 reliability: $(VENV)/.reliability
@@ -93,19 +95,23 @@ ENGINE ?= epoll
 
 soak: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.soak $(SOAK) --engine $(ENGINE)
+	$(BIN)/python -m benchmarks.figures
 
 churn: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.churn $(CHURN) --engine $(ENGINE)
+	$(BIN)/python -m benchmarks.figures
 
 # MOST is how many idle connections are tried at the end, if the machine allows; STUCK is how many
 # clients never read.
 hold: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.long.hold --stuck $(STUCK) --most $(STUCK) --engine $(ENGINE)
+	$(BIN)/python -m benchmarks.figures
 
 # Of all engines, and of datagrams, in turns.
 stop: $(VENV)/.package
 	$(BIN)/python -m benchmarks.long.stop $(STOPS)
+	$(BIN)/python -m benchmarks.figures
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.page import ROOT, write_generated
 from benchmarks.reliability.run import RELIABILITY
-from fastsock.bench.contenders import NATIVE
+from fastsock.bench.contenders import NATIVE, TWIN
 
 PAGE = ROOT / "docs" / "reliability.md"
 KIB, MIB = 1 << 10, 1 << 20
@@ -153,7 +153,7 @@ LIMITS = (
     Measure(
         "stuck_readers",
         "others' p99, without -> beside them",
-        "The others do not notice",
+        "Other clients do not notice",
         "one client's p99 with 64 B messages, without and beside those clients",
         others,
     ),
@@ -230,25 +230,29 @@ DATAGRAMS = (
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
     host, streams = document["host"], document["streams"]
+    own = [row for row in streams if row["group"] == NATIVE]
+    twins = [row for row in streams if row["group"] == TWIN]
+    rivals = [row for row in streams if row["group"] not in (NATIVE, TWIN)]
+    beside = [*own[:1], *twins, *rivals]
     yield (
         f"Commit {document['commit']}, {document['date']}; {host['cpus']} CPUs ({host['cpu']}), "
         f"kernel {host['kernel']}, Python {host['python']}; the run took {document['took_s']} s."
     )
     yield from heading("fastsock, engine by engine")
-    yield from by_engine([row for row in streams if row["group"] == NATIVE])
+    yield from by_engine(own)
     for title, measures in (
-        ("All servers: bytes", BYTES),
-        ("All servers: limits", LIMITS),
-        ("All servers: the end", ENDS),
+        ("Other servers: bytes", BYTES),
+        ("Other servers: limits", LIMITS),
+        ("Other servers: the end", ENDS),
     ):
         yield from heading(title)
-        yield from by_server(streams, measures)
+        yield from by_server(beside, measures)
     yield ""
     yield from without_a_fault(streams)
     yield from heading("Datagrams")
     yield from by_server(document["datagrams"], DATAGRAMS)
     yield from heading("Versions and commands")
-    yield from versions(streams)
+    yield from versions([*own[:1], *twins[:1], *rivals])
 
 
 def heading(title: str) -> Iterator[str]:

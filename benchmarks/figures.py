@@ -1,0 +1,308 @@
+"""Figures that pages quote in prose, written from the results they come from.
+
+``python -m benchmarks.figures`` rewrites them in the pages; tests/test_figures.py checks them. An
+entry is a text that stands once in its page, with ``#`` for each number, and the numbers. A space
+in it also matches a line's end. The words around a number are written by hand: read them again when
+the numbers change.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from benchmarks.page import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+Document = dict[str, Any]
+
+
+class Figure(NamedTuple):
+    page: str
+    text: str
+    values: Callable[[], tuple[str, ...]]
+
+
+def pattern_of(figure: Figure) -> re.Pattern[str]:
+    literal = re.escape(figure.text).replace(r"\ ", r"\s+")
+    return re.compile(literal.replace(r"\#", r"([\d.,]*\d[kM]?)"))
+
+
+@cache
+def results(name: str) -> Document:
+    document: Document = json.loads((RESULTS / f"{name}.json").read_text())
+    return document
+
+
+# --- what the comparison measured ---------------------------------------------------------------
+
+ONE, MANY, CROWD = "1 connection, 64 B", "64 connections, 64 B", "1000 connections, 64 B"
+BIG, BIGGER = "16 connections, 64 KiB", "8 connections, 1 MiB"
+NEW = "64 connections, connect, echo, close, 64 B"
+POLLED, SLEEPING = f"{ONE}, busy_poll", f"{ONE}, busy_poll, client that sleeps"
+BUSY = f"{MANY}, beside a busy main thread"
+TWINS = ("threads", "selectors")
+
+
+def result(case: str, server: str) -> Document:
+    (found,) = (each for each in results("comparison")["cases"] if each["name"] == case)
+    (row,) = (row for row in found["results"] if row["name"] == server)
+    return dict(row)
+
+
+def ratio(case: str, server: str, over: str = "") -> float:
+    """The server's rate relative to the reference's, or to another server's."""
+    value = float(result(case, server)["rate_ratio"]["median"])
+    return value / ratio(case, over) if over else value
+
+
+def rate(case: str, server: str) -> float:
+    return float(result(case, server)["messages_per_s"]["median"])
+
+
+def cpu(case: str, server: str) -> float:
+    return float(result(case, server)["server_cpu_us_per_echo"]["median"])
+
+
+def p99(case: str, server: str) -> float:
+    return float(result(case, server)["p99_us"]["median"])
+
+
+def worst_stop(how: str, load: str, *, fork: bool = False) -> float:
+    """Milliseconds: the largest p99 of all engines but fork, or that of fork."""
+    figures: dict[str, str] = results("stop")["figures"]
+    return max(
+        float(text.split("p99 ")[1].split(",")[0])
+        for name, text in figures.items()
+        if name.startswith(f"{how}, {load}, ") and name.endswith(", fork") == fork
+    )
+
+
+def met(run: str) -> tuple[str, ...]:
+    targets = results(run)["targets"]
+    return whole(sum(target["met"] for target in targets), len(targets))
+
+
+def p99_over_alone(run: str) -> float:
+    return float(results(run)["targets"][0]["figure"])
+
+
+def floor(case: str) -> float:
+    (found,) = (each for each in results("comparison")["cases"] if each["name"] == case)
+    return float(found["floor_us"]["median"])
+
+
+# --- how numbers are written --------------------------------------------------------------------
+
+
+def two(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value:.2f}" for value in values)
+
+
+def one(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value:.1f}" for value in values)
+
+
+def whole(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value:,.0f}" for value in values)
+
+
+def thousands(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value / 1000:.0f}k" for value in values)
+
+
+# --- the figures ----------------------------------------------------------------------------------
+
+EPOLL, POLL, URING = "fastsock epoll", "fastsock poll", "fastsock io_uring"
+FORK, UDP = "fastsock fork", "fastsock datagrams, udp"
+UDP_1, UDP_128 = "UDP, 1 in flight, 64 B", "UDP, 128 in flight, 64 B"
+C = "C epoll"
+
+BENCHMARKS, SCALING, README = "docs/benchmarks.md", "docs/scaling.md", "README.md"
+
+
+def planned(wanted: str, case: str, per_second: float) -> Figure:
+    """A row of docs/scaling.md: CPU per message, cores at 70 %, and twice that for the network."""
+
+    def values() -> tuple[str, ...]:
+        cores = per_second * cpu(case, EPOLL) / 1e6 / 0.7
+        return (*two(cpu(case, EPOLL)), f"{cores:.2g}", f"{2 * cores:.2g}")
+
+    return Figure(SCALING, f"| {wanted} | # us | # | # |", values)
+
+
+FIGURES = [
+    Figure(
+        BENCHMARKS,
+        "gevent has #, `epoll` #. gevent polls again before it sleeps, for # us of CPU per echo "
+        "instead of #. That is what `busy_poll` does on request; with it `epoll` has #, beside # "
+        "of gevent.",
+        lambda: (
+            *two(ratio(ONE, "gevent"), ratio(ONE, EPOLL), cpu(ONE, "gevent"), cpu(ONE, EPOLL)),
+            *two(ratio(POLLED, f"{EPOLL}, busy_poll"), ratio(POLLED, "gevent")),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "`poll` has # and #, `epoll` # and #. A plain io_uring loop in C has # at 64;",
+        lambda: (
+            *two(ratio(MANY, POLL), ratio(CROWD, POLL), ratio(MANY, EPOLL), ratio(CROWD, EPOLL)),
+            *two(ratio(MANY, "C io_uring")),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "C io_uring #, Go #, `poll` #, `epoll` #.",
+        lambda: two(*(ratio(BIG, each) for each in ("C io_uring", "Go", POLL, EPOLL))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "asyncio's Protocol has #, `epoll` #.",
+        lambda: two(ratio(BIGGER, "asyncio Protocol"), ratio(BIGGER, EPOLL)),
+    ),
+    Figure(
+        BENCHMARKS,
+        "uvloop has # and Go #, for # and # us of CPU; `epoll` has # for # us, `io_uring` # for # "
+        "us. `fork` makes a process for each: #.",
+        lambda: (
+            *two(ratio(NEW, "uvloop Protocol"), ratio(NEW, "Go")),
+            *two(cpu(NEW, "uvloop Protocol"), cpu(NEW, "Go")),
+            *two(ratio(NEW, EPOLL), cpu(NEW, EPOLL), ratio(NEW, URING), cpu(NEW, URING)),
+            *two(ratio(NEW, FORK)),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "# of `recvfrom` and `sendto` in C, for # us of CPU instead of #:",
+        lambda: two(ratio(UDP_1, UDP), cpu(UDP_1, UDP), cpu(UDP_1, "C recvfrom")),
+    ),
+    Figure(BENCHMARKS, "With 128 in flight it has #.", lambda: two(ratio(UDP_128, UDP))),
+    Figure(
+        BENCHMARKS,
+        "beside 1000 busy connections: p99 is # s",
+        lambda: one(p99(CROWD, FORK) / 1e6),
+    ),
+    Figure(
+        BENCHMARKS,
+        "the twin's `threads` have # messages/s and its `selectors` #,",
+        lambda: whole(*(rate(BUSY, f"stdlib {each}, busy main thread") for each in TWINS)),
+    ),
+    Figure(
+        BENCHMARKS,
+        "(`churn`) | #/s; memory grew by # bytes per connection",
+        lambda: whole(
+            results("churn")["figures"]["connections_per_s"],
+            results("churn")["figures"]["memory_slope_bytes_per_connection"],
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "# GB and # million messages verified, # random clients, # of # targets met",
+        lambda: (
+            *whole(results("soak")["figures"]["verified_gb"]),
+            *whole(results("soak")["figures"]["messages"] / 1e6),
+            *whole(results("soak")["figures"]["random_clients"]),
+            *met("soak"),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "# idle connections beside 64 busy ones (`hold`) | # bytes of the server's memory each; "
+        "p99 of the busy ones # of that without",
+        lambda: (
+            *whole(results("hold-idle")["figures"]["held"]),
+            *whole(results("hold-idle")["figures"]["server_bytes_each"]),
+            *two(p99_over_alone("hold-idle")),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "# clients that send and never read (`hold`) | # KiB of the server's memory each; p99 of "
+        "the busy ones # of that without",
+        lambda: (
+            *whole(results("hold-stuck")["figures"]["held"]),
+            *one(results("hold-stuck")["figures"]["server_bytes_each"] / 1024),
+            *two(p99_over_alone("hold-stuck")),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "with 64 busy connections | p99 at most # ms; # ms",
+        lambda: one(worst_stop("stop()", "idle"), worst_stop("stop()", "loaded")),
+    ),
+    Figure(
+        BENCHMARKS,
+        "has ended: idle; busy | p99 at most # ms; # ms",
+        lambda: one(worst_stop("SIGTERM", "idle"), worst_stop("SIGTERM", "loaded")),
+    ),
+    Figure(
+        BENCHMARKS,
+        "with 64 busy connections | p99 # ms; # ms:",
+        lambda: whole(
+            worst_stop("stop()", "loaded", fork=True), worst_stop("SIGTERM", "loaded", fork=True)
+        ),
+    ),
+    Figure(
+        SCALING,
+        "An echo of 64 B takes # us of the server's CPU time at 64 connections, and the kernel "
+        "alone takes # us for both ends",
+        lambda: two(cpu(MANY, EPOLL), floor(MANY)),
+    ),
+    Figure(
+        SCALING,
+        "one CPU that only serves does about #,000 echoes/s on loopback",
+        lambda: whole(1000 / cpu(MANY, EPOLL)),
+    ),
+    planned("100,000 echoes/s of 64 B", MANY, 1e5),
+    planned("1,000,000 echoes/s of 64 B", MANY, 1e6),
+    planned("10 Gbit/s each way in 64 KiB messages: 19,000/s", BIG, 1e10 / 8 / 65536),
+    planned("100 Gbit/s each way in 64 KiB messages: 190,000/s", BIG, 1e11 / 8 / 65536),
+    Figure(
+        README,
+        "fastsock does # round trips a second with `--busy-poll auto`, and # without; C epoll does "
+        "#.",
+        lambda: thousands(
+            rate(POLLED, f"{EPOLL}, busy_poll"), rate(POLLED, EPOLL), rate(POLLED, C)
+        ),
+    ),
+    Figure(
+        README,
+        "fastsock kept # messages/s, the twin's `selectors` #, its `threads` #.",
+        lambda: (
+            *thousands(rate(BUSY, "native epoll, busy main thread")),
+            *whole(*(rate(BUSY, f"stdlib {each}, busy main thread") for each in TWINS[::-1])),
+        ),
+    ),
+]
+
+
+def updated(page: str, text: str) -> str:
+    """The page's text with every figure as the results have it."""
+    for figure in (each for each in FIGURES if each.page == page):
+        match = only_match(figure, text)
+        values = figure.values()
+        for group in range(len(values), 0, -1):
+            text = text[: match.start(group)] + values[group - 1] + text[match.end(group) :]
+    return text
+
+
+def only_match(figure: Figure, text: str) -> re.Match[str]:
+    matches = list(pattern_of(figure).finditer(text))
+    if len(matches) != 1:
+        raise SystemExit(f"{figure.page}: {len(matches)} matches of {figure.text!r}")
+    return matches[0]
+
+
+def main() -> None:
+    for page in dict.fromkeys(figure.page for figure in FIGURES):
+        path = ROOT / page
+        path.write_text(updated(page, path.read_text()))
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
