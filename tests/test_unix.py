@@ -1,4 +1,7 @@
-"""Tests of unix:// endpoints: whose path it is, who may connect, who removes it, and the echo."""
+"""Tests of unix:// endpoints: when a path is taken or replaced, its rights and its removal.
+
+What streams have in common is in test_contract.py, which also runs on Unix sockets.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import connect, finish_exactly, skip_if_rights_always_pass
-from implementations import Implementation
+from clients import assert_serves, connect, skip_if_rights_always_pass
+from implementations import IMPLEMENTATIONS, Implementation
 
 import fastsock
 from fastsock import pure
-from fastsock.server import unix_file as unix_path
+from fastsock.server import unix_file
 
 LONG = 30.0  # seconds; only something that hangs takes so long
 NOBODY = 65534
@@ -31,10 +34,11 @@ MakeServer = Callable[..., Any]
 Load = Callable[..., fastsock.LoadReport]
 
 
-@pytest.fixture
-def server_at(implementation: Implementation) -> MakeServer:
-    """A function that makes a server of the implementation under test, not started."""
-    return implementation.server
+# One module binds and removes the path for every engine: one native engine and one twin will do.
+@pytest.fixture(params=["native-epoll", "pure-threads"])
+def server_at(request: pytest.FixtureRequest) -> MakeServer:
+    """A function that makes a server, not started."""
+    return IMPLEMENTATIONS[request.param].server
 
 
 @pytest.fixture(params=[fastsock.load, pure.load], ids=["native", "pure"])
@@ -45,7 +49,7 @@ def load(request: pytest.FixtureRequest) -> Load:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A path that is free; at the end nothing but what the test left itself is beside it."""
+    """A free path; at the end no lock file is beside it."""
     # Not tmp_path: with a long test name it is longer than a Unix path may be.
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder, "echo.sock")
@@ -64,21 +68,20 @@ def abstract_name() -> str:
     return f"@fastsock-test-{os.getpid()}"
 
 
-def echo(name: Path | str, data: bytes = b"are you there?") -> None:
+def echo(name: Path | str) -> None:
     """A client at that path or abstract name gets its bytes back, and then the end."""
-    with connect(unix(name)) as sock:
-        finish_exactly(sock, data)
+    assert_serves(unix(name))
 
 
 def make_stale(path: Path) -> int:
-    """Leave a socket behind that nobody listens on; return its inode's number."""
+    """Leave the file of a socket that is closed; return its inode number."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
     return path.lstat().st_ino
 
 
-def refused(server: Any) -> OSError:
+def address_in_use(server: Any) -> OSError:
     """The error of a start that finds its address in use."""
     with pytest.raises(OSError) as caught:
         server.start()
@@ -89,9 +92,9 @@ def refused(server: Any) -> OSError:
 # --- the path -----------------------------------------------------------------------------------
 
 
-def test_serves_and_removes_its_path(server_at: MakeServer, path: Path) -> None:
+def test_serves_and_removes_its_path(implementation: Implementation, path: Path) -> None:
     """The endpoint prints as asked, clients get their bytes, and no file is left."""
-    with server_at(url(path)) as server:
+    with implementation.server(url(path)) as server:
         assert str(server.endpoint) == url(path)
         assert stat.S_ISSOCK(path.lstat().st_mode)
         echo(path)
@@ -108,7 +111,6 @@ def test_a_stale_socket_is_replaced(server_at: MakeServer, path: Path) -> None:
 
 
 def test_a_stale_datagram_socket_is_replaced(server_at: MakeServer, path: Path) -> None:
-    """Nobody is bound to it either."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
     with server_at(url(path)):
@@ -116,11 +118,12 @@ def test_a_stale_datagram_socket_is_replaced(server_at: MakeServer, path: Path) 
 
 
 def test_a_live_socket_is_not_stolen(server_at: MakeServer, path: Path) -> None:
-    """The second server fails, the first goes on, and its file is still there."""
-    with server_at(url(path)):
-        text = str(refused(server_at(url(path))))
+    """The second server fails; the first keeps its file, goes on, and sees no extra client."""
+    with server_at(url(path)) as first:
+        text = str(address_in_use(server_at(url(path))))
         assert f"bind {url(path)}: Address already in use (another socket is bound to it)" in text
         echo(path)
+    assert first.stats().accepted == 1
     assert not path.exists()
 
 
@@ -130,7 +133,7 @@ def test_a_live_socket_with_a_full_queue_is_not_stolen(server_at: MakeServer, pa
         busy.bind(str(path))
         busy.listen(0)
         waiting.connect(str(path))
-        refused(server_at(url(path)))
+        address_in_use(server_at(url(path)))
         assert path.exists()
 
 
@@ -138,7 +141,7 @@ def test_a_socket_that_does_not_listen_yet_is_not_stolen(server_at: MakeServer, 
     """Between its bind() and its listen() a server refuses connections, as a stale socket does."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
-        refused(server_at(url(path)))
+        address_in_use(server_at(url(path)))
         assert path.exists()
 
 
@@ -146,7 +149,7 @@ def test_a_live_datagram_socket_is_not_stolen(server_at: MakeServer, path: Path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
         inode = path.lstat().st_ino
-        refused(server_at(url(path)))
+        address_in_use(server_at(url(path)))
         assert path.lstat().st_ino == inode
 
 
@@ -165,7 +168,7 @@ def test_what_is_not_a_socket_is_left_alone(server_at: MakeServer, path: Path, k
             make_stale(target)
         path.symlink_to(target)
     before = path.lstat()
-    assert "is not a socket, and is left alone" in str(refused(server_at(url(path))))
+    assert "is not a socket, and is left alone" in str(address_in_use(server_at(url(path))))
     assert os.path.samestat(path.lstat(), before)
     assert kind != "file" or path.read_text() == "precious"
     assert target.exists() is (kind == "symlink")
@@ -270,8 +273,8 @@ def test_never_wider_rights(package: Any, path: Path, monkeypatch: pytest.Monkey
         seen.append(stat.S_IMODE(os.lstat(file).st_mode))
         return original(file, mode)
 
-    original = unix_path.SocketFile
-    monkeypatch.setattr(unix_path, "SocketFile", look)
+    original = unix_file.SocketFile
+    monkeypatch.setattr(unix_file, "SocketFile", look)
     before = os.umask(0)
     try:
         with package.Server(url(path), unix_mode=0o640):
@@ -284,7 +287,7 @@ def test_never_wider_rights(package: Any, path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("mode", [0o600, 0o666], ids=oct)
 def test_another_user(server_at: MakeServer, path: Path, mode: int) -> None:
-    """Who may not write to the file cannot connect."""
+    """A user without the right to write to the file cannot connect."""
     path.parent.chmod(0o755)
     # It drops its rights itself: another user may not be allowed to run this interpreter.
     code = (
@@ -306,10 +309,10 @@ def test_a_bad_mode(server_at: MakeServer, mode: object) -> None:
         server_at("unix:///run/echo.sock", unix_mode=mode)
 
 
-def test_open_files_are_refused(server_at: MakeServer, path: Path) -> None:
-    """A server that would have to close a client's files could be made to wait by that."""
+def test_open_files_are_refused(implementation: Implementation, path: Path) -> None:
+    """A client could make the server wait in close() of a file that it sent."""
     skip_if_rights_always_pass()
-    with server_at(url(path)) as server, connect(server.endpoint) as sock:
+    with implementation.server(url(path)) as server, connect(server.endpoint) as sock:
         with pytest.raises(PermissionError):
             socket.send_fds(sock, [b"probe"], [sock.fileno()])
         sock.sendall(b"probe")
@@ -326,7 +329,7 @@ def test_an_abstract_name(server_at: MakeServer) -> None:
         with server_at(f"unix://{name}") as server:
             assert str(server.endpoint) == f"unix://{name}"
             echo(name)
-            refused(server_at(f"unix://{name}"))
+            address_in_use(server_at(f"unix://{name}"))
             echo(name)
     with pytest.raises(ConnectionRefusedError):
         connect(unix(name))
@@ -385,7 +388,7 @@ class Racer:
 
 @pytest.mark.parametrize("first", ["stale", "free"])
 def test_servers_race_for_a_path(path: Path, first: str) -> None:
-    """However they meet, one has the path and can be reached; the others are told it is in use."""
+    """One server gets the path and can be reached; each of the others fails with EADDRINUSE."""
     racers = [Racer(package, url(path)) for package in ("fastsock", "pure") * 2]
     try:
         for _ in range(ROUNDS):
@@ -405,16 +408,16 @@ def test_servers_race_for_a_path(path: Path, first: str) -> None:
             racer.close()
 
 
-def test_the_lock_is_held_by_one(path: Path) -> None:
-    """Also when its file is removed and made anew between opening and locking it."""
+def test_one_thread_holds_the_lock(path: Path) -> None:
+    """Also when the lock's file is removed and made again between opening and locking it."""
     inside: list[int] = []
     most: list[int] = []
 
     def enter(number: int) -> None:
         for _ in range(ROUNDS):
-            with unix_path._lock(str(path), "here"):
+            with unix_file._lock(str(path), "here"):
                 inside.append(number)
-                os.sched_yield()  # lets another in, if it can come in
+                os.sched_yield()  # another thread could enter here
                 most.append(len(inside))
                 inside.remove(number)
 
@@ -427,10 +430,11 @@ def test_the_lock_is_held_by_one(path: Path) -> None:
     assert set(most) == {1}
 
 
-def test_a_lock_that_is_not_released(path: Path) -> None:
+def test_a_lock_that_is_not_released(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start does not hang on it: the path is in use."""
-    with unix_path._lock(str(path), "here"):
-        text = str(refused(fastsock.Server(url(path))))
+    monkeypatch.setattr(unix_file, "_LOCK_TIMEOUT", 0.05)
+    with unix_file._lock(str(path), "here"):
+        text = str(address_in_use(fastsock.Server(url(path))))
     assert f"{path}.lock" in text
 
 
@@ -467,7 +471,7 @@ def test_a_killed_server_leaves_a_stale_socket(path: Path) -> None:
 @pytest.mark.parametrize("package", ["fastsock", "pure"])
 @pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)", "del server; gc.collect()"])
 def test_a_forked_child_leaves_the_path_alone(path: Path, package: str, ending: str) -> None:
-    """However the child ends; the parent removes it when it ends without a stop()."""
+    """However the child ends. The parent removes it, though it ends without a stop()."""
     code = (
         "import gc, os, sys, warnings, fastsock\n"
         "from fastsock import pure\n"
@@ -501,7 +505,7 @@ def test_a_start_that_fails_later_leaves_nothing(path: Path) -> None:
     """The second endpoint cannot be bound: the path of the first is free again."""
     taken = path.with_name("taken")
     taken.touch()
-    refused(fastsock.Server(url(path), "tcp://127.0.0.1:0", url(taken)))
+    address_in_use(fastsock.Server(url(path), "tcp://127.0.0.1:0", url(taken)))
     assert not path.exists()
     with fastsock.Server(url(path)):
         echo(path)
@@ -514,16 +518,7 @@ def test_unix_and_tcp_together(path: Path) -> None:
         assert server.stats().accepted == 3
 
 
-# --- echo and load ------------------------------------------------------------------------------
-
-
-def test_echo_is_exact_with_a_half_close(server_at: MakeServer, path: Path) -> None:
-    """Four megabytes, the end-of-file sent long before the last byte is back."""
-    data = os.urandom(1 << 22)
-    with server_at(url(path)) as server:
-        echo(path, data)
-    stats = server.stats()
-    assert stats.bytes_in == stats.bytes_out == len(data)
+# --- load ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["path", "abstract"])
@@ -554,8 +549,8 @@ def test_a_queue_that_stays_full_is_a_timeout(load: Load, path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["nothing", "stale"])
-def test_nobody_listens(load: Load, path: Path, there: str) -> None:
-    """No socket at the path, and one that nobody listens on, are both refused connections."""
+def test_refused_where_no_socket_listens(load: Load, path: Path, there: str) -> None:
+    """A path without a file and one with a stale socket both count as refused connections."""
     if there == "stale":
         make_stale(path)
     report = load(url(path), connections=2, messages=2)
