@@ -1,6 +1,6 @@
-"""Tests of unixgram:// endpoints: answers, what gets none, the path and its rights.
+"""Tests of unixgram:// endpoints: what is answered, what is not, and what datagrams do to a path.
 
-What is the same for every datagram is in test_datagram.py, and for every Unix path in test_unix.py.
+test_datagram.py tests what datagrams of UDP have too, test_unix.py the rules of a Unix path.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def end(server: ServerProcess) -> dict[str, Any]:
     return stats
 
 
-def refused(server: Any) -> str:
+def address_in_use(server: Any) -> str:
     """The text of the error of a start that finds its address in use."""
     with pytest.raises(OSError) as caught:
         server.start()
@@ -202,12 +202,12 @@ def test_descriptors_that_come_along(make: MakeServer, path: Path, kernel: str) 
         finally:
             os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            assert select.select([pipe], [], [], LONG)[0]  # the end: nobody has the other one
+            assert select.select([pipe], [], [], LONG)[0]  # the end: no copy of the writer is open
             assert pipe.read() == b""
 
 
 def test_beside_streams(path: Path) -> None:
-    """Unix sockets of both kinds, and others, are served by one server, and counted together."""
+    """One server serves Unix sockets of both kinds and UDP, and counts them together."""
     stream = path.with_name("echo.sock")
     with fastsock.Server(url(path), f"unix://{stream}", "udp://127.0.0.1:0") as server:
         assert answers(path)
@@ -224,10 +224,10 @@ def test_beside_streams(path: Path) -> None:
 
 
 def test_a_sender_without_a_name(make: MakeServer, path: Path) -> None:
-    """It is no error, but there is no address to answer to."""
+    """This is no error: its datagram is dropped, as there is no address to answer to."""
     with make(url(path)) as server:
         with unbound() as sock:
-            sock.sendto(b"who am I?", str(path))
+            sock.sendto(b"no name", str(path))
         assert answers(path)
     stats = server.stats()
     assert not_zero(stats.dropped) == {"unnamed": 1}
@@ -247,7 +247,7 @@ def test_a_datagram_that_is_too_long(make: MakeServer, path: Path) -> None:
 
 
 def test_clients_that_vanish(start_process: StartProcess, path: Path) -> None:
-    """Whatever has become of a client, its answer is dropped and counted, and others get theirs."""
+    """An answer to a client that is gone is dropped and counted; the next client gets its own."""
     server = start_process(url(path))
     client, removed, stream = (path.with_name(name) for name in ("client", "removed", "stream"))
     server.pause()
@@ -261,11 +261,11 @@ def test_clients_that_vanish(start_process: StartProcess, path: Path) -> None:
         stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(stream))
         other = stack.enter_context(bound())
         elsewhere = stack.enter_context(connected(path))
-        elsewhere.send(b"connected to somebody else meanwhile")  # EPERM
+        elsewhere.send(b"connected to another socket meanwhile")  # EPERM
         elsewhere.connect(other.getsockname())
-        deaf = stack.enter_context(connected(path))
-        deaf.send(b"shut down")  # EPIPE
-        deaf.shutdown(socket.SHUT_RD)
+        shut = stack.enter_context(connected(path))
+        shut.send(b"shut down")  # EPIPE
+        shut.shutdown(socket.SHUT_RD)
         server.resume()
         assert answers(path)
         stats = end(server)
@@ -281,13 +281,13 @@ def test_clients_that_vanish(start_process: StartProcess, path: Path) -> None:
 
 
 def test_a_client_with_a_full_queue(make: MakeServer, path: Path) -> None:
-    """Who does not read loses what does not fit; the server waits for nobody."""
+    """A client that does not read loses what does not fit; the server does not wait for it."""
     room = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
     if room > 100:
         pytest.skip(f"net.unix.max_dgram_qlen is {room}, more than a send buffer surely holds")
-    with make(url(path)) as server, bound() as lazy, connected(path) as sock:
+    with make(url(path)) as server, bound() as unread, connected(path) as sock:
         for _ in range(room + 50):
-            lazy.sendto(b"never read", str(path))
+            unread.sendto(b"never read", str(path))
         for number in range(100):
             assert ask(sock, b"%d" % number) == b"%d" % number
         server.stop()
@@ -299,26 +299,26 @@ def test_a_client_with_a_full_queue(make: MakeServer, path: Path) -> None:
 
 
 def test_a_client_that_fills_the_send_buffer(make: MakeServer, path: Path) -> None:
-    """Answers that nobody reads are the server's own memory. They cost others their answers, but
-    the server goes on receiving, stops when told, and answers again once they are gone."""
+    """Answers that are not read fill the server's own send buffer. Other clients then get none,
+    but the server goes on receiving, stops when told, and answers again once they are gone."""
     with make(url(path)) as server, connected(path) as sock:
-        with connected(path) as hog:
+        with connected(path) as full:
             for _ in range(FAR_TOO_MANY):
-                hog.send(b"never read")
+                full.send(b"never read")
             sock.send(b"lost")
             wait_until(lambda: server.stats().datagrams_in == FAR_TOO_MANY + 1)
             assert server.stats().errors.keys() == {"EAGAIN"}
         assert ask(sock) == b"probe"
-        with connected(path) as hog:
+        with connected(path) as full:
             for _ in range(FAR_TOO_MANY):
-                hog.send(b"never read")
+                full.send(b"never read")
             server.stop()
     stats = server.stats()
     assert stats.datagrams_out + stats.dropped["send_error"] == stats.datagrams_in
 
 
-def test_the_own_name_is_not_answered(start_process: StartProcess, path: Path) -> None:
-    """A client's name that has become a link to the server brings the server its own answer."""
+def test_the_servers_own_address_is_not_answered(start_process: StartProcess, path: Path) -> None:
+    """When a client's name has become a link to the server, the server gets its own answer."""
     server = start_process(url(path))
     client = path.with_name("client")
     server.pause()
@@ -347,24 +347,7 @@ def test_what_waits_is_answered_at_the_end(start_process: StartProcess, path: Pa
     assert server.finish()["stats"]["datagrams_out"] == 8
 
 
-# --- the path, its rights, abstract names -------------------------------------------------------
-
-
-def test_the_path_is_removed(make: MakeServer, path: Path) -> None:
-    with make(url(path)):
-        assert stat.S_ISSOCK(path.lstat().st_mode)
-    assert not path.exists()
-    with pytest.raises(FileNotFoundError):
-        answers(path)
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["dgram", "stream"])
-def test_a_stale_socket_is_replaced(make: MakeServer, path: Path, kind: int) -> None:
-    """What a killed server left behind does not stop the next."""
-    with socket.socket(socket.AF_UNIX, kind) as sock:
-        sock.bind(str(path))
-    with make(url(path)):
-        assert answers(path)
+# --- the path and abstract names ----------------------------------------------------------------
 
 
 def test_a_live_server_is_not_stolen(make: MakeServer, path: Path) -> None:
@@ -372,38 +355,21 @@ def test_a_live_server_is_not_stolen(make: MakeServer, path: Path) -> None:
     with make(url(path)) as first:
         for other in (url(path), f"unix://{path}"):
             expected = f"bind {other}: Address already in use (another socket is bound to it)"
-            assert expected in refused(make(other))
+            assert expected in address_in_use(make(other))
         assert answers(path)
     assert first.stats().datagrams_in == 1
 
 
-def test_a_live_stream_socket_is_not_stolen(make: MakeServer, path: Path) -> None:
-    """It gets no client by being looked at, either."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(path))
-        sock.listen()
-        sock.setblocking(False)
-        refused(make(url(path)))
-        with pytest.raises(BlockingIOError):
-            sock.accept()
-
-
-def test_what_is_not_a_socket_is_left_alone(make: MakeServer, path: Path) -> None:
-    path.write_text("precious")
-    assert "is not a socket, and is left alone" in refused(make(url(path)))
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o666], ids=oct)
-def test_the_rights_are_exact(make: MakeServer, path: Path, mode: int) -> None:
+def test_the_path_has_its_rights_and_is_removed(make: MakeServer, path: Path) -> None:
     """Whatever the umask is, which stays as it was."""
     before = os.umask(0o027)
     try:
-        with make(url(path), unix_mode=mode):
-            assert stat.S_IMODE(path.lstat().st_mode) == mode
+        with make(url(path), unix_mode=0o666):
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o666
             assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+    assert not path.exists()
 
 
 def test_an_abstract_name(make: MakeServer) -> None:
@@ -411,14 +377,14 @@ def test_an_abstract_name(make: MakeServer) -> None:
     name = abstract_name()
     for _ in range(2):
         with make(url(name)):
-            refused(make(url(name)))
+            address_in_use(make(url(name)))
             assert answers(name)
     with pytest.raises(ConnectionRefusedError):
         answers(name)
 
 
 def test_the_send_buffer_can_be_set(path: Path) -> None:
-    """An answer must fit into it: so a small one shows that the option is used."""
+    """An answer that does not fit into it cannot be sent, which shows that the option is used."""
     with fastsock.Server(url(path), sndbuf=8192) as server, connected(path) as sock:
         sock.send(bytes(60000))
         assert ask(sock) == b"probe"
