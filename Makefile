@@ -38,9 +38,14 @@ OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/
 TESTS_asan := $(SIDE_BY_SIDE) tests
 # Of what has threads, all but the fork engine: ThreadSanitizer cannot follow clone().
 TESTS_tsan := -k "not fork and not pure" tests/test_contract*.py tests/test_server.py \
-	tests/test_binding.py tests/test_epoll.py tests/test_limits.py tests/test_services.py \
+	tests/test_binding.py tests/test_system_calls.py tests/test_limits.py tests/test_services.py \
 	tests/test_datagram.py tests/test_load.py tests/test_load_open_loop.py tests/test_load_faults.py \
 	tests/test_load_options.py tests/test_load_interrupt.py tests/test_load_datagram.py
+
+TESTS_valgrind := $(addprefix tests/test_contract.py::test_, echoes_with_any_buffer_size \
+	reset_of_a_client_that_is_owed_bytes counters_tell_what_happened) \
+	$(addprefix tests/test_contract_stopping.py::test_, stop_ends_every_connection \
+	stop_ends_a_client_that_does_not_read drain_lets_everybody_finish drain_is_cut_short_by_another_stop)
 
 asan: RUNTIME = libasan.so
 tsan: RUNTIME = libtsan.so
@@ -60,8 +65,8 @@ asan tsan: $(VENV)/.sanitize
 valgrind: $(VENV)/.test
 	PYTHONMALLOC=malloc valgrind --error-exitcode=1 --fair-sched=yes \
 		--suppressions=tests/valgrind.supp --gen-suppressions=all --log-file=build/valgrind.log \
-		$(BIN)/python $(BIN)/pytest $(SANITIZED) -k "not fork and not child and not uring" tests/test_shapes.py \
-		tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
+		$(BIN)/python $(BIN)/pytest $(SANITIZED) -k "not pure and not fork and not uring and not tcp6 and not unix" \
+		$(TESTS_valgrind) tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
 	@tail -1 build/valgrind.log
 
 # Comparison with every rival, for the tables, the picture and the figures of the pages, and the

@@ -184,6 +184,20 @@ def fill(sock: socket.socket) -> int:
         return sent
 
 
+def stall(bytes_in: Callable[[], int], *socks: socket.socket) -> list[int]:
+    """Send, without reading, until the server receives no more; return what each client sent.
+
+    `bytes_in` reads how many bytes the server has received.
+    """
+    sent = [fill(sock) for sock in socks]
+    while True:
+        wait_until_still(bytes_in, quiet=0.1)
+        more = [fill(sock) for sock in socks]
+        if not any(more):
+            return sent
+        sent = [before + now for before, now in zip(sent, more, strict=True)]
+
+
 def idle_cpu_seconds(sock: socket.socket, seconds: float) -> float:
     """CPU time that this process takes while nothing arrives."""
     before = time.process_time()

@@ -403,6 +403,28 @@ def test_an_end_that_comes_with_the_data_on_a_unix_socket(tmp_path: Path) -> Non
     assert report.messages == 300_000
 
 
+# --- no descriptors -----------------------------------------------------------------------------
+
+
+def test_descriptor_limit_from_the_beginning() -> None:
+    """Clients wait, which costs no CPU, also where a multishot accept itself meets the limit.
+
+    It keeps to the limit that held when it began, and so one that comes later does not stop it.
+    """
+    limited = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
+    server = ServerProcess(IMPLEMENTATIONS["native-io_uring"], under=limited)
+    with closing(server), ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(80)]
+        wait_until(lambda: server.stats()["accept_pauses"] > 0)
+        before = server.cpu_seconds()
+        wait_until(lambda: server.stats()["accept_pauses"] > 3)
+        assert server.cpu_seconds() - before < 0.2
+        for sock in socks:  # each that closes makes room for one that waits
+            finish_exactly(sock, b"patience")
+            sock.close()
+        assert server.stats()["accepted"] == 80
+
+
 # --- listeners ----------------------------------------------------------------------------------
 
 

@@ -1,17 +1,21 @@
-"""Tests of the native engines against what a kernel may do: late events, errors, interruptions.
+"""Tests of the native engines against what system calls may do: late events, errors, signals.
 
-Errors are injected into the real system calls of a server process with strace(1).
+Errors are injected into the real system calls of a server process with strace(1). Run as a program,
+this file is a server process that sets its own RLIMIT_NPROC.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import random
+import resource
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,9 @@ from clients import (
     tagged,
     wait_until,
 )
-from implementations import Implementation, ServerProcess
+from implementations import ANY_PORT, Child, Implementation, ServerProcess, say
+
+from fastsock import Endpoint, Server
 
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
@@ -43,10 +49,10 @@ pytestmark = [pytest.mark.native, pytest.mark.many_clients]
 
 
 def test_one_batch_of_ends_data_and_beginnings(serve_process: ServeProcess) -> None:
-    """Ends, data and new clients that the server sees all at once do not get mixed up.
+    """Ends, data and new clients that the server sees all at once are not confused.
 
-    The numbers of descriptors and records that the ended ones leave are taken by the new ones,
-    while events of the old may still be in the list.
+    New connections take the descriptor numbers and records of ended ones, while events of the old
+    ones may still be in the list.
     """
     server = serve_process()
     rng = random.Random(9)
@@ -87,7 +93,7 @@ def test_stop_and_a_new_client_in_one_batch(implementation: Implementation) -> N
 def injecting(
     implementation: Implementation, call: str, fault: str, log: Path, **options: Any
 ) -> Iterator[ServerProcess]:
-    """A server of which the system call `call` goes wrong as `fault` says, see strace(1)."""
+    """A server in which the system call `call` fails as `fault` says, see strace(1)."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
@@ -106,7 +112,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "strace.log"
 
 
-# What accept(2) asks to treat like EAGAIN; all but EINTR take the same way, and so a few will do.
+# accept(2) asks to treat these like EAGAIN; all but EINTR take the same path, so a few will do.
 PASSING = ("ECONNABORTED", "EPERM", "EINTR")
 PASSING_TOO = (
     "EPROTO",
@@ -263,7 +269,7 @@ def test_io_uring_enter_fails(implementation: Implementation, log: Path) -> None
 def test_connection_cannot_be_watched(
     implementation: Implementation, log: Path, error: str
 ) -> None:
-    """A client for whom epoll has no room waits until it has, and loses nothing."""
+    """A client waits while epoll has no room for its connection, and loses nothing."""
     with injecting(implementation, "epoll_ctl", f"error={error}:when=3", log) as server:
         # strace counts by thread: in the loop's own, the first client takes two calls.
         assert_serves(server.endpoint)
@@ -272,7 +278,37 @@ def test_connection_cannot_be_watched(
         wait_until(lambda: server.stats()["open"] == 0)
 
 
-# --- interruptions ------------------------------------------------------------------------------
+@pytest.mark.native("threads", "fork")
+def test_no_thread_or_process_can_be_made(implementation: Implementation) -> None:
+    """Accepting is paused, and the clients wait until one can be made."""
+    command = (sys.executable, __file__, implementation.name.removeprefix("native-"))
+    with closing(Child(*command)) as server:
+        server.ask("limit")
+        endpoint = Endpoint.parse(server.greeting["endpoint"])
+        with connect(endpoint) as first, connect(endpoint) as second:
+            wait_until(lambda: server.ask("stats")["accept_pauses"] >= 2)
+            server.ask("lift")
+            echo_exactly(first, b"at last")
+            echo_exactly(second, b"at last too")
+        assert server.ask("stats")["accepted"] == 2
+
+
+def serve_without_root(engine: str) -> None:
+    """Serve as a user that RLIMIT_NPROC binds, set it when told, and say the counters."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    with Server(ANY_PORT, engine=engine) as server:
+        say(pid=os.getpid(), endpoint=str(server.endpoint))
+        for line in sys.stdin:
+            if line == "limit\n":
+                resource.setrlimit(resource.RLIMIT_NPROC, (0, before[1]))
+            elif line == "lift\n":
+                resource.setrlimit(resource.RLIMIT_NPROC, before)
+            say(**server.stats().as_dict())
+
+
+# --- signals ------------------------------------------------------------------------------------
 
 
 def test_storm_of_signals(serve_process: ServeProcess) -> None:
@@ -309,3 +345,7 @@ def blocked_signals(task: Path) -> frozenset[int]:
             mask = int(line.split()[1], 16)
             return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
     raise AssertionError("no SigBlk")
+
+
+if __name__ == "__main__":
+    serve_without_root(sys.argv[1])
