@@ -28,16 +28,19 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
 def connect(
-    endpoint: Any, *, rcvbuf: int = 0, timeout: float = TIMEOUT, source: str = ""
+    endpoint: Any, *, rcvbuf: int = 0, sndbuf: int = 0, timeout: float = TIMEOUT, source: str = ""
 ) -> socket.socket:
     """Connect; a small `rcvbuf` (bytes) makes the client a slow reader, set before connect()
     because it decides the window. A Unix stream knows no window and ignores it (unix(7)).
+    `sndbuf` (bytes) bounds what the client's own socket holds, else up to 4 MiB.
     `source` is an address of this host to connect from, instead of the one the kernel takes."""
     family, address = socket_address(endpoint)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        if sndbuf:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
         if source:
             # The port is then picked at connect(), and may be one in use to another address.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)

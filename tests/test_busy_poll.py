@@ -1,4 +1,4 @@
-"""Tests of busy-polling: it asks while waits are short, blocks when they are long, and is exact."""
+"""Tests of busy-polling: it polls while waits are short, blocks when they are long, is exact."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ WAITS_IN_ONE_PLACE = pytest.mark.native("epoll", "poll", "serial", "io_uring")
 
 
 @WAITS_IN_ONE_PLACE
-def test_asks_without_blocking_while_waits_are_short(
+def test_polls_without_blocking_while_waits_are_short(
     serve_process: ServeProcess, tmp_path: Path
 ) -> None:
-    without = questions(serve_process, tmp_path / "without", busy_poll=0)
-    assert without == 0
-    assert questions(serve_process, tmp_path / "with", busy_poll=LONGEST) > 0
+    assert polls(serve_process, tmp_path / "without", busy_poll=0) == 0
+    assert polls(serve_process, tmp_path / "with", busy_poll=LONGEST) > 0
 
 
-def questions(serve_process: ServeProcess, log: Path, **options: Any) -> int:
-    """How often a server asked without waiting while it echoed 100 messages."""
+def polls(serve_process: ServeProcess, log: Path, **options: Any) -> int:
+    """How often a server polled without waiting while it echoed 100 messages."""
     calls = "trace=/^(epoll_wait|poll|io_uring_enter)$"
     server = serve_process(under=("strace", "-f", "-qq", "-o", str(log), "-e", calls), **options)
     with connect(server.endpoint) as sock:
@@ -42,14 +41,14 @@ def questions(serve_process: ServeProcess, log: Path, **options: Any) -> int:
     return len(re.findall(r"(?:epoll_wait|poll|io_uring_enter)\(.*, \d+, 0\b", log.read_text()))
 
 
-@pytest.mark.native("epoll")  # as good as any: datagrams have an engine of their own
-def test_asks_for_datagrams_too(serve_process: ServeProcess, tmp_path: Path) -> None:
+@pytest.mark.native("epoll")  # one is enough: datagrams have an engine of their own
+def test_polls_for_datagrams_too(serve_process: ServeProcess, tmp_path: Path) -> None:
     assert unprompted_receives(serve_process, tmp_path / "without", busy_poll=0) <= 0
     assert unprompted_receives(serve_process, tmp_path / "with", busy_poll=LONGEST) > 0
 
 
 def unprompted_receives(serve_process: ServeProcess, log: Path, **options: Any) -> int:
-    """How often a server looked for datagrams without poll(), while it answered 100."""
+    """How often a server received without poll() before it, while it answered 100 datagrams."""
     server = serve_process(
         under=("strace", "-f", "-qq", "-o", str(log), "-e", "trace=poll,recvmmsg"),
         endpoint="udp://127.0.0.1:0",
@@ -92,7 +91,7 @@ def test_loses_nothing(serve: Serve) -> None:
 
 
 @WAITS_IN_ONE_PLACE
-def test_stops_while_it_asks(implementation: Implementation) -> None:
+def test_stops_while_it_polls(implementation: Implementation) -> None:
     with implementation.server(busy_poll=LONGEST) as server, connect(server.endpoint) as sock:
         echo_exactly(sock, b"short")
         server.stop()
@@ -100,7 +99,7 @@ def test_stops_while_it_asks(implementation: Implementation) -> None:
 
 
 @pytest.mark.native("threads", "fork")
-def test_not_where_connections_wait_one_by_one(implementation: Implementation) -> None:
+def test_refused_where_each_connection_waits_by_itself(implementation: Implementation) -> None:
     with pytest.raises(ValueError, match="busy_poll 5e-05 is not for engine"):
         implementation.server(busy_poll="50us")
     implementation.server(busy_poll="auto")
@@ -116,6 +115,6 @@ def test_not_where_connections_wait_one_by_one(implementation: Implementation) -
         (True, TypeError, "expected a number of seconds"),
     ],
 )
-def test_what_is_no_value(value: Any, error: type[Exception], message: str) -> None:
+def test_refuses_other_values(value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fastsock.Server(busy_poll=value)

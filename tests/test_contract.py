@@ -127,7 +127,8 @@ def test_memory_of_clients_that_never_read_is_bounded(serve_process: ServeProces
     before = server.resident_bytes()
     with ExitStack() as stack:
         socks = [
-            stack.enter_context(connect(server.endpoint, rcvbuf=4 * KIB)) for _ in range(clients)
+            stack.enter_context(connect(server.endpoint, rcvbuf=4 * KIB, sndbuf=64 * KIB))
+            for _ in range(clients)
         ]
         sent = sum(stall(lambda: server.stats()["bytes_in"], *socks))
         grown = server.resident_bytes() - before
@@ -178,7 +179,8 @@ def stuck_and_gone(server: ServerProcess, clients: int) -> None:
 def stall_and_finish(server: ServerProcess, clients: int) -> None:
     with ExitStack() as stack:
         socks = [
-            stack.enter_context(connect(server.endpoint, rcvbuf=64 * KIB)) for _ in range(clients)
+            stack.enter_context(connect(server.endpoint, rcvbuf=64 * KIB, sndbuf=64 * KIB))
+            for _ in range(clients)
         ]
         sent = stall(lambda: server.stats()["bytes_in"], *socks)
         for sock, size in zip(socks, sent, strict=True):

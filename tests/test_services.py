@@ -1,4 +1,4 @@
-"""The services beside echo, and the line that ends a conversation."""
+"""Tests of the services discard and chargen, and of the line that ends a connection."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_chargen_waits_for_a_client_that_does_not_read(serve: Any) -> None:
 @pytest.mark.many_clients
 @pytest.mark.parametrize("end", [b"exit\n", b"exit\r\n"])
 @pytest.mark.parametrize("one_by_one", [False, True])
-def test_close_on_ends_the_conversation(serve: Any, end: bytes, one_by_one: bool) -> None:
+def test_close_on_ends_the_connection(serve: Any, end: bytes, one_by_one: bool) -> None:
     """All up to and including the line comes back, in one piece or many, and then the end."""
     server = serve(close_on=b"exit")
     before = b"exit now\nno exit\n exit\r\nexi\nexitt\n\n"
@@ -102,19 +102,8 @@ def test_close_on_ends_the_conversation(serve: Any, end: bytes, one_by_one: bool
 
 @pytest.mark.native
 @pytest.mark.many_clients
-def test_close_on_does_not_wait_for_ever(serve: Any) -> None:
-    """A client that does not close after its line is closed after a second."""
-    server = serve(close_on=b"exit")
-    with connect(server.endpoint) as sock:
-        sock.sendall(b"exit\n")
-        assert receive_all(sock) == b"exit\n"
-        wait_until(lambda: server.stats().closed["close_on"] == 1)
-
-
-@pytest.mark.native
-@pytest.mark.many_clients
-def test_close_on_waits_for_a_reader_that_rests(serve: Any) -> None:
-    """Who is owed bytes before the line may rest longer than the end is waited for."""
+def test_close_on_waits_for_a_slow_reader_longer_than_it_lingers(serve: Any) -> None:
+    """A client that does not close is closed after a second, but not while bytes are unsent."""
     server = serve(
         close_on=b"exit", max_connections=2, buffer_size=1 << 20, sndbuf=1, rcvbuf=1 << 20
     )
@@ -126,16 +115,16 @@ def test_close_on_waits_for_a_reader_that_rests(serve: Any) -> None:
             wait_until(lambda: unacknowledged(sock) == 0)  # so that one recv() gets it all
             first.close()
             wait_until(lambda: server.stats().bytes_in == len(data))
-            take_leave(server, second)
+            linger(server, second)
             with connect(server.endpoint) as third:
-                take_leave(server, third)
+                linger(server, third)
             assert receive_all(sock) == data
 
 
-def take_leave(server: Any, sock: Any) -> None:
-    """Say the line and do not close, until the server gives up waiting for that."""
+def linger(server: Any, sock: Any) -> None:
+    """Send the closing line and do not close: the server does so after a second."""
     before = server.stats().closed["close_on"]
-    sock.sendall(b"exit\n")
+    echo_exactly(sock, b"exit\n")
     wait_until(lambda: server.stats().closed["close_on"] > before)
 
 
@@ -147,7 +136,7 @@ def unacknowledged(sock: Any) -> int:
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_close_on_after_a_slow_reader(serve: Any) -> None:
-    """What is still owed before the line is sent before the end."""
+    """All bytes before the line are sent before the end."""
     server = serve(close_on=b"exit")
     data = (b"x" * 999 + b"\n") * 4000
     with connect(server.endpoint, rcvbuf=4096) as sock, sending(sock, [data, b"exit\n"]):
@@ -155,7 +144,7 @@ def test_close_on_after_a_slow_reader(serve: Any) -> None:
 
 
 def echoed(stream: bytes, line: bytes) -> bytes:
-    """The model: what a conversation that ends with `line` sends back."""
+    """The model: what a connection that ends with `line` sends back."""
     sent = b""
     for each in stream.splitlines(keepends=True):
         sent += each

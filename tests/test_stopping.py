@@ -1,9 +1,8 @@
-"""A stop with many clients: nobody is reset before the deadline, and then it is over at once."""
+"""Tests of a stop with many clients: none is reset before the deadline, all are ended at it."""
 
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from clients import (
     connect,
     echo_exactly,
+    fill,
     finish_exactly,
     half_close,
     has_ended,
@@ -52,19 +52,19 @@ def stop_mid_echo(serve_process: Any, connected: int, queued: int, **options: An
 @pytest.mark.many_clients
 @pytest.mark.parametrize("connected", [100, pytest.param(1000, marks=[pytest.mark.slow])])
 def test_drain_of_many_clients_in_mid_echo(serve_process: Any, connected: int) -> None:
-    """Nobody is reset: neither those mid-echo, nor 150, which is several bursts, in the queue."""
+    """No client is reset: none of those mid-echo, and none of 150, several bursts, in the queue."""
     assert stop_mid_echo(serve_process, connected, 150) == {"eof": connected + 150}
 
 
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_drain_of_several_queues(serve_process: Any) -> None:
-    """With workers every queue of the SO_REUSEPORT group is taken in before it is closed."""
+    """With workers every queue of the SO_REUSEPORT group is served before it is closed."""
     assert stop_mid_echo(serve_process, 50, 200, workers=4) == {"eof": 250}
 
 
 @pytest.mark.many_clients
-def test_the_deadline_is_kept_by_clients_of_every_kind(implementation: Implementation) -> None:
+def test_every_kind_of_client_is_ended_at_the_deadline(implementation: Implementation) -> None:
     """Idle clients, half-closed ones and ones that never read are all cut off at the time."""
     with implementation.server() as server, ExitStack() as stack:
         idle = [stack.enter_context(connect(server.endpoint)) for _ in range(20)]
@@ -83,14 +83,3 @@ def test_the_deadline_is_kept_by_clients_of_every_kind(implementation: Implement
         for sock in idle:
             assert has_ended(sock)
         assert server.stats().open == 0
-
-
-def fill(sock: socket.socket) -> None:
-    """Send until the server takes no more, because this client does not read."""
-    timeout = sock.gettimeout()
-    sock.settimeout(0.02)
-    try:
-        while True:
-            sock.send(bytes(1 << 16))
-    except TimeoutError:
-        sock.settimeout(timeout)
