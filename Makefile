@@ -43,9 +43,9 @@ TESTS_tsan := -k "not fork and not pure" tests/test_contract*.py tests/test_serv
 	tests/test_load_options.py tests/test_load_interrupt.py tests/test_load_datagram.py
 
 TESTS_valgrind := $(addprefix tests/test_contract.py::test_, echoes_with_any_buffer_size \
-	reset_of_a_client_that_is_owed_bytes counters_tell_what_happened) \
+	reset_while_bytes_are_unsent counters_count_every_byte_and_end) \
 	$(addprefix tests/test_contract_stopping.py::test_, stop_ends_every_connection \
-	stop_ends_a_client_that_does_not_read drain_lets_everybody_finish drain_is_cut_short_by_another_stop)
+	stop_ends_a_client_that_does_not_read drain_serves_every_client_to_its_end drain_is_cut_short_by_another_stop)
 
 asan: RUNTIME = libasan.so
 tsan: RUNTIME = libtsan.so

@@ -67,7 +67,7 @@ def socket_address(endpoint: Any) -> tuple[socket.AddressFamily, Any]:
 
 
 def refuses(endpoint: Any) -> bool:
-    """Whether nobody listens there."""
+    """Whether a connection is refused: no socket listens there."""
     try:
         connect(endpoint).close()
     except ConnectionRefusedError:
@@ -250,13 +250,13 @@ def connect_to(server: Any) -> Iterator[tuple[Any, socket.socket]]:
 def assert_serves(endpoint: Any) -> None:
     """A new client gets its echo and its end."""
     with connect(endpoint) as sock:
-        finish_exactly(sock, b"are you there?")
+        finish_exactly(sock, b"probe")
 
 
 def tagged(number: int, size: int) -> bytes:
-    """A payload of 16 bytes over and over that are those of no other number.
+    """A payload that repeats 16 bytes which no other number has.
 
-    Not the number itself: of two numbers most bytes are the same, and one gone astray is not seen.
+    Not the number itself: most bytes of two numbers are the same, which hides a mixed-up one.
     """
     tag = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).digest()
     return (tag * (size // 16 + 1))[:size]
@@ -264,13 +264,13 @@ def tagged(number: int, size: int) -> bytes:
 
 @cache
 def stream(number: int) -> bytes:
-    """What the client of that number sends in all: no other sends the like."""
+    """All that the client of that number sends; no other client sends the same."""
     return random.Random(number).randbytes(STREAM_SIZE)
 
 
 @dataclass
 class EchoClient:
-    """A client that knows what it has sent and read of its stream."""
+    """A client that counts what it has sent of its stream."""
 
     sock: socket.socket
     number: int
@@ -296,10 +296,10 @@ class EchoClient:
         if readable and not writable:
             part = self.sock.recv(1 << 16)
             if not part:
-                raise EOFError("the end, though nobody asked for it")
+                raise EOFError("an end that was not asked for")
             self.early += part
         elif not writable:
-            raise TimeoutError("neither takes nor gives a byte")
+            raise TimeoutError("no byte could be sent or received")
 
     def read(self, size: int) -> bytes:
         first = bytes(self.early[:size])
@@ -328,9 +328,9 @@ def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
 
 
 def wait_until(condition: Callable[[], object], what: str = "condition") -> None:
-    """Look until it holds: for what comes soon but gives no event to wait for.
+    """Check until it holds: for what comes soon but gives no event to wait for.
 
-    Less and less often, as to look may be what a slow server is busy with: to connect, for example.
+    Less and less often, as the check itself, a connection say, may keep a slow server busy.
     """
     pause, deadline = 0.001, time.monotonic() + TIMEOUT
     while not condition():
@@ -350,10 +350,10 @@ def wait_until_still(read: Callable[[], int], quiet: float = 0.2) -> int:
             seen, since = now, time.monotonic()
         return time.monotonic() - since >= quiet
 
-    wait_until(is_still, "counter at rest")
+    wait_until(is_still, "counter that does not move")
     return seen
 
 
 def not_zero(counters: Mapping[str, int]) -> dict[str, int]:
-    """What was counted at all."""
+    """The counters that are not 0."""
     return {name: count for name, count in counters.items() if count}

@@ -1,4 +1,4 @@
-"""What every test gets: implementations and running servers, and a look for what was left over."""
+"""Fixtures of every test: implementations, running servers, and a check that nothing is left."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def flips_byte(at: int) -> Behaviour:
 
 
 def sends_surplus(size: int) -> Behaviour:
-    """Greet with `size` bytes that nobody asked for, then echo."""
+    """Send `size` bytes before any was received, then echo."""
 
     def behave(server: MisbehavingServer, connection: socket.socket) -> None:
         connection.sendall(bytes(size))
@@ -269,7 +269,7 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-# --- addresses where nobody accepts -------------------------------------------------------------
+# --- addresses that do not accept ---------------------------------------------------------------
 
 
 @contextmanager

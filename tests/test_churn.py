@@ -1,8 +1,8 @@
-"""Connections that come and go as fast as they can: nobody gets another's bytes, nothing is left.
+"""Many short connections: none gets another's bytes, and no descriptor or memory is left.
 
-Numbers of descriptors and records are used again at once by whoever comes next, while bytes and
-events of the one before may still be on their way. Each payload is its connection's own 16 bytes
-over and over, so that a byte gone astray is seen.
+The next connection takes the descriptor number and the record of one that has closed, while bytes
+and events of that one may still be on their way. Each payload repeats 16 bytes of its connection's
+own, so that a byte of another one is seen.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ ServeProcess = Callable[..., ServerProcess]
 THREADS = 4
 MIB = 1 << 20
 LARGEST = 2000  # bytes sent by one connection
-#: Where clients come from by turns: a port that was used rests for a minute (TIME_WAIT).
+#: Addresses of clients by turns: a port stays in TIME_WAIT for a minute.
 SOURCES = [f"127.1.0.{number}" for number in range(1, 51)]
 
 
-def churn(endpoint: Any, connections: int, *, polite: bool = False) -> None:
-    """Run so many clients from a few threads, ended in every way, or only in good order."""
+def churn(endpoint: Any, connections: int, *, orderly: bool = False) -> None:
+    """Run so many clients from a few threads, ended in every way, or all by a half-close."""
     each = connections // THREADS
     with ExitStack() as stack:
         threads = [
             stack.enter_context(
                 running(
-                    lambda first=first: come_and_go(endpoint, range(first, first + each), polite)
+                    lambda first=first: connect_in_turn(
+                        endpoint, range(first, first + each), orderly
+                    )
                 )
             )
             for first in range(0, connections, each)
@@ -55,33 +57,33 @@ def churn(endpoint: Any, connections: int, *, polite: bool = False) -> None:
             thread.join()  # however long so many take
 
 
-def come_and_go(endpoint: Any, numbers: range, polite: bool) -> None:
+def connect_in_turn(endpoint: Any, numbers: range, orderly: bool) -> None:
     rng = random.Random(numbers.start)
     for number in numbers:
         payload = tagged(number, rng.randrange(4, LARGEST))
         source = SOURCES[number % len(SOURCES)] if endpoint.host == "127.0.0.1" else ""
         with connect(endpoint, source=source) as sock:
             sock.sendall(payload)
-            ending = "finish" if polite else rng.choice(("finish", "reset", "close"))
+            ending = "finish" if orderly else rng.choice(("finish", "reset", "close"))
             if ending == "finish":
                 half_close(sock)
                 assert_same(receive_all(sock), payload)
                 continue
-            size = rng.randrange(len(payload))  # and the rest is never read
+            size = rng.randrange(len(payload))  # the other bytes are never read
             assert_same(receive_exactly(sock, size), payload[:size])
             if ending == "reset":
                 reset(sock)
 
 
 @pytest.mark.kinds("tcp", "unix")
-def test_nobody_gets_anothers_bytes(
+def test_no_connection_gets_the_bytes_of_another(
     implementation: Implementation, socket_kind: str, serve: Serve
 ) -> None:
     """800 connections; fewer if each is a process, which takes longer the larger this one is."""
     connections = 200 if implementation.engine == "fork" else 800
     server = serve()
     churn(server.endpoint, connections)
-    wait_until(lambda: sum(server.stats().closed.values()) == connections, "all gone")
+    wait_until(lambda: sum(server.stats().closed.values()) == connections, "all closed")
     stats = server.stats()
     assert (stats.accepted, stats.open) == (connections, 0)
     assert not stats.closed["error"]
@@ -90,7 +92,7 @@ def test_nobody_gets_anothers_bytes(
 @pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.kinds("tcp", "unix")
-def test_nobody_ever_gets_anothers_bytes(
+def test_no_connection_gets_the_bytes_of_another_at_length(
     implementation: Implementation,
     socket_kind: str,
     serve_process: ServeProcess,
@@ -100,7 +102,7 @@ def test_nobody_ever_gets_anothers_bytes(
     connections = 100_000
     server = serve_process()
     churn(server.endpoint, connections)
-    wait_until(lambda: sum(server.stats()["closed"].values()) == connections, "all gone")
+    wait_until(lambda: sum(server.stats()["closed"].values()) == connections, "all closed")
     closed = not_zero(server.stats()["closed"])
     assert "error" not in closed
     figure(
@@ -118,13 +120,13 @@ def test_nothing_is_left_after_20000_clients(
     """Connect, echo, close: descriptors, threads, processes and memory are what they were."""
     connections = 20_000
     server = serve_process()
-    churn(server.endpoint, 1000, polite=True)  # what is allocated the first time may stay
+    churn(server.endpoint, 1000, orderly=True)  # what is allocated the first time may stay
 
     def holds() -> int:
         return len(everything(server.pid))
 
     before, memory = wait_until_still(holds), server.resident_bytes()
-    churn(server.endpoint, connections, polite=True)
+    churn(server.endpoint, connections, orderly=True)
     wait_until(lambda: holds() == before, "holds what it held before")
     grown = server.resident_bytes() - memory
     assert not_zero(server.stats()["closed"]) == {"eof": 1000 + connections}

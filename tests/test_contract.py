@@ -1,4 +1,4 @@
-"""What every server promises, whatever its engine: each test runs on every implementation."""
+"""What every server promises: each test runs on every implementation that it is meant for."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def test_slow_reader_gets_everything(serve: Serve) -> None:
         assert_same(received, b"".join(chunks))
 
 
-# --- clients and each other ---------------------------------------------------------------------
+# --- several clients ----------------------------------------------------------------------------
 
 
 @two_kinds
 @pytest.mark.many_clients
-def test_clients_that_never_read_disturb_nobody(serve: Serve) -> None:
+def test_clients_that_never_read_do_not_disturb_others(serve: Serve) -> None:
     """While 20 clients send and never read, the next one gets its echo."""
     server = serve()
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def test_memory_of_clients_that_never_read_is_bounded(serve_process: ServeProces
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_memory_of_clients_that_read_at_last_is_freed(serve_process: ServeProcess) -> None:
-    """80 more clients that stall and then read everything leave nothing behind."""
+    """After 80 more clients that stall and then read everything, memory is what it was."""
     server = serve_process(sndbuf=16 * KIB, rcvbuf=16 * KIB)
     stall_and_finish(server, 40)
     before = server.resident_bytes()
@@ -152,19 +152,19 @@ def test_memory_of_clients_that_read_at_last_is_freed(serve_process: ServeProces
     assert server.resident_bytes() - before < 2 * MIB
 
 
-@pytest.mark.kinds("unix")  # whose rests are the largest
+@pytest.mark.kinds("unix")  # where the most bytes stay unsent
 @pytest.mark.memory
 @pytest.mark.native("epoll", "poll", "io_uring")
 def test_memory_of_clients_that_do_not_read_is_given_back(serve_process: ServeProcess) -> None:
-    """Once 10 have gone, half of them having read everything, the server holds what it did."""
+    """Once 10 have closed, half of which had read everything, memory is what it was."""
     server = serve_process()
-    stuck_and_gone(server, 1)  # what is allocated the first time may stay
+    stall_and_close(server, 1)  # what is allocated the first time may stay
     before = server.own_bytes()
-    stuck_and_gone(server, 10)
+    stall_and_close(server, 10)
     assert server.own_bytes() - before < 64 * KIB
 
 
-def stuck_and_gone(server: ServerProcess, clients: int) -> None:
+def stall_and_close(server: ServerProcess, clients: int) -> None:
     before = server.own_bytes()
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(clients)]
@@ -173,7 +173,7 @@ def stuck_and_gone(server: ServerProcess, clients: int) -> None:
         for sock, size in list(zip(socks, sent, strict=True))[::2]:
             sock.settimeout(TIMEOUT)
             receive_exactly(sock, size)
-    wait_until(lambda: server.stats()["open"] == 0, "all gone")
+    wait_until(lambda: server.stats()["open"] == 0, "all closed")
 
 
 def stall_and_finish(server: ServerProcess, clients: int) -> None:
@@ -191,7 +191,7 @@ def stall_and_finish(server: ServerProcess, clients: int) -> None:
 @two_kinds
 @pytest.mark.many_clients
 def test_many_clients_at_once_never_get_each_others_bytes(serve: Serve) -> None:
-    """200 connections with a payload of their own each, all in flight at a time."""
+    """200 connections with a payload of their own each, all sending at once."""
     endpoint = serve().endpoint
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(endpoint)) for _ in range(200)]
@@ -203,7 +203,7 @@ def test_many_clients_at_once_never_get_each_others_bytes(serve: Serve) -> None:
                 assert receive_exactly(sock, len(payload)) == payload
 
 
-# --- rude clients -------------------------------------------------------------------------------
+# --- abrupt ends --------------------------------------------------------------------------------
 
 
 @two_kinds
@@ -224,7 +224,7 @@ def test_reset_in_the_middle_of_a_transfer(serve: Serve) -> None:
 
 
 @two_kinds
-def test_reset_of_a_client_that_is_owed_bytes(serve: Serve) -> None:
+def test_reset_while_bytes_are_unsent(serve: Serve) -> None:
     """A client that never read and then resets is noticed, though nothing can be sent to it."""
     server = serve()
     sock = connect(server.endpoint, rcvbuf=4 * KIB)
@@ -237,7 +237,7 @@ def test_reset_of_a_client_that_is_owed_bytes(serve: Serve) -> None:
 
 @two_kinds
 def test_end_that_is_seen_with_the_last_bytes(serve_process: ServeProcess) -> None:
-    """The last bytes and the end that come while the server looks away are noticed, both."""
+    """The last bytes and the end are both noticed when the server sees them at once."""
     server = serve_process()
     with connect(server.endpoint) as sock:
         echo_exactly(sock, b"hello")
@@ -262,7 +262,7 @@ def test_reset_before_accept(serve_process: ServeProcess) -> None:
 
 
 def test_connect_and_close(serve: Serve) -> None:
-    """100 clients that connect and close without a word are counted as a normal end."""
+    """100 clients that connect and close without a byte are counted as a normal end."""
     server = serve()
     for _ in range(100):
         connect(server.endpoint).close()
@@ -272,7 +272,7 @@ def test_connect_and_close(serve: Serve) -> None:
 
 @one_kind
 def test_urgent_byte_does_not_spin(serve: Serve) -> None:
-    """An urgent byte is not part of the stream (tcp(7)), and costs no CPU while it lies there."""
+    """An urgent byte is not part of the stream (tcp(7)), and costs no CPU while it is not read."""
     with connect(serve().endpoint) as sock:
         echo_exactly(sock, b"before")
         sock.send(b"!", socket.MSG_OOB)
@@ -286,7 +286,7 @@ def test_urgent_byte_does_not_spin(serve: Serve) -> None:
 @one_kind
 @pytest.mark.many_clients
 def test_descriptor_limit(serve_process: ServeProcess) -> None:
-    """At the limit the server does not spin, serves who is in, logs little, and recovers."""
+    """At the limit the server does not spin, serves open connections, logs little, recovers."""
     server = serve_process()
     with ExitStack() as stack, connect(server.endpoint) as early:
         echo_exactly(early, b"early")
@@ -306,7 +306,7 @@ def test_descriptor_limit(serve_process: ServeProcess) -> None:
 
 
 def starved_cpu_seconds(server: ServerProcess, sock: socket.socket) -> float:
-    """CPU time that the server takes in a second in which it only echoes ten times."""
+    """CPU time that the server takes in a second in which it echoes only ten times."""
     before = server.cpu_seconds()
     for _ in range(10):
         echo_exactly(sock, b"ping")
@@ -338,7 +338,7 @@ def test_recovers_when_the_limit_is_raised(serve_process: ServeProcess) -> None:
 @one_kind
 @pytest.mark.many_clients
 def test_drain_at_the_descriptor_limit(serve_process: ServeProcess) -> None:
-    """A drain waits for descriptors too: who is queued at the limit is served before the end."""
+    """A drain waits for descriptors too: clients queued at the limit are served before the end."""
     server = serve_process(drain_timeout=60)
     with ExitStack() as stack, connect(server.endpoint) as early:
         echo_exactly(early, b"early")
@@ -357,8 +357,8 @@ def test_drain_at_the_descriptor_limit(serve_process: ServeProcess) -> None:
 # --- counters -----------------------------------------------------------------------------------
 
 
-def test_counters_tell_what_happened(serve: Serve) -> None:
-    """Each way to end a connection is counted under its name, and so is every byte."""
+def test_counters_count_every_byte_and_end(serve: Serve) -> None:
+    """Each way to end a connection is counted under its own name."""
     server = serve()
     with connect(server.endpoint) as sock:
         finish_exactly(sock, bytes(1000))

@@ -1,4 +1,4 @@
-"""What every server promises of its end: stops, drains and signals."""
+"""What every server promises of stops, drains and signals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ two_kinds = pytest.mark.kinds("tcp", "unix")  # TCP is the same over IPv6 there
 
 KIB, MIB = 1 << 10, 1 << 20
 
-TAKES_IN = 0.05  # seconds for which a stop without a drain takes clients in
+STILL_ACCEPTS = 0.05  # seconds for which a stop without a drain goes on accepting
 
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
@@ -56,7 +56,7 @@ ServeProcess = Callable[..., ServerProcess]
 
 
 def test_stop_ends_every_connection(serve: Serve) -> None:
-    """After stop() every client sees the end, nobody listens, and another stop() does nothing."""
+    """After stop() every client sees the end, new ones are refused, another stop() does nothing."""
     server = serve()
     with connect(server.endpoint) as first, connect(server.endpoint) as second:
         echo_exactly(first, b"hello")
@@ -99,7 +99,7 @@ def test_stop_ends_a_client_that_does_not_read(serve: Serve) -> None:
 
 @two_kinds
 def test_stop_during_a_burst_of_connects(serve: Serve) -> None:
-    """stop() returns while clients connect as fast as they can, and they are refused then."""
+    """stop() returns while clients connect as fast as they can; then they are refused."""
     server = serve()
     with ExitStack() as stack:
         for _ in range(4):
@@ -121,7 +121,7 @@ def connect_until_refused(endpoint: Any) -> None:
 
 
 def test_port_can_be_bound_again_at_once(implementation: Implementation, socket_kind: str) -> None:
-    """20 restarts on one port succeed, though the server closed first, into TIME_WAIT."""
+    """20 restarts on one port succeed, though the server's side closed first (TIME_WAIT)."""
     with implementation.server(any_endpoint(socket_kind)) as server:
         endpoint = server.endpoint
     for _ in range(20):
@@ -133,9 +133,9 @@ def test_port_can_be_bound_again_at_once(implementation: Implementation, socket_
 
 @pytest.mark.native
 def test_stop_answers_what_has_arrived(implementation: Implementation, socket_kind: str) -> None:
-    """Without a drain too, who has connected and sent gets that back, accepted by then or not.
+    """Without a drain too, a client that has connected and sent gets that back, accepted or not.
 
-    Who is taken in only after TAKES_IN may be reset instead, so rounds that took longer show
+    One that is not accepted within STILL_ACCEPTS may be reset instead, so longer rounds show
     nothing: a busy machine has them, above all where each client takes a process.
     """
     in_time = 0
@@ -146,16 +146,16 @@ def test_stop_answers_what_has_arrived(implementation: Implementation, socket_ki
                 sock.sendall(tagged(number, 100))
             began = time.monotonic()
             server.stop()
-            if time.monotonic() - began < TAKES_IN:
+            if time.monotonic() - began < STILL_ACCEPTS:
                 in_time += 1
                 for number, sock in enumerate(socks):
                     assert receive_all(sock) == tagged(number, 100)
     if not in_time:
-        pytest.skip(f"this machine is too busy: no stop() in less than {TAKES_IN} s")
+        pytest.skip(f"this machine is too busy: no stop() in less than {STILL_ACCEPTS} s")
 
 
-def test_drain_lets_everybody_finish(serve: Serve) -> None:
-    """With a drain nothing is reset: clients mid-echo and those behind them get all, then it ends.
+def test_drain_serves_every_client_to_its_end(serve: Serve) -> None:
+    """A drain resets no connection, accepted or queued: each gets all its bytes, then it ends.
 
     A server of one client at a time still has the others waiting to be accepted.
     """
@@ -176,7 +176,7 @@ def test_drain_lets_everybody_finish(serve: Serve) -> None:
 
 
 @two_kinds
-def test_drain_takes_in_the_accept_queue(serve_process: ServeProcess) -> None:
+def test_drain_serves_the_accept_queue(serve_process: ServeProcess) -> None:
     """Connections made before the signal but not yet accepted are served, not reset."""
     server = serve_process(drain_timeout=60)
     with ExitStack() as stack:
@@ -196,7 +196,7 @@ def test_drain_takes_in_the_accept_queue(serve_process: ServeProcess) -> None:
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_drain_begins_in_the_middle_of_accepting(serve: Serve) -> None:
-    """Many more are taken in than the server accepts in one go, though it does so at the time."""
+    """It accepts many more than the server does in one turn, also where it begins in that turn."""
     server = serve()
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(150)]
@@ -208,7 +208,7 @@ def test_drain_begins_in_the_middle_of_accepting(serve: Serve) -> None:
 
 @one_kind
 def test_drain_ends_at_its_deadline(serve: Serve) -> None:
-    """A client that never closes is cut off when the time is over, and not before."""
+    """A client that never closes is ended at the deadline, and not before."""
     server = serve()
     with connect(server.endpoint) as stuck:
         echo_exactly(stuck, b"hello")
@@ -278,7 +278,7 @@ def test_signal_ends_serve(
 
 
 def test_signal_at_the_wrong_moment(implementation: Implementation) -> None:
-    """A signal that comes just as the main thread goes to sleep is not slept over, 200 times."""
+    """A signal that comes just as the main thread begins to wait ends the wait, 200 times."""
     in_fresh_process(serve_until_signal_often, implementation.name)
 
 
@@ -288,7 +288,7 @@ def serve_until_signal_often(name: str) -> None:
 
         def interrupt(ready: threading.Event = ready) -> None:
             ready.wait(TIMEOUT)
-            # Python gives this thread its turn when the main one lets go of the GIL to wait.
+            # Python runs this thread when the main one releases the GIL to wait.
             os.kill(os.getpid(), signal.SIGTERM)
 
         with running(interrupt):
@@ -304,7 +304,7 @@ def test_second_signal_ends_a_drain(serve_process: ServeProcess) -> None:
         echo_exactly(sock, b"hello")
         server.signal(signal.SIGTERM)
         wait_until(lambda: refuses(server.endpoint))
-        wait_until(lambda: server.stats()["open"] == 1)  # those who were to be refused have gone
+        wait_until(lambda: server.stats()["open"] == 1)  # those of refuses() have closed
         echo_exactly(sock, b"still served")
         server.signal(signal.SIGTERM)
         assert has_ended(sock)

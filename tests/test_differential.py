@@ -1,9 +1,9 @@
 """The same script of clients on every implementation: all have to give the same transcript.
 
-A script draws what some clients do; its transcript is what they see. So that there is but one right
-transcript, only what is owed is read, and an end only where one must come: nothing is left to
-chance but the timing. What is right is worked out from the script alone, and asyncio's streams,
-which nobody here wrote, are among the implementations.
+A script is drawn that says what some clients do; its transcript is what they see. Only one
+transcript is right, as a script reads no more than was sent, and an end only where one must come:
+only the timing is left to chance. The right one is computed from the script alone, and asyncio's
+streams, an independent work, are among the implementations.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Step:
 
 
 @dataclass
-class Owed:
-    """What the client of a script may still expect."""
+class ClientState:
+    """What a client has done so far in a script that is being drawn."""
 
-    bytes: int = 0
+    outstanding: int = 0  # bytes sent and not read yet
     sent: int = 0
     half_closed: bool = False
 
@@ -62,14 +62,14 @@ sizes = st.one_of(
 
 @st.composite
 def scripts(draw: st.DrawFn, at_a_time: int) -> tuple[Step, ...]:
-    """What clients do, at most so many at a time; in the end each that is left says good-bye."""
+    """What clients do, at most so many at a time; each that is connected at the end finishes."""
     steps: list[Step] = []
-    live: dict[int, Owed] = {}
+    live: dict[int, ClientState] = {}
     numbers = iter(range(STEPS))
     for _ in range(draw(st.integers(1, STEPS))):
         if not live or (len(live) < at_a_time and draw(st.integers(0, 3)) == 0):
             number = next(numbers)
-            live[number] = Owed()
+            live[number] = ClientState()
             steps.append(Step("connect", number, draw(st.sampled_from([0, 0, 16384]))))
             continue
         number = draw(st.sampled_from(sorted(live)))
@@ -80,25 +80,25 @@ def scripts(draw: st.DrawFn, at_a_time: int) -> tuple[Step, ...]:
     return (*steps, *(Step("finish", number) for number in live))
 
 
-def draw_step(draw: st.DrawFn, number: int, owed: Owed) -> Step:
+def draw_step(draw: st.DrawFn, number: int, client: ClientState) -> Step:
     verbs = ["pause", "finish", "reset", "close"]
-    if owed.bytes:
+    if client.outstanding:
         verbs += ["read"] * 4
-    if not owed.half_closed:
-        verbs += ["half-close"] + ["send"] * 6 * (owed.sent < STREAM_SIZE)
+    if not client.half_closed:
+        verbs += ["half-close"] + ["send"] * 6 * (client.sent < STREAM_SIZE)
     verb = draw(st.sampled_from(verbs))
     size = 0
     if verb == "pause":
         size = draw(st.integers(1, 3))
     elif verb == "half-close":
-        owed.half_closed = True
+        client.half_closed = True
     elif verb == "send":
-        size = min(draw(sizes), STREAM_SIZE - owed.sent)
-        owed.sent += size
-        owed.bytes += size
+        size = min(draw(sizes), STREAM_SIZE - client.sent)
+        client.sent += size
+        client.outstanding += size
     elif verb == "read":
-        size = draw(st.one_of(st.just(owed.bytes), st.integers(1, owed.bytes)))
-        owed.bytes -= size
+        size = draw(st.one_of(st.just(client.outstanding), st.integers(1, client.outstanding)))
+        client.outstanding -= size
     return Step(verb, number, size)
 
 
@@ -186,10 +186,10 @@ def act(step: Step, client: EchoClient) -> bytes | None:
 
 
 def counted(server: Any, before: Any, script: tuple[Step, ...]) -> dict[str, int]:
-    """What the server says of a script; of its bytes only where no client went before its time."""
+    """What the server counted in a script; bytes only where each client finished."""
     clients = before.accepted + sum(step.verb == "connect" for step in script)
     wait_until(lambda: server.stats().accepted >= clients, "all accepted")
-    wait_until(lambda: server.stats().open == 0, "all gone")
+    wait_until(lambda: server.stats().open == 0, "all closed")
     after = server.stats()
     found = {"accepted": after.accepted - before.accepted}
     if not {*LAST[1:]} & {step.verb for step in script}:
@@ -262,7 +262,7 @@ def compare_scripts(kind: str, examples: int, started_from: int | None) -> Compa
 
 @pytest.mark.kinds(*KINDS)
 def test_same_transcript(socket_kind: str) -> None:
-    """40 scripts, one client at a time and up to 4: what they see is right, whoever serves."""
+    """40 scripts, one client at a time and up to 4: what they see is right on every server."""
     assert compare_scripts(socket_kind, 40, None).scripts >= 40
 
 

@@ -1,8 +1,8 @@
 """Clients, stops, starts and descriptor limits in any order, against a model of what must be true.
 
 Run as a program, this file is the process in which the servers live: ``python test_stateful.py
-NAME``. It is told line by line to start and to stop them, so that its descriptors and its memory
-are theirs alone, and a limit that is set for it harms nobody else.
+NAME``. It starts and stops them as commands, line by line, say: so its descriptors and its memory
+are theirs alone, and a limit that is set for it does not concern the tests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ import fastsock
 MIB = 1 << 20
 TIMEOUT = 15.0  # seconds; only something that hangs takes so long
 MOST_CLIENTS = 6
-MOST_OWED = 256 << 10  # bytes that are not read yet, of one client
+MOST_OUTSTANDING = 256 << 10  # bytes of one client
 STEPS = 50  # of one run of the machine
 #: What a server's process may grow by: 6 buffers of 64 KiB, their threads, and what malloc() keeps.
 MEMORY = 16 * MIB
@@ -65,8 +65,8 @@ MEMORY = 16 * MIB
 positions = st.integers(0, MOST_CLIENTS - 1)
 
 
-class Room(Child):
-    """The process in which the servers of one implementation are started and stopped."""
+class ServingProcess(Child):
+    """The process that starts and stops the servers of one implementation."""
 
     def __init__(self, implementation: Implementation) -> None:
         super().__init__(sys.executable, __file__, implementation.name)
@@ -74,7 +74,7 @@ class Room(Child):
         self.one_at_a_time = implementation.one_at_a_time
 
     def warm_up(self) -> None:
-        """Once round: what a server and a client cost, and what stays after the first time."""
+        """Serve a client once; note what a server and a client hold, and what stays afterwards."""
         idle = self.holds()
         answer = self.tell(do="start", endpoint=ANY_PORT)
         with connect(fastsock.Endpoint.parse(answer["endpoint"]), timeout=TIMEOUT) as sock:
@@ -97,23 +97,23 @@ class Room(Child):
         return len(everything(self.pid))
 
 
-class Member(EchoClient):
+class ModelClient(EchoClient):
     """A client and what the model says of it."""
 
     got = 0  # bytes
-    waits = False  # to be accepted, perhaps: it came when no descriptors were left
+    may_wait = False  # to be accepted: it connected when no descriptors were left
 
     @property
-    def owed(self) -> int:
+    def outstanding(self) -> int:
         return self.sent - self.got
 
     @property
     def is_done(self) -> bool:
-        """Whether the server has let it go by now. If bytes are owed it may have, or not."""
-        return self.half_closed and self.owed == len(self.early)
+        """Whether the server has closed it; with bytes outstanding it may have, or not."""
+        return self.half_closed and self.outstanding == len(self.early)
 
     def take(self, data: bytes) -> None:
-        """What came back is what was sent, from the very byte on that is due."""
+        """What came back is what was sent, from the next byte on."""
         assert data == stream(self.number)[self.got : min(self.got + len(data), self.sent)]
         self.got += len(data)
 
@@ -123,46 +123,46 @@ class Machine(RuleBasedStateMachine):
 
     steps = 0  # of all machines
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, process: ServingProcess) -> None:
         super().__init__()
         Machine.steps -= 1  # the invariants are looked at once before the first step
-        self._room = room
-        self._members: list[Member] = []
+        self._process = process
+        self._clients: list[ModelClient] = []
         self._endpoint: Any = None  # None: no server
         self._numbers = iter(range(1000))
         self._limited = False
-        # Anew each time: what one run leaks must not fail all that come after it.
-        self._idle = room.holds()
-        self._most = 1 if room.one_at_a_time else MOST_CLIENTS
+        # Read for each run: what one leaks must not fail all later ones.
+        self._idle = process.holds()
+        self._most = 1 if process.one_at_a_time else MOST_CLIENTS
 
     # --- the server -----------------------------------------------------------------------------
 
     @precondition(lambda self: self._endpoint is None)
     @rule(kind=st.sampled_from(KINDS))
     def start(self, kind: str) -> None:
-        answer = self._room.tell(do="start", endpoint=any_endpoint(kind))
+        answer = self._process.tell(do="start", endpoint=any_endpoint(kind))
         self._endpoint = fastsock.Endpoint.parse(answer["endpoint"])
 
     @precondition(lambda self: self._endpoint is not None)
     @rule()
     def stop(self) -> None:
-        """Everybody gets an end: after all that is owed, or before, but nothing wrong."""
-        self._room.tell(do="stop", drain=0)
-        stats = self._room.tell(do="join")
-        for member in self._members:
-            self._expect_end(member)
+        """Every client gets an end, after all its bytes or before, and no wrong byte."""
+        self._process.tell(do="stop", drain=0)
+        stats = self._process.tell(do="join")
+        for client in self._clients:
+            self._expect_end(client)
         self._is_stopped(stats)
 
     @precondition(lambda self: self._endpoint is not None and not self._limited)
     @rule()
     def drain(self) -> None:
-        """Everybody is served to the end, however much is owed, and then there is no server."""
-        self._room.tell(do="stop", drain=60)
-        for member in self._members:
-            if not member.half_closed and member.sent < STREAM_SIZE:
-                member.send(1)
-            self._finish(member)
-        stats = self._room.tell(do="join")
+        """Every client is served to its end, and then the server stops."""
+        self._process.tell(do="stop", drain=60)
+        for client in self._clients:
+            if not client.half_closed and client.sent < STREAM_SIZE:
+                client.send(1)
+            self._finish(client)
+        stats = self._process.tell(do="join")
         assert stats["closed"]["stopped"] == 0
         self._is_stopped(stats)
 
@@ -170,81 +170,81 @@ class Machine(RuleBasedStateMachine):
         assert stats["open"] == 0
         assert stats["accepted"] == sum(stats["closed"].values())
         assert refuses(self._endpoint)
-        self._members.clear()
+        self._clients.clear()
         self._endpoint = None
         self._lift()
-        self._wait_until_held()
+        self._wait_until_held_as_expected()
 
     # --- clients --------------------------------------------------------------------------------
 
-    @precondition(lambda self: self._endpoint is not None and len(self._members) < self._most)
+    @precondition(lambda self: self._endpoint is not None and len(self._clients) < self._most)
     @rule(rcvbuf=st.sampled_from([0, 0, 16384]))
     def connect(self, rcvbuf: int) -> None:
         sock = connect(self._endpoint, rcvbuf=rcvbuf, timeout=TIMEOUT)
-        member = Member(sock, next(self._numbers))
-        member.waits = self._limited
-        self._members.append(member)
+        client = ModelClient(sock, next(self._numbers))
+        client.may_wait = self._limited
+        self._clients.append(client)
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions, size=st.one_of(st.integers(1, 1000), st.integers(1, 200_000)))
     def send(self, position: int, size: int) -> None:
-        member = self._member(position)
-        # Who is not served cannot be expected to get rid of more than a socket's buffers take.
-        most = 16 << 10 if member.waits else MOST_OWED
-        size = min(size, most - member.owed, STREAM_SIZE - member.sent)
-        if size > 0 and not member.half_closed:
-            member.send(size)
+        client = self._client(position)
+        # A client that is not accepted can send no more than the buffers of its socket take.
+        most = 16 << 10 if client.may_wait else MOST_OUTSTANDING
+        size = min(size, most - client.outstanding, STREAM_SIZE - client.sent)
+        if size > 0 and not client.half_closed:
+            client.send(size)
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions, part=st.floats(0, 1))
     def read(self, position: int, part: float) -> None:
-        member = self._member(position)
-        if member.owed and not member.waits:
-            member.take(member.read(max(1, int(part * member.owed))))
+        client = self._client(position)
+        if client.outstanding and not client.may_wait:
+            client.take(client.read(max(1, int(part * client.outstanding))))
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions)
     def half_close(self, position: int) -> None:
-        self._member(position).half_close()
+        self._client(position).half_close()
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions)
     def finish(self, position: int) -> None:
-        member = self._member(position)
-        if not member.waits:
-            self._finish(member)
-            self._members.remove(member)
+        client = self._client(position)
+        if not client.may_wait:
+            self._finish(client)
+            self._clients.remove(client)
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions)
     def reset(self, position: int) -> None:
-        member = self._member(position)
-        reset(member.sock)
-        self._members.remove(member)
+        client = self._client(position)
+        reset(client.sock)
+        self._clients.remove(client)
 
-    @precondition(lambda self: self._members)
+    @precondition(lambda self: self._clients)
     @rule(position=positions)
     def close(self, position: int) -> None:
-        member = self._member(position)
-        member.sock.close()
-        self._members.remove(member)
+        client = self._client(position)
+        client.sock.close()
+        self._clients.remove(client)
 
     # --- descriptors ----------------------------------------------------------------------------
 
     @precondition(lambda self: self._endpoint is not None and not self._limited)
     @rule(left=st.integers(0, 3))
     def limit(self, left: int) -> None:
-        """Newcomers may have to wait until it is lifted; who is in goes on."""
-        self._wait_until_held()
-        self._room.leave_descriptors(left)
+        """New clients may have to wait until it is lifted; connected ones are served."""
+        self._wait_until_held_as_expected()
+        self._process.leave_descriptors(left)
         self._limited = True
 
     @precondition(lambda self: self._limited)
     @rule()
     def lift(self) -> None:
         self._lift()
-        for member in self._members:
-            member.waits = False
+        for client in self._clients:
+            client.may_wait = False
 
     # --- what is always true --------------------------------------------------------------------
 
@@ -255,25 +255,25 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_left_or_missing(self) -> None:
         """As many descriptors, threads and processes as the clients there are need."""
-        assert self._room.running(), self._room.errors()
+        assert self._process.running(), self._process.errors()
         if not self._limited:
-            self._wait_until_held()
+            self._wait_until_held_as_expected()
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        assert self._room.resident_bytes() <= self._room.most_memory
+        assert self._process.resident_bytes() <= self._process.most_memory
 
     @invariant()
-    def nobody_is_disturbed(self) -> None:
+    def no_client_is_disturbed(self) -> None:
         """No client sees an end before it has all of its bytes, nor a byte more."""
-        for member in self._members:
-            if not select.select([member.sock], [], [], 0)[0]:
+        for client in self._clients:
+            if not select.select([client.sock], [], [], 0)[0]:
                 continue
-            byte = member.sock.recv(1, socket.MSG_PEEK)
+            byte = client.sock.recv(1, socket.MSG_PEEK)
             if byte:
-                assert member.owed > len(member.early)
+                assert client.outstanding > len(client.early)
             else:
-                assert member.is_done
+                assert client.is_done
 
     def teardown(self) -> None:
         if self._endpoint is not None:
@@ -283,50 +283,50 @@ class Machine(RuleBasedStateMachine):
     # --- how it is done -------------------------------------------------------------------------
 
     def close_all(self) -> None:
-        for member in self._members:
-            member.sock.close()
+        for client in self._clients:
+            client.sock.close()
 
-    def _member(self, position: int) -> Member:
-        return self._members[position % len(self._members)]
+    def _client(self, position: int) -> ModelClient:
+        return self._clients[position % len(self._clients)]
 
-    def _finish(self, member: Member) -> None:
-        member.take(member.finish())
-        assert member.owed == 0
-        member.sock.close()
+    def _finish(self, client: ModelClient) -> None:
+        client.take(client.finish())
+        assert client.outstanding == 0
+        client.sock.close()
 
-    def _expect_end(self, member: Member) -> None:
-        with member.sock:
-            member.take(bytes(member.early))
+    def _expect_end(self, client: ModelClient) -> None:
+        with client.sock:
+            client.take(bytes(client.early))
             try:
-                while part := member.sock.recv(1 << 16):
-                    member.take(part)
+                while part := client.sock.recv(1 << 16):
+                    client.take(part)
             except ConnectionResetError:
                 pass
 
     def _lift(self) -> None:
         if self._limited:
-            self._room.limit_descriptors(1024)
+            self._process.limit_descriptors(1024)
         self._limited = False
 
-    def _wait_until_held(self) -> None:
+    def _wait_until_held_as_expected(self) -> None:
         """Wait until the process holds what the clients that are there need, and nothing else."""
         holds = {self._idle}
         if self._endpoint is not None:
-            most = sum(not member.is_done for member in self._members)
-            least = sum(not member.half_closed for member in self._members)
-            server, client = self._idle + self._room.for_a_server, self._room.for_a_client
+            most = sum(not client.is_done for client in self._clients)
+            least = sum(not client.half_closed for client in self._clients)
+            server, client = self._idle + self._process.for_a_server, self._process.for_a_client
             holds = {server + clients * client for clients in range(least, most + 1)}
-        wait_until(lambda: self._room.holds() in holds, f"holds one of {holds}")
+        wait_until(lambda: self._process.holds() in holds, f"holds one of {holds}")
 
 
 @pytest.fixture
-def room(implementation: Implementation) -> Iterator[Room]:
-    with closing(Room(implementation)) as room:
-        room.warm_up()
-        yield room
+def process(implementation: Implementation) -> Iterator[ServingProcess]:
+    with closing(ServingProcess(implementation)) as process:
+        process.warm_up()
+        yield process
 
 
-def run_machines(room: Room, runs: int, started_from: int | None) -> None:
+def run_machines(process: ServingProcess, runs: int, started_from: int | None) -> None:
     chosen = settings(
         max_examples=runs,
         stateful_step_count=STEPS,
@@ -338,29 +338,29 @@ def run_machines(room: Room, runs: int, started_from: int | None) -> None:
     )
 
     def make() -> Machine:
-        return Machine(room)
+        return Machine(process)
 
     run_state_machine_as_test(
         make if started_from is None else seed(started_from)(make), settings=chosen
     )
 
 
-def test_any_order(room: Room) -> None:
+def test_any_order(process: ServingProcess) -> None:
     """A few runs, always the same ones."""
-    run_machines(room, 6, None)
+    run_machines(process, 6, None)
 
 
 @pytest.mark.slow
-def test_any_order_at_length(room: Room, figure: Callable[[str], None]) -> None:
+def test_any_order_at_length(process: ServingProcess, figure: Callable[[str], None]) -> None:
     """10,000 steps; FASTSOCK_TEST_SEED draws those of an earlier run again."""
     first = int(os.environ.get("FASTSOCK_TEST_SEED") or random.randrange(1 << 32))
     Machine.steps = runs = 0
     while Machine.steps < 10_000:
         print(f"FASTSOCK_TEST_SEED={first + runs}")
-        run_machines(room, 50, first + runs)
+        run_machines(process, 50, first + runs)
         runs += 1
     figure(
-        f"stateful, {room.name}: {Machine.steps} steps, 0 failures "
+        f"stateful, {process.name}: {Machine.steps} steps, 0 failures "
         f"(FASTSOCK_TEST_SEED={first} and the {runs - 1} after it)"
     )
 
