@@ -1,4 +1,4 @@
-"""What tests of the load client share: options, what a good and a bad report are, and processes."""
+"""Helpers for tests of the load client: options, checks of reports, servers and processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fastsock.client.report import LOAD_ERRORS
 
 WAITS = ("spin", "block")
 
-#: Keeps the tests off the CPU that the server needs; what waits differently is tested with both.
+#: Leaves the CPU to the server; tests of waiting use both ways.
 QUIET: dict[str, Any] = {"wait": "block", "timeout": 5.0}
 
-#: A run that ends after a fixed amount of work, if the server lets it.
+#: A run of a fixed number of messages.
 SHORT: dict[str, Any] = {"wait": "block", "timeout": 0.3, "messages": 100}
 
-#: Loads argv[1]; on Ctrl-C prints the report as JSON with what became of the threads.
+#: Loads argv[1]; on Ctrl-C prints the report and the names of the threads left, as JSON.
 INTERRUPTED = """
 import json, sys, threading
 import fastsock
@@ -63,7 +63,7 @@ def assert_bad(report: fastsock.LoadReport) -> None:
 
 
 def until_counted(load: Callable[[], fastsock.LoadReport]) -> fastsock.LoadReport:
-    """A run in a window of time, and again if a busy machine let no answer come in it."""
+    """Run again if on a busy machine no answer came in the window; at most 10 times."""
     for _ in range(10):
         report = load()
         if report.messages:
@@ -73,9 +73,9 @@ def until_counted(load: Callable[[], fastsock.LoadReport]) -> fastsock.LoadRepor
 
 @contextmanager
 def unix_server(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """A Unix server of one client, where what was sent and not read can be told (unix(7))."""
+    """A Unix server of one client; on Unix the client can tell what is not read (unix(7))."""
     over = threading.Event()
-    name = f"fastsock-test-takes-{os.getpid()}"  # two suites may run at a time
+    name = f"fastsock-test-load-{os.getpid()}"  # two suites may run at a time
 
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -93,7 +93,7 @@ def unix_server(behave: Callable[[socket.socket, threading.Event], None]) -> Ite
 
 
 class loading:
-    """A process that loads `target` until it is interrupted."""
+    """A process that loads `target`, to be interrupted; killed at the end."""
 
     def __init__(self, target: str, *, with_progress: bool = True, **options: Any) -> None:
         self.arguments = [target, json.dumps({"with_progress": with_progress, **options})]
@@ -113,7 +113,7 @@ class loading:
 
 
 def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What an interrupted process printed; it has to end by itself."""
+    """What an interrupted process printed; it must end by itself."""
     output, errors = process.communicate(timeout=25)
     assert process.returncode == 130, errors
     answer: dict[str, Any] = json.loads(output)
@@ -121,7 +121,7 @@ def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 class native_server:
-    """A process with a Server of its own: ``with native_server() as (process, endpoint)``."""
+    """A Server in a process of its own: ``with native_server() as (process, endpoint)``."""
 
     script = """
 import sys

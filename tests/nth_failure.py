@@ -1,12 +1,12 @@
-"""One server after the other, in each of which the Nth call of one function goes wrong.
+"""Run a server many times; in each run the Nth call of one function fails.
 
-SQLite's method: for N = 1, 2, ... run the same short script and let the Nth call fail, until a run
-has fewer calls than that. After each run every byte must be right, or missing from the end of the
-one connection that the failure concerned; the server must have gone on and stopped when told; and
+SQLite's method: for N = 1, 2, ... run the same short exchange and let the Nth call fail, until a
+run makes fewer than N calls. After each run every answer must be right, or cut short on the one
+connection that the failure concerned; the server must have gone on and have stopped when told to;
 no descriptor, thread, process or block of memory may be left.
 
 Run as a program, with nth_failure.c preloaded: ``python nth_failure.py SERVER LIBRARY COMPLETE``
-prints how many failures were injected into which function, and what went wrong, as JSON.
+prints the failures injected per function, and what went wrong, as JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ import fastsock.server.server  # so that the modules are mapped before Shim look
 
 LIMIT = 10.0  # seconds for one receive; only something that hangs takes so long
 BUFFER_SIZE = 1024  # bytes: a message takes several receives
-LAST = b"was that all?"
-CLIP = 300  # bytes: and each answer several sends, of which the rest is kept
-RUNS_MAX = 500  # of one fault; a script has far fewer calls
+LAST = b"last"
+CLIP = 300  # bytes that one send takes: an answer takes several, and the server keeps unsent bytes
+RUNS_MAX = 500  # of one fault; one run has far fewer calls
 
-# What the manual page of each call lists, and for the socket calls what Linux may pass on from the
-# network besides. The first ones stand for all in the short version.
+# The errors on the manual page of each call, and for the socket calls also those that Linux may
+# pass on from the network. The short version takes the first ones only.
 RECEIVING = (
     "ECONNRESET EINTR ENOMEM EAGAIN EBADF ECONNABORTED ECONNREFUSED EFAULT EHOSTUNREACH EINVAL EIO "
     "ENETDOWN ENETUNREACH ENOBUFS ENOTCONN ENOTSOCK EPERM EPIPE ETIMEDOUT"
@@ -47,15 +47,15 @@ SENDING = (
     "EHOSTUNREACH EINVAL EISCONN EMSGSIZE ENETDOWN ENETUNREACH ENOMEM ENOTCONN ENOTSOCK EOPNOTSUPP "
     "EPERM ETIMEDOUT"
 )
-SHORT = 2  # how many of the first faults are tried in the short version
+SHORT = 2  # errors of each call in the short version
 
-GONE = {"EBADF", "EINVAL", "ENOTSOCK"}  # to accept and recvmmsg: the socket was taken away
-BLAMELESS = {"EINTR", "EAGAIN", "part"}  # nobody loses anything by these
+SOCKET_GONE = {"EBADF", "EINVAL", "ENOTSOCK"}  # of accept4 and recvmmsg
+HARMLESS = {"EINTR", "EAGAIN", "part"}  # no client loses anything
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a function: an errno's name, or "part" and how much of it is done."""
+    """How a function fails: with an errno, or "part": it does only `part` of its work."""
 
     function: str
     error: str
@@ -66,26 +66,26 @@ class Fault:
         return 0 if self.error == "part" else int(getattr(errno, self.error))
 
     def ends_serving(self) -> bool:
-        """Whether nobody can be served after that, at least nobody new."""
+        """Whether the server can accept no new client afterwards."""
         if self.function == "epoll_wait":
             return self.error in ("EBADF", "EFAULT", "EINVAL")
         if self.function == "poll":
             return self.error == "EFAULT"
-        return self.function in ("accept4", "recvmmsg") and self.error in GONE
+        return self.function in ("accept4", "recvmmsg") and self.error in SOCKET_GONE
 
     def may_cost(self) -> int:
-        """How many clients may lose something by it."""
+        """How many clients may lose data."""
         if self.ends_serving():
             return sys.maxsize
         if self.function == "sendmmsg" and self.error == "EAGAIN":
-            return 1  # a datagram is not kept
-        waits_for_others = self.function in ("accept4", "epoll_wait", "poll", "recvmmsg")
-        return 0 if waits_for_others or self.error in BLAMELESS else 1
+            return 1  # an unsent datagram is dropped
+        concerns_no_client = self.function in ("accept4", "epoll_wait", "poll", "recvmmsg")
+        return 0 if concerns_no_client or self.error in HARMLESS else 1
 
 
 def faults(complete: bool) -> Iterator[Fault]:
-    """Everything that can go wrong, or a selection."""
-    table = {
+    """All faults, or the short version."""
+    errors_of = {
         "recv": RECEIVING,
         "send": SENDING,
         "recvmmsg": RECEIVING,
@@ -111,7 +111,7 @@ def faults(complete: bool) -> Iterator[Fault]:
         "eventfd": "EMFILE EINVAL ENFILE ENODEV ENOMEM",
         "epoll_create1": "EMFILE EINVAL ENFILE ENOMEM",
     }
-    for function, errors in table.items():
+    for function, errors in errors_of.items():
         for error in errors.split()[: None if complete else SHORT]:
             yield Fault(function, error)
     for function in ("recv", "send", "recvmmsg", "sendmmsg", "epoll_wait"):
@@ -121,7 +121,7 @@ def faults(complete: bool) -> Iterator[Fault]:
 
 
 class Shim:
-    """nth_failure.c, told to look at the extension modules of fastsock."""
+    """nth_failure.c, which watches the extension modules of fastsock."""
 
     def __init__(self, library: str) -> None:
         self._c = ctypes.CDLL(library)
@@ -150,7 +150,7 @@ class Shim:
 
 
 class Client:
-    """One connection and what came of it."""
+    """One connection, and what it sent and received."""
 
     def __init__(self, endpoint: Any, stack: ExitStack) -> None:
         self.sent = self.received = b""
@@ -160,18 +160,18 @@ class Client:
         except (ConnectionRefusedError, ConnectionResetError):
             self.cut = True
 
-    def say(self, data: bytes) -> None:
-        """Send and receive."""
-        self._do(data, lambda: receive_exactly(self._sock, len(data)), len(data))
+    def echo(self, data: bytes) -> None:
+        """Send, and receive as many bytes."""
+        self._exchange(data, lambda: receive_exactly(self._sock, len(data)), len(data))
 
     def finish(self, data: bytes) -> None:
         """Send, half-close, and receive up to the end."""
-        self._do(data, self._receive_to_the_end, len(data))
+        self._exchange(data, self._receive_to_the_end, len(data))
         if not self.cut:
             self._sock.close()
 
     def await_end(self) -> None:
-        """The server has stopped: nothing more may come."""
+        """Receive up to the end; the server has stopped."""
         if not self.cut and self._sock.fileno() >= 0:
             with suppress(ConnectionResetError):
                 self.received += receive_all(self._sock)
@@ -180,7 +180,7 @@ class Client:
         half_close(self._sock)
         return receive_all(self._sock)
 
-    def _do(self, data: bytes, receive: Any, size: int) -> None:
+    def _exchange(self, data: bytes, receive: Any, size: int) -> None:
         if self.cut:
             return
         self.sent += data
@@ -199,14 +199,14 @@ class Client:
             self._sock.close()
 
     def verdict(self) -> str:
-        whole = self.received == self.sent
-        if whole or (self.cut and self.sent.startswith(self.received)):
+        complete = self.received == self.sent
+        if complete or (self.cut and self.sent.startswith(self.received)):
             return ""
         return f"sent {len(self.sent)} bytes, got {len(self.received)}, not the same"
 
 
 class Streams:
-    """Connections to a stream engine: some that finish, and one that is idle when it stops."""
+    """Connections to a stream engine: some finish, and one is idle when the server stops."""
 
     clips = (0, CLIP)
 
@@ -216,28 +216,28 @@ class Streams:
     def server(self) -> Any:
         return fastsock.Server("tcp://127.0.0.1:0", engine=self.engine, buffer_size=BUFFER_SIZE)
 
-    def talk(self, server: Any, stack: ExitStack, shim: Shim) -> list[Client]:
-        clients = self._talk(server.endpoint, stack)
-        if shim.fired() and clients[-1].cut:  # a later one must be served
+    def exchange(self, server: Any, stack: ExitStack, shim: Shim) -> list[Client]:
+        clients = self._exchange(server.endpoint, stack)
+        if shim.fired() and clients[-1].cut:  # the next connection must be served
             clients.append(Client(server.endpoint, stack))
-            clients[-1].say(b"are you there?")
+            clients[-1].echo(b"are you there?")
         return clients
 
-    def _talk(self, endpoint: Any, stack: ExitStack) -> list[Client]:
+    def _exchange(self, endpoint: Any, stack: ExitStack) -> list[Client]:
         clients = []
         if self.engine == "serial":
             for number in range(2):
                 clients.append(Client(endpoint, stack))
-                clients[-1].say(message(number, 700))
+                clients[-1].echo(message(number, 700))
                 clients[-1].finish(message(number, 1500))
         else:
             clients = [Client(endpoint, stack) for _ in range(2)]
             for number, client in enumerate(clients):
-                client.say(message(number, 700))
+                client.echo(message(number, 700))
             for number, client in enumerate(clients):
                 client.finish(message(number, 1500))
         clients.append(Client(endpoint, stack))
-        clients[-1].say(message(9, 100))
+        clients[-1].echo(message(9, 100))
         return clients
 
 
@@ -248,25 +248,25 @@ class DatagramClient:
         self.sent, self.received, self.cut = data, b"", False
         try:
             sock.send(data)
-        except ConnectionRefusedError:  # the answer to an earlier one: nobody is there any more
+        except ConnectionRefusedError:  # an earlier one met a closed socket
             self.cut = True
 
     def await_end(self) -> None:
-        """There is none."""
+        """A datagram socket has no end."""
 
     def verdict(self) -> str:
         return "" if self.received == self.sent or self.cut else "another answer"
 
 
 class Datagrams:
-    """Datagrams, some of them on their way at a time."""
+    """Three batches of datagrams, each sent before its answers are received."""
 
     clips = (0,)
 
     def server(self) -> Any:
         return fastsock.Server("udp://127.0.0.1:0")
 
-    def talk(self, server: Any, stack: ExitStack, shim: Shim) -> list[DatagramClient]:
+    def exchange(self, server: Any, stack: ExitStack, shim: Shim) -> list[DatagramClient]:
         sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sock.connect((server.endpoint.host, server.endpoint.port))
         clients = []
@@ -278,28 +278,28 @@ class Datagrams:
 
 
 def receive_answers(sock: socket.socket, batch: list[DatagramClient], shim: Shim) -> None:
-    """Receive what is answered; what is not, once the failure has come, is lost.
+    """Receive the answers; after the injected failure a datagram without an answer is lost.
 
-    The server goes in order: so when one that was sent after the failure is answered, no answer to
-    an earlier one is on its way any more.
+    The server answers in order: LAST is sent after the failure, and when its answer comes, no
+    earlier answer is still on its way.
     """
     waiting = {client.sent: client for client in batch if not client.cut}
-    ended = asked = False
+    closed = last_sent = False
     deadline = time.monotonic() + LIMIT
     sock.settimeout(0.01)
-    while (waiting or asked) and time.monotonic() < deadline:
+    while (waiting or last_sent) and time.monotonic() < deadline:
         try:
             data = sock.recv(1 << 16)
             if data == LAST:
                 break
-            waiting.pop(data).received = data  # else it is no answer, or a second one
-        except ConnectionRefusedError:  # nobody receives any more
-            ended = True
+            waiting.pop(data).received = data  # KeyError: not an answer, or a second one
+        except ConnectionRefusedError:  # the server's socket is closed
+            closed = True
         except TimeoutError:
-            if ended:
+            if closed:
                 break
-            if shim.fired() and not asked:
-                asked = True
+            if shim.fired() and not last_sent:
+                last_sent = True
                 with suppress(ConnectionRefusedError):
                     sock.send(LAST)
     for client in waiting.values():
@@ -310,11 +310,11 @@ def message(number: int, size: int) -> bytes:
     return (b"%04d" % number * size)[:size]
 
 
-def everything() -> set[str]:
-    """Every descriptor, thread and child process there is."""
+def resources() -> set[str]:
+    """Every descriptor, thread and child process of this process."""
     found = set()
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the one that iterdir() has open
+        with suppress(FileNotFoundError):  # of iterdir() itself
             found.add(f"descriptor {path.name} of {path.readlink()}")
     for path in Path("/proc/self/task").iterdir():
         found.add(f"thread {path.name}")
@@ -324,17 +324,17 @@ def everything() -> set[str]:
 
 
 class Loop:
-    """All the runs of one kind of server."""
+    """All runs of one engine."""
 
-    def __init__(self, script: Streams | Datagrams, shim: Shim) -> None:
-        self.script = script
+    def __init__(self, kind: Streams | Datagrams, shim: Shim) -> None:
+        self.kind = kind
         self.shim = shim
         self.injected: Counter[str] = Counter()
         self.wrong: list[str] = []
 
     def run_all(self, complete: bool) -> None:
         for fault in faults(complete):
-            for clip in self.script.clips:
+            for clip in self.kind.clips:
                 for nth in range(1, RUNS_MAX):
                     name = f"call {nth} of {fault.function}: {fault.error}, clip {clip}"
                     faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
@@ -347,12 +347,12 @@ class Loop:
         faulthandler.cancel_dump_traceback_later()
 
     def run(self, fault: Fault, nth: int, clip: int) -> tuple[list[str], int]:
-        """Serve once; return what went wrong, and how often the function was called."""
-        before, blocks = everything(), self.shim.blocks()
+        """Run once; return what went wrong, and how often the function was called."""
+        before, blocks = resources(), self.shim.blocks()
         self.shim.arm(fault, nth, clip)
         try:
             found = self._serve(fault)
-        except (OSError, KeyError) as error:  # a time-out, or what no client expects
+        except (OSError, KeyError) as error:  # a timeout, or an error that no client expects
             found = [f"{type(error).__name__}: {error}"]
         calls = self.shim.calls()
         if self.shim.disarm():
@@ -362,14 +362,14 @@ class Loop:
         return found, calls
 
     def _serve(self, fault: Fault) -> list[str]:
-        server = self.script.server()
+        server = self.kind.server()
         with ExitStack() as stack:
             try:
                 server.start()
             except (OSError, MemoryError) as error:
                 return [] if self.shim.fired() else [f"not started: {error!r}"]
             stack.callback(server.stop)
-            clients = self.script.talk(server, stack, self.shim)
+            clients = self.kind.exchange(server, stack, self.shim)
             server.stop()
             for client in clients:
                 client.await_end()
@@ -383,8 +383,8 @@ class Loop:
 
     def left_over(self, before: set[str]) -> list[str]:
         deadline = time.monotonic() + LIMIT
-        # A thread that was joined may be listed for a moment yet.
-        while (left := everything() - before) and time.monotonic() < deadline:
+        # The kernel may list a thread for a moment after it was joined.
+        while (left := resources() - before) and time.monotonic() < deadline:
             gc.collect()
             time.sleep(0.001)
         return sorted(left)

@@ -1,4 +1,4 @@
-"""Which addresses and ports a native Server takes, alone or several."""
+"""Tests of the addresses and ports that a native Server binds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def taken_port() -> Iterator[int]:
 
 
 def test_port_in_use() -> None:
-    """start() raises in its caller, names step and endpoint, and may be tried again later."""
+    """start() raises with step and endpoint named, and can be called again later."""
     with taken_port() as port:
         server = Server(("127.0.0.1", port))
         with pytest.raises(OSError, match=f"bind tcp://127.0.0.1:{port}: .*port 0 picks") as caught:
@@ -37,7 +37,7 @@ def test_port_in_use() -> None:
 
 
 def test_address_of_another_machine() -> None:
-    """An address that is not of this machine cannot be bound (192.0.2.0/24 is TEST-NET-1)."""
+    """An address of another machine cannot be bound (192.0.2.0/24 is TEST-NET-1, RFC 5737)."""
     with pytest.raises(OSError, match=r"bind tcp://192\.0\.2\.1:0: .*not an address of") as caught:
         Server("tcp://192.0.2.1:0").start()
     assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -55,7 +55,7 @@ def test_privileged_port() -> None:
     """A port that needs a privilege is a PermissionError that says which."""
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first < 2:
-        pytest.skip("every port may be bound here (net.ipv4.ip_unprivileged_port_start)")
+        pytest.skip("no port is privileged here (net.ipv4.ip_unprivileged_port_start)")
     in_fresh_process(bind_without_privileges, first - 1)
 
 
@@ -63,13 +63,13 @@ def bind_without_privileges(port: int) -> None:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
-        os.setuid(NOBODY)  # and with it goes every capability (capabilities(7))
+        os.setuid(NOBODY)  # which drops every capability (capabilities(7))
     with pytest.raises(PermissionError, match=rf":{port}: .*\(ports below 1024 need CAP_NET_BIND"):
         Server(("127.0.0.1", port)).start()
 
 
 def test_second_endpoint_fails() -> None:
-    """When one endpoint cannot be bound, those before it are not left bound."""
+    """When one endpoint cannot be bound, the ones bound before it are closed."""
     host = "127.76.0.1"  # no other test listens there
     with taken_port() as taken:
         server = Server((host, taken), ("127.0.0.1", taken))
@@ -110,7 +110,7 @@ def test_ipv6_loopback() -> None:
     ],
 )
 def test_dual_stack(url: str, option: bool, both: bool) -> None:
-    """[::] takes IPv4 clients when that was asked for, and the endpoint's own word wins."""
+    """[::] serves IPv4 if `dual_stack` is set; the endpoint's query overrides the option."""
     with Server(url, dual_stack=option) as server:
         port = server.endpoint.port
         assert_serves(Endpoint("tcp", "::1", port))
@@ -119,7 +119,7 @@ def test_dual_stack(url: str, option: bool, both: bool) -> None:
             assert_serves(Endpoint("tcp", "127.0.0.1", port))
 
 
-def test_two_servers_share_a_port_only_if_both_want() -> None:
+def test_two_servers_share_a_port_only_if_both_set_reuse_port() -> None:
     """reuse_port lets two servers bind one port, and is off by default."""
     with Server(ANY_PORT, reuse_port=True) as first:
         with Server(first.endpoint, reuse_port=True) as second:

@@ -1,4 +1,4 @@
-"""Tests of the load client: what it counts, and what it measures."""
+"""Tests of what the load client counts and measures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ import fastsock
 def test_messages_are_sent_and_counted_exactly(
     server: fastsock.Server, messages: int, connections: int, threads: int, depth: int, wait: str
 ) -> None:
-    """`messages` gives exactly so many, however they divide among connections and threads."""
+    """Exactly `messages` are sent, however they divide among connections and threads."""
     report = fastsock.load(
         server.endpoint,
         messages=messages,
@@ -83,7 +83,7 @@ def test_every_size_comes_back_whole(server: fastsock.Server, size: int, depth: 
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("depth", [1, 2, 5, 16, 17, 64])
 def test_every_depth_works(server: fastsock.Server, depth: int, wait: str) -> None:
-    """The messages in flight per connection may be any number, a power of two or not."""
+    """Any number of messages in flight works, a power of two or not."""
     report = fastsock.load(
         server.endpoint, messages=2000, connections=3, depth=depth, wait=wait, timeout=5.0
     )
@@ -110,7 +110,7 @@ def test_depth_is_the_number_of_messages_in_flight() -> None:
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_window_of_time(server: fastsock.Server, threads: int, wait: str) -> None:
-    """Without `messages` the run lasts `duration`; what came in the warm-up is not counted."""
+    """Without `messages` the run lasts `duration`; answers in the warm-up are not counted."""
     started = time.monotonic()
     options = {"connections": 4, "threads": threads, "wait": wait}
     report = until_counted(
@@ -121,15 +121,16 @@ def test_a_window_of_time(server: fastsock.Server, threads: int, wait: str) -> N
     assert report.duration == pytest.approx(0.3)
     assert report.messages > 0
     assert report.messages * 64 < server.stats().bytes_in
-    # What was in flight at the end counts here too, and what was sent as the last batch came in.
+    # The latencies also have the answers after the window: of messages in flight at its end, and
+    # of those sent while the last batch was received.
     assert report.messages <= report.latency.count <= report.messages + 2 * 4
     assert report.messages_per_s == pytest.approx(report.messages / 0.3)
     assert report.bytes_per_s == pytest.approx(report.messages_per_s * 64)
     assert 0 <= report.client_busy <= 1
 
 
-def test_latency_in_a_closed_loop_is_one(server: fastsock.Server) -> None:
-    """In a closed loop a message is intended when it is sent: both latencies are the same."""
+def test_both_latencies_are_equal_in_a_closed_loop(server: fastsock.Server) -> None:
+    """In a closed loop the intended send time is the actual one."""
     report = fastsock.load(server.endpoint, messages=500, **QUIET)
     latency = report.latency
     assert latency == report.latency_from_send
@@ -147,7 +148,7 @@ def test_nodelay_changes_no_count(server: fastsock.Server, nodelay: bool) -> Non
 
 
 def test_without_verify_every_answer_counts() -> None:
-    """`verify=False` counts answers by their size alone; with it the same answers are a failure."""
+    """`verify=False` counts answers by size alone; with `verify` wrong bytes are a failure."""
     with MisbehavingServer(misbehaving.answers_garbage) as server:
         unverified = fastsock.load(server.address, verify=False, **SHORT)
         verified = fastsock.load(server.address, **SHORT)
@@ -159,7 +160,7 @@ def test_without_verify_every_answer_counts() -> None:
 
 
 def test_without_verify_a_surplus_is_still_seen() -> None:
-    """More bytes than were sent are a failure even when nobody compares them."""
+    """More bytes than were sent are a failure even when they are not compared."""
     with MisbehavingServer(misbehaving.doubles_byte(10)) as server:
         report = fastsock.load(server.address, verify=False, **SHORT)
     assert_bad(report)
@@ -229,7 +230,7 @@ def test_from_another_thread(server: fastsock.Server) -> None:
 
 
 def test_python_runs_on_while_loading(server: fastsock.Server) -> None:
-    """The run holds no GIL: another Python thread gets on with its work meanwhile."""
+    """The run holds no GIL: another Python thread goes on."""
     turns = 0
     done = threading.Event()
 
@@ -250,7 +251,7 @@ def test_python_runs_on_while_loading(server: fastsock.Server) -> None:
 
 
 def test_progress_is_called_in_the_calling_thread(server: fastsock.Server) -> None:
-    """`progress` is called with the seconds so far, never backwards, in the thread of the call."""
+    """`progress` gets the seconds so far, in order, in the thread that called load()."""
     calls: list[tuple[float, threading.Thread]] = []
     fastsock.load(
         server.endpoint,
@@ -268,7 +269,7 @@ def test_progress_is_called_in_the_calling_thread(server: fastsock.Server) -> No
 
 
 def test_an_error_in_progress_ends_the_run(server: fastsock.Server) -> None:
-    """What `progress` raises reaches the caller, and nothing goes on loading in the background."""
+    """An exception of `progress` reaches the caller, and every thread of the run ends."""
 
     def fail(seconds: float) -> None:
         raise ZeroDivisionError
@@ -281,7 +282,7 @@ def test_an_error_in_progress_ends_the_run(server: fastsock.Server) -> None:
 
 
 def test_server_cpu(server: fastsock.Server) -> None:
-    """With `server_pid` the report has the CPU seconds of that process, and None without."""
+    """The report has the CPU seconds of the process `server_pid`; without it None."""
     options = {"wait": "block", "server_pid": os.getpid()}
     report = until_counted(lambda: fastsock.load(server.endpoint, duration=0.2, **options))
     assert_good(report)
@@ -292,7 +293,7 @@ def test_server_cpu(server: fastsock.Server) -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_server_cpu_of_a_run_that_ends_early(wait: str) -> None:
-    """When the server dies in the window its CPU time is unknown or positive, never below 0."""
+    """When the server is killed in the window, its CPU time is None or at least 0."""
     with native_server() as (process, endpoint):
         killed = fastsock.load(
             endpoint,
@@ -310,7 +311,7 @@ def test_server_cpu_of_a_run_that_ends_early(wait: str) -> None:
 
 
 def test_no_descriptor_is_left_behind(server: fastsock.Server) -> None:
-    """Good, failed, refused and rejected runs alike close every descriptor they opened."""
+    """Every run closes its descriptors, whether it is good, failed or refused."""
 
     def run_all() -> None:
         fastsock.load(server.endpoint, messages=20, connections=10, threads=2, **QUIET)
@@ -342,7 +343,7 @@ def open_descriptors() -> int:
 @pytest.mark.parametrize("every", [1, 3, 1000])
 @pytest.mark.parametrize("depth", [1, 4])
 def test_connections_are_opened_again(server: fastsock.Server, every: int, depth: int) -> None:
-    """Every message comes back, and as many connections are opened as that takes."""
+    """Every message is answered; a connection is opened again after every `every` messages."""
     report = fastsock.load(
         server.endpoint,
         connections=4,
@@ -356,14 +357,14 @@ def test_connections_are_opened_again(server: fastsock.Server, every: int, depth
     wait_until(lambda: server.stats().open == 0)
     stats = server.stats()
     assert stats.bytes_in == stats.bytes_out == 400 * 64
-    # Whoever is done first waits for the others, and may have been opened once more for that.
+    # A connection that is done early may be opened once more before the others are done.
     assert 0 <= stats.accepted - 4 * -(-100 // every) <= 4
     assert report.connect_latency.count == stats.accepted
     assert stats.closed["eof"] == stats.accepted
 
 
 def test_reconnecting_in_an_open_loop(server: fastsock.Server) -> None:
-    """What falls due while a connection is opened again is sent afterwards."""
+    """Messages that fall due while a connection is opened again are sent afterwards."""
     report = fastsock.load(
         server.endpoint,
         connections=2,
@@ -378,7 +379,7 @@ def test_reconnecting_in_an_open_loop(server: fastsock.Server) -> None:
 
 
 def test_reconnecting_to_a_server_that_goes_away() -> None:
-    """A connection that cannot be opened again has failed, and the run ends."""
+    """A connection that cannot be opened again fails, and the run ends."""
 
     def serve_once(server: MisbehavingServer, connection: socket.socket) -> None:
         server.stop_listening()
@@ -392,7 +393,7 @@ def test_reconnecting_to_a_server_that_goes_away() -> None:
 
 
 def test_each_opening_on_loopback_has_another_source() -> None:
-    """The source addresses vary, so that the ports of one address do not run out."""
+    """The source address changes, so that the ports of one address do not run out."""
     seen: list[str] = []
 
     def remember(server: MisbehavingServer, connection: socket.socket) -> None:

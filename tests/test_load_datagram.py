@@ -1,4 +1,4 @@
-"""Tests of the load client for datagrams, against good servers and against misbehaving ones."""
+"""Tests of the load client for datagrams, against good and misbehaving servers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from fastsock.cli import cli
 from fastsock.cli.load import lines_of
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
-QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where something is lost
-PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where nothing is
+QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where datagrams are lost
+PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where none are
 
-# Datagrams; a socket's queue of the default size takes them all, however long its reader sleeps.
+# Datagrams; a socket's queue of the default size holds them all, however long its reader sleeps.
 EVERY = 250
 NATIVE_ONLY = ("wait", "threads")  # and gso, which has tests of its own
 
@@ -60,10 +60,7 @@ def load(request: pytest.FixtureRequest) -> Load:
 
 @contextmanager
 def misbehaving(behave: Behaviour, path: str = "") -> Iterator[str]:
-    """A server that answers its datagram number n, a payload, with what `behave` returns.
-
-    On UDP, or at a path.
-    """
+    """A server on UDP, or at a path, that answers with what `behave(number, payload)` returns."""
     family = socket.AF_UNIX if path else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.bind(path or ("127.0.0.1", 0))
@@ -73,7 +70,7 @@ def misbehaving(behave: Behaviour, path: str = "") -> Iterator[str]:
             number = 0
             while True:
                 payload, client = sock.recvfrom(65535)
-                if client == address:  # its own: the end
+                if client == address:  # sent by this test: the end
                     return
                 for answer in behave(number, payload):
                     sock.sendto(answer, client)
@@ -97,8 +94,8 @@ def counts(report: fastsock.LoadReport) -> dict[str, int]:
 def expected(sent: int, **others: int) -> dict[str, int]:
     lost = others.get("lost", 0)
     names = ("duplicated", "reordered", "late")
-    rest = {name: others.get(name, 0) for name in names}
-    return {"sent": sent, "received": sent - lost, "lost": lost, **rest}
+    faults = {name: others.get(name, 0) for name in names}
+    return {"sent": sent, "received": sent - lost, "lost": lost, **faults}
 
 
 # --- good servers -------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ def expected(sent: int, **others: int) -> dict[str, int]:
 def test_every_datagram_is_answered(
     load: Load, server: fastsock.Server, options: dict[str, Any]
 ) -> None:
-    """So many datagrams are sent as were asked for, and all of them come back."""
+    """`messages` datagrams are sent, and all of them come back."""
     report = load(server.endpoint, messages=EVERY, **(PATIENT | options))
     assert counts(report) == expected(EVERY)
     assert (report.messages, report.latency.count) == (EVERY, EVERY)
@@ -146,10 +143,10 @@ def test_every_datagram_is_answered(
         {"rate": 20_000.0, "connections": 2},
     ],
 )
-def test_datagrams_together(twin: bool, options: dict[str, Any]) -> None:
-    """Sent together or not, so many are sent as were asked for, and each comes back once.
+def test_gso(twin: bool, options: dict[str, Any]) -> None:
+    """With `gso` too, `messages` datagrams are sent and each comes back once.
 
-    The twin's server takes and answers them one by one.
+    The server of the twin receives and sends them one by one.
     """
     make = pure.Server if twin else fastsock.Server
     with make("udp://127.0.0.1:0") as server:
@@ -161,8 +158,8 @@ def test_datagrams_together(twin: bool, options: dict[str, Any]) -> None:
     assert server.stats().datagrams_out == EVERY
 
 
-def test_datagrams_leave_together(tmp_path: Path) -> None:
-    """32 that are due at once leave in one call."""
+def test_gso_sends_several_in_one_call(tmp_path: Path) -> None:
+    """32 datagrams that are due at once are sent in one call."""
     log = tmp_path / "strace.log"
     with fastsock.Server("udp://127.0.0.1:0") as server:
         options = ["--gso", "--depth", "32", "--messages", "32", "--loss-timeout", "20s"]
@@ -175,15 +172,15 @@ def test_datagrams_leave_together(tmp_path: Path) -> None:
     assert len(re.findall(r"sendmsg\(.*= 2048$", log.read_text(), re.MULTILINE)) == 1
 
 
-def test_together_is_for_udp() -> None:
+def test_gso_is_for_udp() -> None:
     with pytest.raises(ValueError, match="gso goes with udp"):
-        fastsock.load("unixgram://@nobody", gso=True)
+        fastsock.load("unixgram://@fastsock-none", gso=True)
     with pytest.raises(ValueError, match="gso goes with udp"):
         fastsock.load("tcp://127.0.0.1:9", gso=True)
 
 
 def test_a_window(load: Load, server: fastsock.Server) -> None:
-    """With a duration, what was answered in the window counts, and not what was before it."""
+    """With a duration, answers in the window count, and answers before it do not."""
     options: dict[str, Any] = {"connections": 2, "wait": "block"}
     report = until_counted(lambda: load(server.endpoint, duration=0.2, warmup=0.1, **options))
     assert 0 < report.messages <= report.latency.count < counts(report)["received"]
@@ -191,7 +188,7 @@ def test_a_window(load: Load, server: fastsock.Server) -> None:
 
 
 def test_answers_after_the_window(load: Load) -> None:
-    """They are awaited, and their latency counts, but they are not in the window."""
+    """Answers after the window are awaited and have a latency, but do not count as messages."""
 
     def answer_late(number: int, payload: bytes) -> Answers:
         time.sleep(0.3 if number == 0 else 0)
@@ -204,7 +201,7 @@ def test_answers_after_the_window(load: Load) -> None:
 
 
 def test_the_document(server: fastsock.Server) -> None:
-    """It is as described, and holds the counts."""
+    """The JSON document matches the schema and has the counts."""
     report = fastsock.load(server.endpoint, messages=10, **PATIENT)
     document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     jsonschema.validate(document, json.loads(SCHEMA.read_text()))
@@ -218,7 +215,7 @@ def test_ipv6(load: Load) -> None:
 
 
 def test_streams_have_no_datagrams(load: Load) -> None:
-    """The field is None for TCP."""
+    """`datagrams` is None for TCP."""
     with fastsock.Server("tcp://127.0.0.1:0") as server:
         report = load(server.endpoint, messages=5)
     assert report.datagrams is None
@@ -230,18 +227,18 @@ def test_streams_have_no_datagrams(load: Load) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"depth": 4}, {"rate": 2000.0}, {"connections": 3}])
 def test_every_tenth_is_dropped(load: Load, options: dict[str, Any]) -> None:
-    """Lost datagrams are counted, replaced or not by the loop, and stall nothing."""
+    """Lost datagrams are counted and do not stall the run, in closed and open loops."""
     with misbehaving(lambda number, payload: [] if number % 10 == 9 else [payload]) as url:
         report = load(url, messages=200, **QUICK, **options)
     seen = counts(report)
     assert seen["sent"] == 200
-    assert seen["lost"] - seen["late"] == 20  # a machine that stalls makes some late
+    assert seen["lost"] - seen["late"] == 20  # on a machine that stalls, some are late
     assert not report.valid and not report.failed
     assert f"{seen['lost']} of 200 datagrams lost" in report.reasons
 
 
 def test_a_server_that_answers_nothing(load: Load) -> None:
-    """A closed loop goes on at the pace of the loss timeout, and ends."""
+    """A closed loop sends the next datagram after each loss timeout, and ends."""
     with misbehaving(lambda number, payload: []) as url:
         report = load(url, messages=8, connections=2, **QUICK)
     assert counts(report) == expected(8, lost=8)
@@ -249,10 +246,10 @@ def test_a_server_that_answers_nothing(load: Load) -> None:
 
 
 def test_answers_that_come_twice(load: Load) -> None:
-    """The second answer counts as a duplicate, not as an answer, and the run is not valid."""
+    """A second answer is counted as duplicated, not as a message, and the run is not valid."""
     with misbehaving(lambda number, payload: [payload] * 2) as url:
         report = load(url, messages=100, **PATIENT)
-    # The second answer to the last one may come after the end.
+    # The second answer to the last datagram may come after the end.
     assert 99 <= counts(report)["duplicated"] <= 100
     assert counts(report) == expected(100, duplicated=counts(report)["duplicated"])
     assert report.messages == 100
@@ -260,7 +257,7 @@ def test_answers_that_come_twice(load: Load) -> None:
 
 
 def test_answers_in_another_order(load: Load) -> None:
-    """Pairs that change places are one reordered datagram each, and nothing is lost."""
+    """Each pair of swapped answers counts as one reordered datagram, and nothing is lost."""
     held: Answers = []
 
     def swap(number: int, payload: bytes) -> Answers:
@@ -308,22 +305,22 @@ def test_bytes_that_change(load: Load, place: int) -> None:
     seen = counts(report)
     assert seen["lost"] - seen["late"] == 1
     assert report.failed
-    if place == 7:  # the socket's number: nothing of it is ours
+    if place == 7:  # the socket's number: no byte counts as this socket's
         assert report.corrupt_bytes == 64
     elif place:
         assert report.corrupt_bytes == 1
-    else:  # the datagram's number: it passes for another one, with a body that is not its own
+    else:  # the datagram's number: it is taken for another datagram, with a wrong payload
         assert 1 <= report.corrupt_bytes <= 56
 
 
-NEVER_SENT = (1 << 30).to_bytes(8, "little") + bytes(56)  # by the right socket
+NEVER_SENT = (1 << 30).to_bytes(8, "little") + bytes(56)  # the right socket, a wrong number
 
 
 @pytest.mark.parametrize(
     "answer", [b"", b"x", b"y" * 63, b"z" * 65, b"\xff" * 64, NEVER_SENT], ids=range(6)
 )
 def test_answers_of_another_size_or_kind(load: Load, answer: bytes) -> None:
-    """What was never sent is corrupt, and does not stop the run."""
+    """An answer that was never sent is corrupt, and does not stop the run."""
     with misbehaving(lambda number, payload: [payload, answer]) as url:
         report = load(url, messages=20, **PATIENT)
     assert counts(report) == expected(20)
@@ -346,8 +343,8 @@ def test_answers_to_another_socket(load: Load) -> None:
 
 
 @pytest.mark.parametrize("options", [{"messages": 10}, {"duration": 30.0}, {"rate": 100.0}])
-def test_nobody_listens(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
-    """The sockets fail as refused, and the run ends at once."""
+def test_a_refused_run(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
+    """Without a server the sockets fail as refused, and the run ends at once."""
     server.stop()
     report = load(server.endpoint, connections=2, wait="block", **options)
     assert report.errors["refused"] == 2
@@ -357,7 +354,7 @@ def test_nobody_listens(load: Load, server: fastsock.Server, options: dict[str, 
 
 @pytest.mark.parametrize("options", [{}, {"rate": 100.0}])
 def test_the_server_goes_away(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
-    """When it stops in the middle of a run the sockets fail as refused, and the run ends."""
+    """When the server stops during a run, the sockets fail as refused and the run ends."""
 
     def stop_in_the_middle() -> None:
         wait_until(lambda: server.stats().datagrams_in > 10)
@@ -372,7 +369,7 @@ def test_the_server_goes_away(load: Load, server: fastsock.Server, options: dict
 
 @pytest.mark.parametrize("there", ["nothing", "a file", "a stale socket", "a stream socket"])
 def test_a_unix_path_that_does_not_answer(load: Load, tmp_path: Path, there: str) -> None:
-    """Whatever is at the path, the sockets fail, and nothing is raised."""
+    """Whatever is at the path, the sockets fail and load() does not raise."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as sock:
         if there == "a file":
@@ -389,7 +386,7 @@ def test_a_unix_path_that_does_not_answer(load: Load, tmp_path: Path, there: str
 
 
 def test_a_unix_server_that_is_slow(load: Load, tmp_path: Path) -> None:
-    """While its queue is full the client waits, and loses nothing."""
+    """While the server's queue is full the client waits, and loses nothing."""
     with misbehaving(lambda number, payload: [payload], f"{tmp_path}/s") as url:
         report = load(url, messages=2000, connections=4, depth=50, **PATIENT)
     assert counts(report) == expected(2000)
@@ -401,7 +398,7 @@ def test_a_unix_server_that_is_slow(load: Load, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 65508])
 def test_a_bad_size(load: Load, size: int) -> None:
-    """A datagram has room for its number, and no more than UDP takes."""
+    """A datagram has at least the 8 bytes of its number, and at most what UDP takes."""
     with pytest.raises(ValueError, match=f"size of a datagram {size} is out of range"):
         load("udp://127.0.0.1:7007", size=size)
 
@@ -420,7 +417,7 @@ def test_a_bad_loss_timeout(load: Load, value: float) -> None:
 
 
 def test_the_command_line(server: fastsock.Server) -> None:
-    """The command shows what became of the datagrams."""
+    """The command prints the datagram counts."""
     arguments = ["load", str(server.endpoint), "-n", "100", "--loss-timeout", "20s"]
     result = CliRunner().invoke(cli, arguments, standalone_mode=False)
     assert result.return_value == 0
@@ -432,8 +429,8 @@ def test_the_command_line(server: fastsock.Server) -> None:
 def test_the_command_line_of_the_twin(
     server: fastsock.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It shows them too."""
-    # On a busy machine no answer may come in so short a window, only after it.
+    """The command of the twin prints the datagram counts too."""
+    # On a busy machine every answer may come after so short a window.
     assert main(["load", str(server.endpoint), "--duration", "0.1"]) in (0, 4)
     assert re.search(
         r"^sent (\d+), received \1, lost 0, duplicated 0, reordered 0, late 0$",

@@ -1,4 +1,4 @@
-"""What the load client makes of servers that misbehave."""
+"""Tests of the load client against servers that misbehave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastsock
 
 
 def test_a_refused_connection() -> None:
-    """Nobody listens: every connection is refused, and nothing else is claimed."""
+    """Without a listener every connection is refused, and no other figure is reported."""
     with misbehaving.refusing_address() as address:
         report = fastsock.load(address, connections=5, threads=2, duration=10, wait="block")
     assert_bad(report)
@@ -26,7 +26,7 @@ def test_a_refused_connection() -> None:
 
 
 def test_an_address_that_cannot_be_reached() -> None:
-    """A connect that fails at once names its errno in the reasons."""
+    """A connect that fails at once is named with its error in the reasons."""
     report = fastsock.load("tcp://255.255.255.255:9", **SHORT)
     assert_bad(report)
     assert failures(report) == {"other": 1}
@@ -35,11 +35,11 @@ def test_an_address_that_cannot_be_reached() -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_full_accept_queue(wait: str) -> None:
-    """A server that never accepts is a timeout, after `timeout` and not after the kernel's."""
+    """A server that never accepts is a timeout after `timeout`, not after the kernel's."""
     with misbehaving.full_address() as address:
         report = fastsock.load(address, connections=3, messages=10, timeout=0.3, wait=wait)
     assert_bad(report)
-    # One more may be let in before the queue is full; it is then never answered.
+    # The queue may take one more connection; it is never answered.
     assert failures(report) == {"timeout": 3}
     assert report.messages == 0
 
@@ -70,7 +70,7 @@ def test_a_full_accept_queue(wait: str) -> None:
 def test_a_bad_server_is_reported(
     behave: misbehaving.Behaviour, kinds: set[str], rate: float | None, wait: str
 ) -> None:
-    """Each misbehaviour fails each connection once, by its own kind, and ends the run."""
+    """Each misbehaviour counts as one error of its kind per connection, and ends the run."""
     with MisbehavingServer(behave) as server:
         report = fastsock.load(
             server.address, connections=2, messages=200, rate=rate, timeout=0.3, wait=wait
@@ -83,8 +83,8 @@ def test_a_bad_server_is_reported(
     assert bool(report.corrupt_bytes) == ("mismatch" in failures(report))
 
 
-def test_a_reset_counts_what_was_owed() -> None:
-    """A reset after 1000 bytes leaves the complete answers counted and the rest lost."""
+def test_a_reset_counts_what_was_lost() -> None:
+    """After a reset complete answers are counted, and bytes sent but not answered are lost."""
     with MisbehavingServer(misbehaving.resets_after(1000)) as server:
         report = fastsock.load(server.address, size=100, **SHORT)
     assert_bad(report)
@@ -95,8 +95,8 @@ def test_a_reset_counts_what_was_owed() -> None:
     assert report.corrupt_bytes == 0
 
 
-def test_a_stall_counts_what_was_owed() -> None:
-    """A stall after 950 bytes loses the half message that was taken and did not come back."""
+def test_a_stall_counts_what_was_lost() -> None:
+    """A stall after 950 bytes loses the 50 bytes that were sent and did not come back."""
     with MisbehavingServer(misbehaving.stalls_after(950)) as server:
         report = fastsock.load(server.address, size=100, **SHORT)
     assert_bad(report)
@@ -107,7 +107,7 @@ def test_a_stall_counts_what_was_owed() -> None:
 
 
 def test_a_dropped_byte_is_seen() -> None:
-    """One byte lost in the stream is a mismatch as soon as a later one comes in its place."""
+    """A byte missing from the stream is a mismatch when the next byte comes in its place."""
     with MisbehavingServer(misbehaving.drops_byte(250)) as server:
         report = fastsock.load(server.address, size=100, depth=4, **SHORT)
     assert_bad(report)
@@ -117,7 +117,7 @@ def test_a_dropped_byte_is_seen() -> None:
 
 
 def test_a_doubled_byte_is_seen() -> None:
-    """One byte too many at the end of the last answer is corrupt, and nothing is lost."""
+    """One byte too many at the end of the last answer is corrupt."""
     with MisbehavingServer(misbehaving.doubles_byte(99)) as server:
         report = fastsock.load(server.address, size=100, messages=1, timeout=0.3, wait="block")
     assert_bad(report)
@@ -126,7 +126,7 @@ def test_a_doubled_byte_is_seen() -> None:
 
 
 def test_a_flipped_byte_is_seen() -> None:
-    """One wrong byte in 100 messages is counted as one, and ends its connection only."""
+    """One wrong byte counts as one corrupt byte, and fails its connection."""
     with MisbehavingServer(misbehaving.flips_byte(550)) as server:
         report = fastsock.load(server.address, size=100, **SHORT)
     assert_bad(report)
@@ -137,7 +137,7 @@ def test_a_flipped_byte_is_seen() -> None:
 
 
 def test_swapped_connections_are_seen() -> None:
-    """Right bytes on the wrong connection are corrupt: no two connections send the same."""
+    """The bytes of another connection are corrupt: no two connections send the same."""
     with MisbehavingServer(misbehaving.swaps_connections) as server:
         report = fastsock.load(server.address, connections=2, **SHORT)
     assert_bad(report)
@@ -147,7 +147,7 @@ def test_swapped_connections_are_seen() -> None:
 
 
 def test_a_lost_tail_is_seen() -> None:
-    """A server that closes at half-close with 10 bytes still held has lost 10 bytes."""
+    """A server that closes at half-close with 10 bytes unsent has lost 10 bytes."""
     with MisbehavingServer(misbehaving.loses_tail(10)) as server:
         report = fastsock.load(server.address, size=100, depth=3, **SHORT)
     assert_bad(report)
@@ -159,7 +159,7 @@ def test_a_lost_tail_is_seen() -> None:
 
 
 def test_a_server_that_never_closes_loses_nothing() -> None:
-    """All was answered, but not the half-close: a timeout, with every message counted."""
+    """Every message is answered, but the half-close is not: a timeout, and no byte is lost."""
     with MisbehavingServer(misbehaving.never_closes) as server:
         report = fastsock.load(server.address, **SHORT)
     assert_bad(report)
@@ -178,7 +178,7 @@ def test_a_bytewise_echo_is_good() -> None:
 
 
 def test_a_plain_python_echo_is_good() -> None:
-    """The servers of these tests echo correctly when nothing is asked to go wrong."""
+    """The test server itself echoes correctly."""
     with MisbehavingServer(misbehaving.echoes) as server:
         report = fastsock.load(server.address, connections=3, size=1000, **SHORT)
     assert_good(report)
@@ -186,7 +186,7 @@ def test_a_plain_python_echo_is_good() -> None:
 
 
 def test_one_bad_connection_does_not_stop_the_others(server: fastsock.Server) -> None:
-    """While one connection has failed the others go on, and both are in the report."""
+    """When one connection fails the others go on, and the report has both."""
     lock = threading.Lock()
     first = True
 
@@ -206,8 +206,8 @@ def test_one_bad_connection_does_not_stop_the_others(server: fastsock.Server) ->
 
 @pytest.mark.parametrize("rate", [None, 2000])
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_server_killed_in_mid_run(wait: str, rate: float | None) -> None:
-    """When the server is killed the run ends at once with what was measured until then."""
+def test_a_server_killed_during_a_run(wait: str, rate: float | None) -> None:
+    """When the server is killed the run ends at once, with the results so far."""
     with native_server() as (process, endpoint):
         started = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C during a load run, at every stage of it."""
+"""Tests of Ctrl-C at every stage of a load run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import fastsock
 def test_ctrl_c_gives_a_report(
     server: fastsock.Server, wait: str, threads: int, with_progress: bool
 ) -> None:
-    """Ctrl-C ends the window at once; what was measured until then comes as a whole report."""
+    """Ctrl-C ends the window at once, with a complete report of the results so far."""
     options = {"wait": wait, "threads": threads, "connections": 6, "duration": 50, "warmup": 0}
     with loading(str(server.endpoint), with_progress=with_progress, **options) as process:
         wait_until(lambda: server.stats().bytes_out > 64_000)
@@ -38,7 +38,7 @@ def test_ctrl_c_gives_a_report(
 
 
 def test_ctrl_c_in_the_warm_up(server: fastsock.Server) -> None:
-    """Ctrl-C before the window has begun gives a report of nothing, and one that is not valid."""
+    """Ctrl-C before the window gives an empty report that is not valid."""
     with loading(
         str(server.endpoint), duration=50, warmup=50, wait="block", server_pid=os.getpid()
     ) as process:
@@ -56,7 +56,7 @@ def test_ctrl_c_in_the_warm_up(server: fastsock.Server) -> None:
 
 
 def test_ctrl_c_while_connecting() -> None:
-    """Ctrl-C ends a run whose connections are not even open yet."""
+    """Ctrl-C ends a run while its connections are still being opened."""
     with (
         misbehaving.full_address() as (host, port),
         loading(
@@ -72,7 +72,7 @@ def test_ctrl_c_while_connecting() -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_second_ctrl_c_does_not_wait(wait: str) -> None:
-    """The first Ctrl-C still waits for what a silent server owes; the second one does not."""
+    """After the first Ctrl-C the client still waits for outstanding answers; the second ends it."""
     with MisbehavingServer(misbehaving.swallows) as server:
         host, port = server.address
         with loading(
@@ -80,7 +80,7 @@ def test_a_second_ctrl_c_does_not_wait(wait: str) -> None:
         ) as process:
             assert server.received.wait(20)
             process.send_signal(signal.SIGINT)
-            assert server.ended.wait(20)  # it has half-closed, and waits
+            assert server.ended.wait(20)  # the client has half-closed, and waits
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
             answer = answer_of(process)

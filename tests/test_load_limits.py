@@ -1,7 +1,7 @@
-"""The load client against a server that lets in fewer connections than the client opens.
+"""Tests of the load client against a server that accepts fewer connections than the client opens.
 
-The rest waits in the server's queue until others have gone. So a run of so many messages ends only
-if each connection goes when it has done its share.
+The other connections wait in the server's queue until accepted ones have closed. So a run with
+`messages` ends only if each connection closes when it has sent its share.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SERVICES = {"echo": "echo", "send": "discard", "receive": "chargen"}
 Load = Callable[..., fastsock.LoadReport]
 
 
-def load_fully(load: Load, limit: dict[str, Any], messages: int, **options: Any) -> int:
-    """A run in which every message must count; return how many connections were served."""
+def connections_served(load: Load, limit: dict[str, Any], messages: int, **options: Any) -> int:
+    """Run with every message answered; return how many connections the server accepted."""
     service = SERVICES[options.get("mode", "echo")]
     options = {"connections": CONNECTIONS, "messages": messages, "timeout": 10.0} | options
     with fastsock.Server("tcp://127.0.0.1:0", service=service, **limit) as server:
@@ -47,17 +47,17 @@ def load_fully(load: Load, limit: dict[str, Any], messages: int, **options: Any)
 @pytest.mark.parametrize("limit", LIMITS, ids=["max_connections", "serial"])
 @pytest.mark.parametrize("load", [fastsock.load, pure.load], ids=["native", "pure"])
 def test_every_connection_has_its_turn(load: Load, limit: dict[str, Any]) -> None:
-    """Also one that has no message to send goes, and makes room."""
+    """A connection closes when it has sent its share, also one without any message."""
     for messages in (3, CONNECTIONS, 401):
-        assert load_fully(load, limit, messages) == CONNECTIONS
-        assert load_fully(load, limit, messages, rate=5000) == CONNECTIONS
+        assert connections_served(load, limit, messages) == CONNECTIONS
+        assert connections_served(load, limit, messages, rate=5000) == CONNECTIONS
 
 
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("mode", SERVICES)
-def test_whatever_the_load_is(mode: str, threads: int, wait: str) -> None:
-    served = load_fully(
+def test_every_mode(mode: str, threads: int, wait: str) -> None:
+    served = connections_served(
         fastsock.load, LIMITS[0], 101, mode=mode, threads=threads, wait=wait, size=1000
     )
     assert served == CONNECTIONS
@@ -65,29 +65,29 @@ def test_whatever_the_load_is(mode: str, threads: int, wait: str) -> None:
 
 def test_with_messages_in_flight() -> None:
     for depth in (5, 64):
-        assert load_fully(fastsock.load, LIMITS[0], 401, depth=depth) == CONNECTIONS
+        assert connections_served(fastsock.load, LIMITS[0], 401, depth=depth) == CONNECTIONS
 
 
-def test_who_is_done_is_not_opened_again() -> None:
-    """Reconnecting, there are as many openings as the messages take, and none to wait in."""
+def test_a_connection_that_is_done_is_not_opened_again() -> None:
+    """With reconnect_every, no more connections are opened than the messages need."""
     messages = 10 * CONNECTIONS
     for every in (1, 5, 10):
-        served = load_fully(fastsock.load, LIMITS[0], messages, reconnect_every=every)
+        served = connections_served(fastsock.load, LIMITS[0], messages, reconnect_every=every)
         assert served == messages // every
 
 
 @pytest.mark.parametrize("load", [fastsock.load, pure.load], ids=["native", "pure"])
 def test_an_open_loop_does_not_wait_for_its_end(load: Load) -> None:
-    """Who is done goes though more is to be sent by others, here twenty seconds later."""
-    first_is_gone = threading.Event()
+    """A connection that is done closes 20 seconds before the other one sends its message."""
+    first_has_closed = threading.Event()
     too_late = []
 
     def behave(server: MisbehavingServer, connection: socket.socket) -> None:
         if connection is server.sockets[0]:
             misbehaving.echoes(server, connection)
-            first_is_gone.set()
+            first_has_closed.set()
         else:
-            first_is_gone.wait()
+            first_has_closed.wait()
             too_late.extend(select.select([connection], [], [], 0)[0])
 
     with MisbehavingServer(behave) as server:

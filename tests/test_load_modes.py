@@ -1,4 +1,4 @@
-"""The load client one way: uploads to a discard service, downloads from a chargen service."""
+"""Tests of one-way loads: uploads to a discard service, downloads from a chargen service."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ KIND_NAMES = ("tcp", "tcp6", "unix")
 KINDS = ("tcp://127.0.0.1:0", "tcp://[::1]:0", f"unix://@fastsock-test-modes-{os.getpid()}")
 WAITS = ("spin", "block")
 
-#: Gives up soon on a server that lets nothing happen.
+#: With a short timeout, for servers that stall.
 QUICK: dict[str, Any] = {"wait": "block", "timeout": 0.3}
 
 
 @contextmanager
 def serving(mode: str, endpoint: str = KINDS[0]) -> Iterator[fastsock.Server]:
-    """A server with the service that goes with a mode."""
+    """A server with the service for this mode."""
     server = fastsock.Server(endpoint, service=SERVICES[mode])
     try:
         server.start()
@@ -53,11 +53,11 @@ def serving(mode: str, endpoint: str = KINDS[0]) -> Iterator[fastsock.Server]:
         server.stop()
 
 
-# --- behaviours ---------------------------------------------------------------------------------
+# --- misbehaving servers ------------------------------------------------------------------------
 
 
 def sends(pieces: Sequence[bytes], *, then_close: bool = False) -> Behaviour:
-    """Send the pieces, a send() each, then wait for the client's end-of-file, or close at once."""
+    """Send the pieces one by one, then wait for the client's end-of-file, or close at once."""
 
     def behave(server: MisbehavingServer, connection: socket.socket) -> None:
         for piece in pieces:
@@ -69,7 +69,7 @@ def sends(pieces: Sequence[bytes], *, then_close: bool = False) -> Behaviour:
 
 
 def generates_for_ever(server: MisbehavingServer, connection: socket.socket) -> None:
-    """A chargen service that never looks at what the client does."""
+    """A chargen service that never reads, and so does not see a half-close."""
     while not server.stopping.is_set():
         connection.sendall(CHARGEN)
 
@@ -109,7 +109,7 @@ def pieces_of(data: bytes, size: int) -> list[bytes]:
 def test_an_upload_is_delivered_exactly(
     kind: str, messages: int, connections: int, threads: int, size: int
 ) -> None:
-    """A run of so many messages ends when the server has taken every byte of them."""
+    """A run of `messages` ends when the server has received every byte."""
     with serving("send", kind) as server:
         report = fastsock.load(
             server.endpoint,
@@ -135,7 +135,7 @@ def test_an_upload_is_delivered_exactly(
 def test_a_download_is_counted_exactly(
     kind: str, messages: int, connections: int, threads: int, size: int
 ) -> None:
-    """So many messages are counted, of however much more the server has sent."""
+    """Exactly `messages` are counted, however much more the server has sent."""
     with serving("receive", kind) as server:
         report = fastsock.load(
             server.endpoint,
@@ -157,7 +157,7 @@ def test_a_download_is_counted_exactly(
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("mode", ONE_WAY)
 def test_a_window_of_time(mode: str, wait: str) -> None:
-    """A window has the length that was asked for, and throughput by it; there is no latency."""
+    """The window lasts `duration`; there is throughput and no latency."""
     with serving(mode) as server:
         options: dict[str, Any] = {"mode": mode, "connections": 3, "wait": wait}
         report = until_counted(
@@ -173,7 +173,7 @@ def test_a_window_of_time(mode: str, wait: str) -> None:
 
 
 def test_an_upload_at_a_rate() -> None:
-    """Messages are sent on schedule, not as fast as possible."""
+    """An upload at a rate follows the schedule."""
     with serving("send") as server:
         report = fastsock.load(
             server.endpoint, mode="send", rate=500, messages=51, connections=2, size=10, **QUIET
@@ -186,7 +186,7 @@ def test_an_upload_at_a_rate() -> None:
 
 
 def test_an_upload_rate_that_was_not_reached() -> None:
-    """A server that takes nothing leaves the messages unsent, and the run says so."""
+    """A server that reads nothing leaves messages unsent, and the reasons say so."""
     with MisbehavingServer(takes_nothing) as server:
         report = fastsock.load(
             server.address, mode="send", rate=1000, size=1 << 20, duration=0.2, **QUICK
@@ -197,23 +197,23 @@ def test_an_upload_rate_that_was_not_reached() -> None:
 
 
 def test_an_upload_reconnects() -> None:
-    """Each connection is opened again after so many messages, and everything is delivered."""
+    """Each connection is opened again after `reconnect_every` messages; every byte arrives."""
     with serving("send") as server:
         report = fastsock.load(
             server.endpoint, mode="send", messages=60, connections=3, reconnect_every=5, **QUIET
         )
         assert server.stats().bytes_in == report.bytes
-        assert 12 <= server.stats().accepted <= 15  # or opened once more, for nothing
+        assert 12 <= server.stats().accepted <= 15  # or opened once more, for no message
     assert_good(report)
     assert report.messages == 60
 
 
 def test_a_download_counts_the_time_since_connecting() -> None:
-    """What a server sent before the common start is not had for nothing."""
+    """The time counts from connecting on, as the server sends before the common start."""
     with serving("receive") as server:
         report = fastsock.load(server.endpoint, mode="receive", messages=1, size=1, **QUIET)
     assert_good(report)
-    assert report.duration >= 0.002  # by so much the start lies after the connecting
+    assert report.duration >= 0.002  # the start is so much later than connecting
 
 
 # --- verifying a download -----------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_download_counts_the_time_since_connecting() -> None:
 
 @pytest.mark.parametrize("size", [1, 71, 74, 7029, 7030, 300_000])
 def test_lines_are_verified_in_any_pieces(size: int) -> None:
-    """The stream is the same in whichever pieces it comes."""
+    """A correct stream is accepted in pieces of any size."""
     stream = CHARGEN * (100 if size > 1000 else 2)
     with MisbehavingServer(sends(pieces_of(stream, size))) as server:
         report = fastsock.load(
@@ -233,7 +233,7 @@ def test_lines_are_verified_in_any_pieces(size: int) -> None:
 @pytest.mark.parametrize("piece", [50, 7030, 500_000])
 @pytest.mark.parametrize("at", [0, 73, 7030, 499_999])
 def test_a_changed_byte_is_seen(at: int, piece: int) -> None:
-    """One wrong byte is one corrupt byte, wherever it is and in whichever piece it comes."""
+    """One wrong byte counts as one corrupt byte, wherever it is."""
     stream = bytearray(CHARGEN * 72)
     stream[at] ^= 0xFF
     with MisbehavingServer(sends(pieces_of(bytes(stream), piece))) as server:
@@ -249,7 +249,7 @@ def test_a_changed_byte_is_seen(at: int, piece: int) -> None:
 
 @pytest.mark.parametrize("edit", [b"", b"!!"], ids=["dropped", "doubled"])
 def test_a_shifted_stream_is_seen(edit: bytes) -> None:
-    """A byte too few or too many shifts all that follows."""
+    """A byte too few or too many makes the bytes after it corrupt."""
     stream = CHARGEN[:1000] + edit + CHARGEN[1001:] + CHARGEN
     with MisbehavingServer(sends([stream])) as server:
         report = fastsock.load(server.address, mode="receive", messages=14, size=1000, **QUIET)
@@ -259,7 +259,7 @@ def test_a_shifted_stream_is_seen(edit: bytes) -> None:
 
 
 def test_without_verify_any_bytes_count() -> None:
-    """verify=False counts what comes, whatever it is."""
+    """verify=False counts any bytes."""
     with MisbehavingServer(sends([bytes(100_000)])) as server:
         report = fastsock.load(
             server.address, mode="receive", messages=100, size=1000, verify=False, **QUIET
@@ -268,7 +268,7 @@ def test_without_verify_any_bytes_count() -> None:
     assert report.messages == 100
 
 
-# --- servers that do something else -------------------------------------------------------------
+# --- other services, and faults -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_without_verify_any_bytes_count() -> None:
 def test_the_wrong_service_is_named(
     mode: str, service: str, reason: str, amount: dict[str, Any]
 ) -> None:
-    """A mode that does not go with the server's service fails, soon, and says why."""
+    """With the wrong service the run fails soon, and a reason names the cause."""
     with serving(service) as server:
         report = fastsock.load(server.endpoint, mode=mode, connections=2, **amount, **QUICK)
     assert_bad(report)
@@ -294,7 +294,7 @@ def test_the_wrong_service_is_named(
 
 
 def test_a_short_run_against_silence_is_not_valid() -> None:
-    """Also where no connection had the time to fail, the reason is given."""
+    """A run too short for a timeout has the reason too."""
     with serving("echo") as server:
         report = fastsock.load(server.endpoint, mode="receive", duration=0.05, wait="block")
     assert not report.failed
@@ -317,9 +317,9 @@ def test_a_short_run_against_silence_is_not_valid() -> None:
 )
 @pytest.mark.parametrize("size", [1000, 1 << 20])
 def test_an_upload_that_is_not_taken(behave: Behaviour, kinds: set[str], size: int) -> None:
-    """Only a server that takes everything and then closes in good order was loaded well."""
+    """An upload fails unless the server reads every byte and then closes with a FIN."""
     if behave is misbehaving.closes_at_once:
-        size = 1 << 20  # what fits into the socket may be on its way before the close is seen
+        size = 1 << 20  # what fits into the socket buffer is sent before the close is seen
     messages = (32 << 20) // size if size > 1000 else 4000
     with MisbehavingServer(behave) as server:
         report = fastsock.load(server.address, mode="send", messages=messages, size=size, **QUICK)
@@ -329,7 +329,7 @@ def test_an_upload_that_is_not_taken(behave: Behaviour, kinds: set[str], size: i
 
 
 def test_an_end_before_everything_was_read() -> None:
-    """A Unix server that ends its side with input unread has not taken the upload."""
+    """An upload fails when a Unix server half-closes with input unread."""
 
     def behave(connection: socket.socket, over: threading.Event) -> None:
         half_closed = select.poll()
@@ -344,8 +344,8 @@ def test_an_end_before_everything_was_read() -> None:
     assert failures(report) == {"closed_early": 1}
 
 
-def test_a_slow_taker_makes_progress() -> None:
-    """Who takes a little now and then is no timeout, however long nothing else can be sent."""
+def test_a_slow_reader_is_not_a_timeout() -> None:
+    """A server that keeps reading a little does not time out, however long the upload takes."""
 
     def behave(connection: socket.socket, over: threading.Event) -> None:
         while connection.recv(4096):
@@ -360,7 +360,7 @@ def test_a_slow_taker_makes_progress() -> None:
 
 
 def test_a_download_that_ends_early() -> None:
-    """A server that closes before the client has what it came for failed."""
+    """A download fails when the server closes before all messages have come."""
     with MisbehavingServer(sends([CHARGEN], then_close=True)) as server:
         report = fastsock.load(server.address, mode="receive", messages=10, size=1000, **QUIET)
     assert_bad(report)
@@ -369,7 +369,7 @@ def test_a_download_that_ends_early() -> None:
 
 
 def test_a_download_that_stalls() -> None:
-    """A server that stops sending is given up after the timeout."""
+    """A download fails when the server sends nothing for the timeout."""
     with MisbehavingServer(sends([CHARGEN])) as server:
         report = fastsock.load(server.address, mode="receive", messages=10, size=1000, **QUICK)
     assert_bad(report)
@@ -378,7 +378,7 @@ def test_a_download_that_stalls() -> None:
 
 
 def test_a_generator_that_sees_no_half_close() -> None:
-    """RFC 864 lets a server send until the client has gone, so that is no failure."""
+    """A server that goes on sending after the half-close is good: RFC 864 allows it."""
     with MisbehavingServer(generates_for_ever) as server:
         report = fastsock.load(server.address, mode="receive", messages=10, **QUIET)
     assert_good(report)
@@ -387,7 +387,7 @@ def test_a_generator_that_sees_no_half_close() -> None:
 
 @pytest.mark.parametrize("mode", ONE_WAY)
 def test_ctrl_c_gives_a_report(mode: str) -> None:
-    """Ctrl-C ends the window at once, and every connection in good order."""
+    """Ctrl-C ends the window at once, and every connection with end-of-file."""
     options = {"mode": mode, "connections": 4, "threads": 2, "duration": 50, "warmup": 0}
     with serving(mode) as server, loading(str(server.endpoint), wait="block", **options) as process:
         wait_until(lambda: server.stats().bytes_in + server.stats().bytes_out > 10 << 20)
@@ -415,20 +415,20 @@ def test_ctrl_c_gives_a_report(mode: str) -> None:
     ],
 )
 def test_a_bad_option(options: dict[str, Any], error: type[Exception], words: str) -> None:
-    """What has no meaning in a mode is refused before anything is opened."""
+    """An option without meaning in a mode is refused before a connection is opened."""
     with pytest.raises(error, match=words):
         fastsock.load("tcp://127.0.0.1:9", **options)
 
 
 @pytest.mark.parametrize("mode", ONE_WAY)
-def test_datagrams_go_both_ways_only(mode: str) -> None:
-    """Without answers nobody knows what became of a datagram."""
+def test_one_way_is_for_streams(mode: str) -> None:
+    """One-way modes refuse datagrams: without answers losses are not seen."""
     with pytest.raises(ValueError, match="goes with streams, not with datagrams"):
         fastsock.load("udp://127.0.0.1:9", mode=mode)
 
 
 def test_sizes_by_mode() -> None:
-    """64 bytes are a message of an echo, and a poor one of a throughput test."""
+    """A one-way message has 128 KiB by default, as 64 bytes would measure only the calls."""
     with serving("send") as server:
         report = fastsock.load(server.endpoint, mode="send", messages=1, **QUIET)
     assert report.options["size"] == report.bytes == 131072

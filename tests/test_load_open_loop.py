@@ -1,4 +1,4 @@
-"""The load client at a given rate: what is sent when, and from when latencies count."""
+"""Tests of the load client at a given rate: the schedule, and the latencies from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastsock
 def test_the_asked_rate_is_delivered(
     server: fastsock.Server, connections: int, threads: int, wait: str
 ) -> None:
-    """An open loop sends every message that its schedule holds, and about that many are counted."""
+    """An open loop sends every message of its schedule."""
     report = fastsock.load(
         server.endpoint,
         rate=1000,
@@ -35,7 +35,7 @@ def test_the_asked_rate_is_delivered(
 
 
 def test_a_rate_with_messages(server: fastsock.Server) -> None:
-    """`rate` with `messages` sends exactly so many, spread over at least their time."""
+    """`rate` with `messages` sends exactly `messages`, over at least the time they are due in."""
     report = fastsock.load(
         server.endpoint, rate=500, messages=101, connections=7, threads=3, **QUIET
     )
@@ -46,7 +46,7 @@ def test_a_rate_with_messages(server: fastsock.Server) -> None:
 
 
 def test_a_message_is_sent_before_the_last_answer_came() -> None:
-    """An open loop does not wait for answers: a silent server is sent the whole schedule."""
+    """An open loop does not wait for answers: a silent server gets the whole schedule."""
     with MisbehavingServer(misbehaving.swallows) as server:
         report = fastsock.load(
             server.address, rate=1000, duration=0.2, warmup=0, size=10, wait="block", timeout=0.3
@@ -58,7 +58,7 @@ def test_a_message_is_sent_before_the_last_answer_came() -> None:
 
 
 def test_a_pause_of_the_server_shows_in_the_tail() -> None:
-    """A server that rests for 0.3 s delays every message due meanwhile, and the tail shows it."""
+    """A server that pauses for 0.3 s delays every message due meanwhile, and the tail shows it."""
     with MisbehavingServer(misbehaving.pauses_once(after=0.3, duration=0.3)) as server:
         report = fastsock.load(
             server.address, rate=500, duration=1.2, warmup=0, wait="block", timeout=5.0
@@ -72,7 +72,7 @@ def test_a_pause_of_the_server_shows_in_the_tail() -> None:
 
 
 def test_a_client_that_cannot_send_counts_from_the_intended_time() -> None:
-    """While the socket is full messages are late: the intended time sees all of it."""
+    """Latency from the intended time includes the time that a message waits for a full socket."""
     with MisbehavingServer(misbehaving.pauses_once(after=0.2, duration=0.5)) as server:
         report = fastsock.load(
             server.address,
@@ -90,7 +90,7 @@ def test_a_client_that_cannot_send_counts_from_the_intended_time() -> None:
 
 
 def test_a_pause_in_a_closed_loop_is_one_late_message() -> None:
-    """A closed loop sees the same pause once, which is what the open loop is there for."""
+    """A closed loop sends nothing during a pause, so only one message shows it."""
     with MisbehavingServer(misbehaving.pauses_once(after=0.1, duration=0.3)) as server:
         report = fastsock.load(server.address, duration=0.8, warmup=0, **QUIET)
     assert not report.failed
@@ -99,7 +99,7 @@ def test_a_pause_in_a_closed_loop_is_one_late_message() -> None:
 
 
 def test_an_offered_rate_that_was_not_reached() -> None:
-    """A rate beyond what the server can do makes the run not valid, and says both rates."""
+    """A rate that the server cannot keep makes the run not valid; a reason names both rates."""
     with MisbehavingServer(misbehaving.serves_slowly(64, 0.01)) as server:
         report = fastsock.load(
             server.address, rate=400, duration=0.3, warmup=0, wait="block", timeout=5.0

@@ -1,4 +1,4 @@
-"""The load client's options: bad ones are refused, defaults are filled in."""
+"""Tests of the load client's options: bad ones are refused, defaults are filled in."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ import fastsock
 def test_a_bad_option(
     server: fastsock.Server, options: dict[str, Any], error: type[Exception]
 ) -> None:
-    """A bad option is a TypeError or ValueError of one line that names it, before any connect."""
+    """A bad option is an error of one line that names it, before any connect."""
     with pytest.raises(error) as caught:
         fastsock.load(server.endpoint, **options)
     assert type(caught.value) is error
@@ -106,7 +106,7 @@ def test_a_bad_option(
     ],
 )
 def test_a_bad_target(target: Any, error: type[Exception]) -> None:
-    """A target that cannot be loaded is refused in one line, before any system call."""
+    """A bad target is an error of one line."""
     with pytest.raises(error) as caught:
         fastsock.load(target)
     assert type(caught.value) is error

@@ -1,4 +1,4 @@
-"""How late an open loop sends: the distribution of actual minus intended send times."""
+"""Tests of the send delay of an open loop: actual minus intended send time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 def test_the_delay_is_the_difference_of_the_latencies(
     kind: str, connections: int, threads: int, wait: str
 ) -> None:
-    """Every message has a delay, and by so much its latency from the intended time is longer."""
+    """Every message has a delay: its latency from the intended minus that from the actual time."""
     with fastsock.Server(ENDPOINTS[kind]) as server:
         report = fastsock.load(
             server.endpoint,
@@ -41,7 +41,7 @@ def test_the_delay_is_the_difference_of_the_latencies(
 
 
 def test_an_upload_has_a_delay() -> None:
-    """Without answers it is the only figure that says whether the schedule was kept."""
+    """An upload has send delays, and no latencies."""
     with fastsock.Server(ENDPOINTS["tcp"], service="discard") as server:
         report = fastsock.load(
             server.endpoint, mode="send", rate=1000, messages=50, size=100, wait="block"
@@ -52,23 +52,23 @@ def test_an_upload_has_a_delay() -> None:
 
 
 def test_a_full_socket_delays() -> None:
-    """What waits for room in the socket was not sent in time, and the delay shows it."""
+    """A message that waits for room in the socket buffer has a delay."""
 
-    def rests_then_takes(connection: socket.socket, over: threading.Event) -> None:
+    def pause_then_read(connection: socket.socket, over: threading.Event) -> None:
         over.wait(0.3)
         while connection.recv(65536):
             pass
 
     options: dict[str, Any] = {"mode": "send", "rate": 1000, "messages": 50, "size": 20_000}
-    with unix_server(rests_then_takes) as endpoint:
+    with unix_server(pause_then_read) as endpoint:
         report = fastsock.load(endpoint, wait="block", **options)
     assert report.messages == 50
     assert not report.failed
-    assert report.send_delay.max > 100_000  # us; the socket holds about ten of them
+    assert report.send_delay.max > 100_000  # us; the socket buffer holds about ten of them
 
 
 def test_a_closed_loop_has_no_delay() -> None:
-    """Without a schedule nothing is late."""
+    """A closed loop has no schedule, and no send delay."""
     with fastsock.Server(ENDPOINTS["tcp"]) as server:
         report = fastsock.load(server.endpoint, messages=10, wait="block")
     assert_good(report)

@@ -1,4 +1,4 @@
-"""The load client on several threads: connections, schedule and window shared, results merged."""
+"""Tests of the load client on several threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAM, DATAGRAM = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
 def test_each_thread_has_its_share(
     endpoint: str, connections: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many threads run, the connections divide among them, and what they saw is one result."""
+    """`threads` threads share the connections, and their results are one report."""
     start, started = threading.Thread.start, []
 
     def count_and_start(self: threading.Thread) -> None:
@@ -61,7 +61,7 @@ def test_each_thread_has_its_share(
 @pytest.mark.parametrize("endpoint", [STREAM, DATAGRAM])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_rate_is_that_of_all_threads(endpoint: str, threads: int) -> None:
-    """The threads take turns in one schedule: as many messages as one thread would send."""
+    """The threads share one schedule, and together send as many messages as one thread would."""
     with fastsock.Server(endpoint) as server:
         report = fastsock.load(
             server.endpoint,
@@ -81,7 +81,7 @@ def test_the_rate_is_that_of_all_threads(endpoint: str, threads: int) -> None:
 
 
 def test_errors_of_all_threads_are_counted() -> None:
-    """Connections that fail on different threads are one count, and so is what they lost."""
+    """Errors and lost bytes of all threads are added."""
     with MisbehavingServer(misbehaving.stalls_after(640)) as server:
         report = fastsock.load(
             server.address, connections=6, threads=3, messages=600, timeout=0.3, wait="block"
@@ -93,7 +93,7 @@ def test_errors_of_all_threads_are_counted() -> None:
 
 
 def test_a_thread_without_connections_is_idle() -> None:
-    """A thread whose connections have all failed counts as idle, not as busy, from then on."""
+    """A thread counts as idle once all of its connections have failed."""
     first = threading.Lock()
 
     def behave(server: MisbehavingServer, connection: socket.socket) -> None:
@@ -109,7 +109,7 @@ def test_a_thread_without_connections_is_idle() -> None:
 
 
 def test_more_threads_than_connections() -> None:
-    """A thread without a connection would measure nothing, and is refused."""
+    """More threads than connections are refused."""
     with pytest.raises(ValueError, match="threads 5 is more than connections 4; each thread needs"):
         fastsock.load("tcp://127.0.0.1:9", threads=5, connections=4)
     with pytest.raises(ValueError, match="threads 2000 is out of range; expected 1 to 1024"):
@@ -117,7 +117,7 @@ def test_more_threads_than_connections() -> None:
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the system gives no more threads, those that have started end, and none is left."""
+    """When a thread cannot be started, the threads started before it end."""
     start, started = threading.Thread.start, []
 
     def start_two(self: threading.Thread) -> None:
@@ -126,7 +126,7 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
         start(self)
         started.append(self)
 
-    # They wait to be connected, so that they would be left behind.
+    # The threads wait to be connected, and would not end by themselves.
     with misbehaving.full_address() as address:
         monkeypatch.setattr(threading.Thread, "start", start_two)
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -135,7 +135,7 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not any(thread.is_alive() for thread in started)
 
 
-#: Loads argv[1] with too few descriptors for both threads: one of them waits to be connected.
+#: Loads argv[1] with too few descriptors: one thread fails, the other waits to be connected.
 SHORT_OF_DESCRIPTORS = """
 import os, resource, sys
 import fastsock
@@ -149,7 +149,7 @@ except OSError as error:
 
 
 def test_a_thread_that_fails_stops_the_others() -> None:
-    """An error of one thread is not kept back until the others are done."""
+    """When one thread fails, the others are stopped."""
     with misbehaving.full_address() as (host, port):
         done = subprocess.run(
             [sys.executable, "-c", SHORT_OF_DESCRIPTORS, f"tcp://{host}:{port}"],
@@ -162,7 +162,7 @@ def test_a_thread_that_fails_stops_the_others() -> None:
 
 
 def test_ctrl_c_stops_all_threads_of_a_datagram_run() -> None:
-    """Ctrl-C ends every thread's share, and what they saw is still one result."""
+    """Ctrl-C ends every thread, and their results are one report."""
     options: dict[str, Any] = {"connections": 6, "threads": 3, "duration": 50, "warmup": 0}
     with (
         fastsock.Server(DATAGRAM) as server,
@@ -177,7 +177,7 @@ def test_ctrl_c_stops_all_threads_of_a_datagram_run() -> None:
 
 
 def test_threads_with_no_work() -> None:
-    """Fewer messages than connections leave some threads without any, and the run is good."""
+    """A run is good when some threads have no message to send."""
     with fastsock.Server(STREAM) as server:
         report = fastsock.load(server.endpoint, messages=2, connections=8, threads=4, **QUIET)
     assert_good(report)

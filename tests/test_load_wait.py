@@ -1,4 +1,4 @@
-"""How the load client waits: without pause, asleep, or asking for a while before it sleeps."""
+"""Tests of how the load client waits: it spins, blocks, or polls for a while and then blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 
-#: Echoes through argv[1], waiting as argv[2] says. Where each call is traced, none is short.
+#: Loads argv[1] with `wait` argv[2]. A traced call is slow, so that auto must poll for longer.
 PATIENT = """
 import sys
 import fastsock
@@ -38,14 +38,14 @@ assert not report.failed
 
 
 @kinds
-def test_auto_asks_while_waits_are_short(endpoint: str, tmp_path: Path) -> None:
+def test_auto_polls_while_waits_are_short(endpoint: str, tmp_path: Path) -> None:
     with fastsock.Server(endpoint) as server:
-        asleep = questions(server, "block", tmp_path / "block")
-        assert questions(server, "auto", tmp_path / "auto") > 10 * max(asleep, 1)
+        blocking = count_polls(server, "block", tmp_path / "block")
+        assert count_polls(server, "auto", tmp_path / "auto") > 10 * max(blocking, 1)
 
 
-def questions(server: fastsock.Server, wait: str, log: Path) -> int:
-    """How often a client asked without waiting in a run."""
+def count_polls(server: fastsock.Server, wait: str, log: Path) -> int:
+    """How often a client called epoll_wait() with a timeout of 0 in a run."""
     tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", "trace=epoll_wait")
     client = (sys.executable, "-c", PATIENT, str(server.endpoint), wait)
     subprocess.run((*tracer, *client), check=True, timeout=25)
@@ -53,11 +53,8 @@ def questions(server: fastsock.Server, wait: str, log: Path) -> int:
 
 
 @kinds
-def test_auto_sleeps_when_nothing_is_due(endpoint: str) -> None:
-    """Ten messages a second cost next to nothing.
-
-    CPU time, and not the passing of time, so other work on the machine does not matter.
-    """
+def test_auto_blocks_when_nothing_is_due(endpoint: str) -> None:
+    """Ten messages a second take less than a quarter of a CPU."""
     with fastsock.Server(endpoint) as server:
         before = time.process_time()
         report = fastsock.load(server.endpoint, rate=10, duration=1.0, warmup=0.0, wait="auto")
@@ -90,8 +87,8 @@ def test_auto_loses_nothing(endpoint: str, messages: int, rate: float | None) ->
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_what_comes_after_the_window_is_not_idle_time_of_it(wait: str) -> None:
-    """A run of so many messages ends with the last answer, however late the server closes."""
+def test_time_after_the_last_answer_is_not_counted(wait: str) -> None:
+    """The window of a run with `messages` ends at the last answer, not when the server closes."""
     with MisbehavingServer(closes_late(0.5)) as server:
         report = fastsock.load(server.address, messages=20, wait=wait, timeout=10.0)
     assert_good(report)
@@ -100,7 +97,7 @@ def test_what_comes_after_the_window_is_not_idle_time_of_it(wait: str) -> None:
 
 @kinds
 def test_auto_is_interrupted(endpoint: str) -> None:
-    """Ctrl-C reaches a thread that asks or sleeps."""
+    """Ctrl-C ends a run that polls or blocks."""
     options: dict[str, Any] = {"connections": 3, "duration": 50, "warmup": 0, "wait": "auto"}
     with (
         fastsock.Server(endpoint) as server,

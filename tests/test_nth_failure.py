@@ -1,4 +1,4 @@
-"""The Nth call of every function fails, for every N, on every engine: see nth_failure.py."""
+"""Tests in which the Nth call of a function fails, for every N, on every engine: nth_failure.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsock.server import engines
 
 HERE = Path(__file__).parent
 SERVERS = [*engines.WORKERS, "datagram"]
-EXPECTED = {  # calls of which each server has at least one that can go wrong
+EXPECTED = {  # functions that must have failed at least once
     "epoll": {"accept4", "recv", "send", "epoll_wait", "epoll_ctl", "malloc", "calloc", "mmap64"},
     "poll": {"accept4", "recv", "send", "poll", "malloc", "calloc", "realloc", "mmap64"},
     "threads": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
@@ -31,7 +31,7 @@ EXPECTED = {  # calls of which each server has at least one that can go wrong
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nth_failure.c, compiled."""
     if os.environ.get("LD_PRELOAD"):
-        pytest.skip("something else is preloaded, as a sanitizer is, and comes first")
+        pytest.skip("another library is preloaded, such as a sanitizer, and comes first")
     target = tmp_path_factory.mktemp("shim") / "nth_failure.so"
     compiler = (sysconfig.get_config_var("CC") or "cc").split()
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
@@ -41,7 +41,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_all(server: str, library: Path, *, complete: bool) -> tuple[dict[str, int], float]:
-    """All runs of one kind of server; returns how many failures were injected, by function."""
+    """All runs of one engine; return the failures injected per function, and the seconds."""
     command = [sys.executable, str(HERE / "nth_failure.py"), server, str(library)]
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     done = subprocess.run(
@@ -55,7 +55,7 @@ def run_all(server: str, library: Path, *, complete: bool) -> tuple[dict[str, in
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_the_nth_call_fails(server: str, library: Path, figure: Callable[..., None]) -> None:
-    """Two errors of each call, or a short result, cost at most the one connection concerned."""
+    """An error or a short result of any call costs at most the one connection concerned."""
     injected, seconds = run_all(server, library, complete=False)
     assert injected.keys() >= EXPECTED[server]
     figure(f"{sum(injected.values())} failures injected in {seconds:.1f} s")
@@ -67,7 +67,7 @@ def test_the_nth_call_fails(server: str, library: Path, figure: Callable[..., No
 def test_the_nth_call_fails_with_every_error(
     server: str, library: Path, figure: Callable[..., None]
 ) -> None:
-    """Every error that the manual pages list, and every short result."""
+    """The same with every error that the manual pages list."""
     injected, seconds = run_all(server, library, complete=True)
     figure(
         f"{sum(injected.values())} failures injected in {seconds:.1f} s: "

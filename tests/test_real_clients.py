@@ -1,10 +1,9 @@
-"""Programs and libraries that others wrote, as clients of every engine.
+"""Tests of every engine with ncat, socat, asyncio and Python's socket files as clients.
 
-A client's fault must not pass for the server's: the server's own counters say what it took and gave
-back, and that is looked at first. What the programs need to keep what they get (checked with ncat
-7.93 and socat 1.7.4): ncat half-closes when its input ends and reads on to the end, as it should.
-socat closes half a second after its input has ended, whatever is still to come, unless told to
-wait longer (-t). The tail that ncat is known to lose it loses as a server that runs a command.
+A client's fault must not pass for the server's, so the server's own counters are compared first.
+Checked with ncat 7.93 and socat 1.7.4: ncat half-closes when its input ends, and reads on to the
+end. socat closes half a second after its input has ended, unless told to wait longer (-t). ncat is
+known to lose the last bytes, but only as a server that runs a command.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ import fastsock
 pytestmark = [pytest.mark.native, pytest.mark.kinds(*KINDS)]
 
 DATA = random.Random(1).randbytes(1 << 20)
-PROBE = b"help\r\n\r\n"  # what nmap sends to find out what listens
+PROBE = b"help\r\n\r\n"  # what nmap sends to identify a service
 
 Command = Callable[[fastsock.Endpoint], list[str]]
 
@@ -68,7 +67,7 @@ def command(request: pytest.FixtureRequest) -> Command:
 
 @pytest.fixture
 def server(implementation: Implementation, socket_kind: str) -> Iterator[Any]:
-    """A running server, at a path if it is a Unix one: ncat does not know abstract names."""
+    """A running server; a Unix one at a path, as ncat does not know abstract names."""
     with tempfile.TemporaryDirectory() as folder:
         endpoint = any_endpoint(socket_kind)
         if socket_kind == "unix":
@@ -78,8 +77,8 @@ def server(implementation: Implementation, socket_kind: str) -> Iterator[Any]:
 
 
 @contextmanager
-def talking(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program to whose input is written and whose output is read, piece by piece."""
+def interactive(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running program, with unbuffered pipes for its input and output; killed at the end."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as process:
@@ -89,7 +88,7 @@ def talking(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def converse(process: subprocess.Popen[bytes], data: bytes) -> None:
+def echo_through(process: subprocess.Popen[bytes], data: bytes) -> None:
     assert process.stdin
     assert process.stdout
     process.stdin.write(data)
@@ -100,8 +99,8 @@ def converse(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 def assert_served(server: Any, size: int, clients: int = 1) -> None:
-    """The server took and gave back all of it, and every client ended in good order."""
-    wait_until(lambda: sum(server.stats().closed.values()) == clients, "all gone")
+    """The server received and sent `size` bytes, and every connection ended with end-of-file."""
+    wait_until(lambda: sum(server.stats().closed.values()) == clients, "all closed")
     stats = server.stats()
     assert not_zero(stats.closed) == {"eof": clients}
     assert (stats.bytes_in, stats.bytes_out) == (size, size)
@@ -109,7 +108,7 @@ def assert_served(server: Any, size: int, clients: int = 1) -> None:
 
 
 def test_program_gets_everything_back(server: Any, command: Command) -> None:
-    """A megabyte into it, its input at the end: the same megabyte comes out of it, and it ends."""
+    """The program gets a megabyte and end-of-file; it prints the same megabyte and ends."""
     done = subprocess.run(
         command(server.endpoint), input=DATA, capture_output=True, timeout=TIMEOUT
     )
@@ -119,11 +118,11 @@ def test_program_gets_everything_back(server: Any, command: Command) -> None:
 
 
 @pytest.mark.kinds("tcp")
-def test_program_in_conversation(server: Any, command: Command) -> None:
-    """Line by line, as somebody at a terminal; each is answered before the next one is sent."""
-    with talking(command(server.endpoint)) as process:
+def test_program_line_by_line(server: Any, command: Command) -> None:
+    """Each line is answered before the next one is sent, as at a terminal."""
+    with interactive(command(server.endpoint)) as process:
         for line in (b"hello\n", PROBE, b"\0\xff\n"):
-            converse(process, line)
+            echo_through(process, line)
         assert process.stdin
         process.stdin.close()
         assert process.wait(TIMEOUT) == 0
@@ -132,18 +131,18 @@ def test_program_in_conversation(server: Any, command: Command) -> None:
 
 @pytest.mark.kinds("tcp")
 def test_program_is_killed(server: Any, command: Command) -> None:
-    """A client that dies in mid-conversation costs nobody anything."""
-    with talking(command(server.endpoint)) as process:
-        converse(process, PROBE)
+    """A client that is killed between two messages costs no other client anything."""
+    with interactive(command(server.endpoint)) as process:
+        echo_through(process, PROBE)
         process.kill()
     with connect(server.endpoint) as sock:
         finish_exactly(sock, DATA)
-    wait_until(lambda: server.stats().open == 0, "all gone")
+    wait_until(lambda: server.stats().open == 0, "all closed")
     assert server.stats().closed["eof"] + server.stats().closed["reset"] == 2
 
 
 def test_asyncio_streams(server: Any) -> None:
-    """Python's own streams: write, half-close, read to the end."""
+    """asyncio's streams: write, half-close, read to the end."""
     assert_same(asyncio.run(echo_by_streams(server.endpoint, DATA)), DATA)
     assert_served(server, len(DATA))
 
@@ -163,7 +162,7 @@ async def echo_by_streams(endpoint: fastsock.Endpoint, data: bytes) -> bytes:
 
 
 def test_socket_file(server: Any) -> None:
-    """Python's own socket as a file: lines written and read back."""
+    """A socket as a file (makefile()): lines are written and read back."""
     lines = [b"%d\n" % number for number in range(1000)]
     with connect(server.endpoint) as sock, sock.makefile("rwb") as file:
         file.writelines(lines)
@@ -178,7 +177,7 @@ def test_socket_file(server: Any) -> None:
 
 
 def test_probe_by_sockets(implementation: Implementation) -> None:
-    """What nmap asks comes back unchanged, by TCP and by UDP of one server."""
+    """nmap's probe comes back unchanged over TCP and UDP of one server."""
     with fastsock.Server(ANY_PORT, "udp://127.0.0.1:0", engine=implementation.engine) as server:
         stream, datagrams = server.endpoints
         with connect(stream) as sock:
@@ -192,6 +191,9 @@ def test_probe_by_sockets(implementation: Implementation) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_probe_by_udp_programs(command: Command, host: str) -> None:
-    """And so it does to the programs."""
-    with fastsock.Server(f"udp://{host}:0") as server, talking(command(server.endpoint)) as process:
-        converse(process, PROBE)
+    """nmap's probe comes back through the programs over UDP."""
+    with (
+        fastsock.Server(f"udp://{host}:0") as server,
+        interactive(command(server.endpoint)) as process,
+    ):
+        echo_through(process, PROBE)

@@ -1,4 +1,4 @@
-"""``fastsock serve --user``: bound as root, served as another user, and no way back."""
+"""Tests of ``fastsock serve --user``: root binds, another user serves and cannot become root."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from fastsock.server import unix_file
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
 NOBODY = pwd.getpwnam("nobody")
-GROUPS = (1, 2)  # of the root that starts the server; it may have none by itself
-HELD = ("CapPrm", "CapEff", "CapAmb")
-NO_SIGNAL = 0  # kill(2) checks the right alone; SIGCONT may be sent to all of one's own session
+GROUPS = (1, 2)  # supplementary groups of the process that starts the server; root may have none
+CAPABILITIES = ("CapPrm", "CapEff", "CapAmb")  # of /proc/PID/status
+NO_SIGNAL = 0  # kill(2) only checks the permission; SIGCONT is always allowed within a session
 PR_SET_KEEPCAPS = 8  # <sys/prctl.h>
 
 
 @pytest.fixture
 def low_ports() -> Iterator[None]:
-    """Every port below 1024 is free, in a network namespace of its own."""
+    """A network namespace of its own, where every port below 1024 is free."""
     with own_network():
         yield
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """One that every user can reach, and root alone can write to; tmp_path cannot be reached."""
+    """A directory that every user can reach and only root can write to; tmp_path is root's."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)
@@ -53,7 +53,7 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def serving(*arguments: str, lines: int = 1, **options: Any) -> Iterator[tuple[int, list[str]]]:
-    """Run ``fastsock serve``; give its pid, and what it says first. In the end it exits with 0."""
+    """Run ``fastsock serve``; give its pid and its first `lines`. It must exit with 0."""
     command = [sys.executable, "-m", "fastsock", "serve", *arguments]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, extra_groups=GROUPS, **options
@@ -72,45 +72,45 @@ def status(pid: int, thread: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines())
 
 
-def assert_is(uid: int, gid: int, pid: int) -> None:
-    """Every thread of the process and of its children is that user, and has no other right."""
+def assert_runs_as(uid: int, gid: int, pid: int) -> None:
+    """Every thread of the process and its children has these ids, no groups, no capabilities."""
     for process in (pid, *children(pid)):
         for _, thread in threads(process):
             found = status(process, thread)
             assert found["Uid"].split() == [str(uid)] * 4
             assert found["Gid"].split() == [str(gid)] * 4
             assert found["Groups"].split() == []
-            assert {name: int(found[name], 16) for name in HELD} == dict.fromkeys(HELD, 0)
+            assert [int(found[name], 16) for name in CAPABILITIES] == [0] * len(CAPABILITIES)
 
 
 @pytest.mark.native
 def test_a_low_port_served_by_nobody(implementation: Implementation, low_ports: None) -> None:
-    """Port 7 is bound by root, and its clients are served by processes that have no rights."""
+    """Root binds port 7; threads and processes without privileges serve its clients."""
     arguments = ("--engine", implementation.engine, "--user", "nobody")
     with serving("tcp://127.0.0.1:7", *arguments) as (pid, lines):
         assert lines == [f"listening on tcp://127.0.0.1:7 ({implementation.engine}, 1 worker)"]
         with connect(fastsock.Endpoint.parse("tcp://127.0.0.1:7")) as sock:
-            echo_exactly(sock, b"who are you?")
+            echo_exactly(sock, b"probe")
             assert len(threads(pid)) > 1
             assert len(children(pid)) == (implementation.engine == "fork")
-            assert_is(NOBODY.pw_uid, NOBODY.pw_gid, pid)
+            assert_runs_as(NOBODY.pw_uid, NOBODY.pw_gid, pid)
 
 
 def test_datagrams_on_a_low_port(low_ports: None) -> None:
-    """So are those of UDP, beside a second worker, and a group can be asked for by its number."""
+    """UDP and a second worker run as the user too; user and group may be numbers."""
     asked = ("tcp://127.0.0.1:7", "udp://127.0.0.1:7")
     with serving(*asked, "--workers", "2", "--user", "65000:65001", lines=2) as (pid, _):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(TIMEOUT)
             sock.connect(("127.0.0.1", 7))
-            sock.send(b"who are you?")
-            assert sock.recv(100) == b"who are you?"
+            sock.send(b"probe")
+            assert sock.recv(100) == b"probe"
         assert len(threads(pid)) == 4
-        assert_is(65000, 65001, pid)
+        assert_runs_as(65000, 65001, pid)
 
 
 def test_an_inherited_listener(low_ports: None) -> None:
-    """A socket that root passes is served on by the user."""
+    """The user serves a socket that root passed."""
     with (
         socket.create_server(("127.0.0.1", 7)) as listener,
         serving(
@@ -118,15 +118,15 @@ def test_an_inherited_listener(low_ports: None) -> None:
         ) as (pid, _),
     ):
         assert_serves(fastsock.Endpoint.parse("tcp://127.0.0.1:7"))
-        assert_is(NOBODY.pw_uid, NOBODY.pw_gid, pid)
+        assert_runs_as(NOBODY.pw_uid, NOBODY.pw_gid, pid)
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["unix", "unixgram"])
-def test_the_file_is_the_users(scheme: str, directory: Path) -> None:
-    """A Unix socket's file belongs to the user, who removes it where it may."""
+def test_the_user_owns_the_file(scheme: str, directory: Path) -> None:
+    """The user owns the file of a Unix socket, and the server removes it where the user may."""
     path = directory / "echo.sock"
     os.chown(directory, NOBODY.pw_uid, NOBODY.pw_gid)
     with serving(f"{scheme}://{path}", "--user", "nobody") as (_, lines):
@@ -138,7 +138,7 @@ def test_the_file_is_the_users(scheme: str, directory: Path) -> None:
 
 
 def test_a_file_that_the_user_cannot_remove(directory: Path) -> None:
-    """It is said at the start that the file stays, and the next server replaces it."""
+    """The server says at the start that the file stays, and the next server replaces it."""
     path = directory / "echo.sock"
     endpoint = f"unix://{path}"
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_a_file_that_the_user_cannot_remove(directory: Path) -> None:
 
 
 def test_an_abstract_name() -> None:
-    """A name without a file needs nothing more."""
+    """A server on an abstract name prints no message about a file."""
     name = f"unix://@fastsock-user-{os.getpid()}"
     with serving(name, "--user", "nobody:daemon") as (_, lines):
         assert lines == [f"listening on {name} (epoll, 1 worker)"]
@@ -161,11 +161,11 @@ def test_an_abstract_name() -> None:
 
 
 def test_only_a_socket_is_given_away(directory: Path) -> None:
-    """Another file in the place of the socket keeps its owner."""
+    """A file that replaced the socket keeps its owner."""
     path, other = directory / "echo.sock", directory / "shadow"
     other.touch()
 
-    def exchange(server: fastsock.Server) -> None:
+    def replace(server: fastsock.Server) -> None:
         path.unlink()
         path.symlink_to(other)
         with pytest.raises(OSError, match="it is not the socket that was bound"):
@@ -176,7 +176,7 @@ def test_only_a_socket_is_given_away(directory: Path) -> None:
             unix_file.give_away(str(path), NOBODY.pw_uid, NOBODY.pw_gid)
 
     server = fastsock.Server(f"unix://{path}")
-    server.start(bound=exchange)
+    server.start(bound=replace)
     server.stop()
     assert path.stat().st_uid == 0
 
@@ -197,17 +197,17 @@ def test_a_result_that_the_user_could_not_write(directory: Path) -> None:
     )
 
 
-# --- no way back --------------------------------------------------------------------------------
+# --- the privileges cannot be regained ----------------------------------------------------------
 
 
-def test_no_way_back() -> None:
-    """Whatever takes a right is refused after become(), and what root alone may read stays shut."""
-    in_fresh_process(try_to_come_back)
+def test_privileges_cannot_be_regained() -> None:
+    """After become() every call that needs root's privileges is refused."""
+    in_fresh_process(try_to_regain_privileges)
 
 
-def try_to_come_back() -> None:
+def try_to_regain_privileges() -> None:
     become(USER.convert("nobody", None, None))
-    for take in (
+    for attempt in (
         lambda: os.setuid(0),
         lambda: os.seteuid(0),
         lambda: os.setresuid(0, 0, 0),
@@ -217,11 +217,11 @@ def try_to_come_back() -> None:
         lambda: os.kill(os.getppid(), NO_SIGNAL),
     ):
         with pytest.raises(PermissionError):
-            take()
+            attempt()
 
 
 def test_capabilities_that_would_be_kept() -> None:
-    """A process that was set to keep its capabilities is refused, and says so."""
+    """become() refuses if the process would keep its capabilities (prctl(2), PR_SET_KEEPCAPS)."""
     in_fresh_process(keep_capabilities)
 
 
@@ -232,14 +232,14 @@ def keep_capabilities() -> None:
 
 
 def test_without_root() -> None:
-    """Without root --user is refused before anything is bound; exit code 1."""
-    assert in_fresh_process(ask_as_nobody).splitlines() == [
+    """Without root --user is refused before any port is bound; exit code 1."""
+    assert in_fresh_process(serve_as_nobody).splitlines() == [
         "Error: become daemon: Operation not permitted (only root can become another user)",
         "1",
     ]
 
 
-def ask_as_nobody() -> None:
+def serve_as_nobody() -> None:
     os.setresuid(NOBODY.pw_uid, NOBODY.pw_uid, NOBODY.pw_uid)
     with redirect_stderr(sys.stdout):
         print(run(["serve", "tcp://127.0.0.1:7", "--user", "daemon"]))
@@ -255,11 +255,11 @@ def ask_as_nobody() -> None:
         ("root", "user 'root' is root"),
         ("0:65534", "user '0' is root"),
         ("64999", "user 64999 is a number without a name; expected 64999:GROUP"),
-        ("4294967295:1", "user '4294967295' is unknown"),  # -1, which would change nothing
+        ("4294967295:1", "user '4294967295' is unknown"),  # -1: setresuid(2) would change nothing
         ("1:4294967295", "group '4294967295' is unknown"),
     ],
 )
 def test_not_a_user(user: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A user that is none is a usage error, exit code 2."""
+    """A user or group that cannot be used is a usage error, exit code 2."""
     assert run(["serve", ANY_PORT, "--user", user]) == 2
     assert expected in capsys.readouterr().err
