@@ -1,7 +1,7 @@
 /*
- * For LD_PRELOAD: the wall clock jumps by two hours, on and back, nearly each time that it is read.
+ * For LD_PRELOAD: the wall clock is one hour early or late, at random, each time that it is read.
  *
- * Clocks that only run, CLOCK_MONOTONIC first of all, are left alone.
+ * CLOCK_MONOTONIC and the other clocks are not changed.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,7 +12,7 @@
 static time_t jump(void)
 {
     static atomic_uint readings;
-    unsigned bits = atomic_fetch_add(&readings, 1) * 2654435761u; /* no two readers keep in step */
+    unsigned bits = atomic_fetch_add(&readings, 1) * 2654435761u; /* a hash of the count */
     return bits >> 31 ? 3600 : -3600;
 }
 

@@ -1,7 +1,7 @@
-"""Networks of this process's own: one alone, or two, joined by a cable that a test can pull.
+"""Network namespaces for tests: one alone, or two joined by a cable that a test can pull.
 
-Takes root and ip(8). Nothing that happens there reaches any other network, and the kernel removes
-them when their last socket and descriptor are closed.
+They need root and ip(8), and are not connected to any other network. The kernel removes them when
+their last socket and descriptor are closed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class TwoNetworks:
-    """Descriptors of the networks; sockets belong to the one that their thread was in."""
+    """Descriptors of the networks. A socket belongs to the network that its thread was in."""
 
     server: int
     client: int
 
     def pull_cable(self) -> None:
-        """The client is gone without a word: no FIN, no RST, and no answer from its address."""
+        """The client disappears: the server gets no FIN, no RST and no answer from its address."""
         with inside(self.client):
             ip("link", "set", "to-server", "down")
 
 
 @contextmanager
 def two_networks() -> Iterator[TwoNetworks]:
-    """The server's network has SERVER, the client's CLIENT."""
+    """Two networks: the server's with the address SERVER, the client's with CLIENT."""
     if shutil.which("ip") is None:
         pytest.skip("ip (iproute2) is not installed")
     home = current_network()
@@ -74,7 +74,7 @@ def add_cable(peer: str) -> None:
 
 @contextmanager
 def own_network() -> Iterator[None]:
-    """This thread, and what it starts, have a network with loopback alone, and all of its ports."""
+    """A network with only loopback, for this thread and what it starts; every port is free."""
     if shutil.which("ip") is None:
         pytest.skip("ip (iproute2) is not installed")
     home = current_network()
@@ -91,7 +91,7 @@ def own_network() -> Iterator[None]:
 
 @contextmanager
 def inside(network: int) -> Iterator[None]:
-    """What this thread opens or starts meanwhile is in that network."""
+    """In the body, this thread opens sockets and starts programs in that network."""
     home = current_network()
     try:
         enter(network)

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, its exit codes, and its errors in one line."""
+"""Tests of the command line: output, exit codes, errors of one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"]
 )
 def test_serve_ends_with_a_signal(number: signal.Signals, code: int) -> None:
-    """serve says where it listens, ends with a signal, and sums up on stderr alone."""
+    """A signal ends serve, which prints a summary on stderr and nothing on stdout."""
     with serving() as (process, endpoint):
         assert fastsock.load(endpoint, messages=10).valid
         process.send_signal(number)
@@ -57,7 +57,7 @@ def test_serve_ends_with_a_signal(number: signal.Signals, code: int) -> None:
 
 
 def test_serve_writes_its_counters(tmp_path: Path) -> None:
-    """serve --json FILE holds the counters at the end."""
+    """serve --json FILE writes the counters at the end."""
     target = tmp_path / "stats.json"
     with serving("--json", str(target)) as (process, endpoint):
         fastsock.load(endpoint, messages=10)
@@ -79,14 +79,14 @@ def test_load_prints_a_report(server: fastsock.Server, capsys: pytest.CaptureFix
 def test_load_shows_the_latencies_of_an_open_loop(
     server: fastsock.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --rate the intended and the actual send time have a line each, and their difference."""
+    """With --rate there is a line each for the intended and actual send time and the delay."""
     assert run(["load", str(server.endpoint), "--rate", "1k/s", "-d", "300ms"]) in (0, 4)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines][3:6] == ["intended", "sent", "delay"]
 
 
 def test_load_shows_throughput_one_way(capsys: pytest.CaptureFixture[str]) -> None:
-    """--mode send shows what was sent, also in bits per second, and no latency."""
+    """--mode send prints messages, bytes and bits per second, and no latency."""
     with fastsock.Server("tcp://127.0.0.1:0", service="discard") as server:
         arguments = ["load", str(server.endpoint), "--mode", "send", "-n", "20"]
         assert run(arguments) == 0
@@ -116,8 +116,8 @@ def test_a_result_is_not_lost_when_its_file_cannot_be_written(
     assert err == "Error: cannot write /dev/full: No space left on device; the result follows\n"
 
 
-def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
-    """A refused target is one line that says so, exit code 1."""
+def test_a_refused_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused connection is one line that says so, exit code 1."""
     with fastsock.Server("tcp://127.0.0.1:0") as gone:
         endpoint = str(gone.endpoint)
     assert run(["load", endpoint, "-d", "1s"]) == 1
@@ -164,7 +164,7 @@ USAGE_ERRORS = [
 def test_usage_errors(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bad argument is exit code 2 and one line that says what was wrong."""
+    """A bad argument is exit code 2 and an error of one line."""
     assert run(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -221,7 +221,7 @@ def test_options_come_from_the_environment(
 
 
 def test_info_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    """info says of every engine whether it is available, and why not; --json says the same."""
+    """info prints the state of every engine; --json has the same."""
     assert run(["info"]) == 0
     text = capsys.readouterr().out
     assert run(["info", "--json", "-"]) == 0
@@ -231,14 +231,14 @@ def test_info_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "load", "bench", "info"])
-def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """--help works for every command."""
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command has --help."""
     assert run([command, "--help"]) == 0
     assert "Usage: fastsock" in capsys.readouterr().out
 
 
-def test_serve_takes_every_option() -> None:
-    """Limits, service and workers can be given on the command line."""
+def test_serve_takes_limits_and_workers() -> None:
+    """Limits, workers and --close-on can be given on the command line."""
     options = "--workers 2 --cpus 0 --max-connections 10 --idle-timeout 1min --allow 127.0.0.0/8"
     command = [*FASTSOCK, "serve", "tcp://127.0.0.1:0", *options.split(), "--close-on", "exit"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -253,13 +253,13 @@ def test_serve_takes_every_option() -> None:
     [
         (["--service", "daytime"], "service 'daytime' is unknown"),
         (["--cpus", "first"], "'first' is not a list of numbers"),
-        (["--allow", "everybody"], "allow 'everybody'"),
+        (["--allow", "all"], "allow 'all'"),
         (["--max-connections", "-1"], "max_connections -1"),
     ],
 )
 def test_serve_refuses(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bad limit is a usage error of one line."""
+    """A bad option of serve is a usage error."""
     assert run(["serve", *arguments]) == 2
     assert expected in capsys.readouterr().err

@@ -1,19 +1,16 @@
-"""Tests of the datagram engine: exactness, sources of answers, loops, errors, stopping.
+"""Tests of datagram servers: answers, source addresses, the loop guard, errors, stopping.
 
-Forged datagrams go out through raw sockets, which take CAP_NET_RAW; errors of system calls are
+Forged datagrams are sent on raw sockets, which need CAP_NET_RAW. Errors of system calls are
 injected with strace(1).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -23,19 +20,19 @@ from typing import Any
 import fastsock.pure
 import pytest
 from clients import not_zero
-from implementations import usable_engines
+from implementations import IMPLEMENTATIONS, ServerProcess, usable_engines
 
 from fastsock import Endpoint, Server
 
 TIMEOUT = 20.0  # seconds; only something that hangs takes so long
-SIZES = (0, 1, 1472, 1473, 65507)  # empty; the most and more than an Ethernet frame; UDP's most
+SIZES = (0, 1, 1472, 1473, 65507)  # 1472 fill an Ethernet frame; 65507 are UDP's maximum
 LOOPBACK = "127.0.0.1"
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h; the socket module has no names for them
-BOTH = (Server, fastsock.pure.Server)  # the twin does the same, one datagram at a time
+BOTH = (Server, fastsock.pure.Server)
 
 
 def client(endpoint: Endpoint, host: str | None = None) -> closing[socket.socket]:
-    """A socket connected to the server: it takes answers from the address that it asked only."""
+    """A socket connected to the server: it receives only from the address that it sends to."""
     host = host or endpoint.host
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(TIMEOUT)
@@ -43,7 +40,7 @@ def client(endpoint: Endpoint, host: str | None = None) -> closing[socket.socket
     return closing(sock)
 
 
-def ask(sock: socket.socket, payload: bytes = b"probe") -> bytes:
+def echo(sock: socket.socket, payload: bytes = b"probe") -> bytes:
     sock.send(payload)
     return sock.recv(70000)
 
@@ -54,7 +51,7 @@ def payload_of(size: int, seed: int = 0) -> bytes:
 
 @contextmanager
 def forger() -> Iterator[Any]:
-    """A function that sends a datagram from an address that is not ours."""
+    """A function that sends a datagram with another source address."""
     try:
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError:
@@ -72,11 +69,11 @@ def forger() -> Iterator[Any]:
 
 
 def settle(*servers: Server) -> None:
-    """Ask many times: a loop that had begun would have gone round as often meanwhile."""
+    """Echo many times: if the servers answered each other, their counters would show it."""
     for server in servers:
         with client(server.endpoint) as sock:
             for _ in range(200):
-                assert ask(sock) == b"probe"
+                assert echo(sock) == b"probe"
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -85,12 +82,12 @@ def settle(*servers: Server) -> None:
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://[::1]:0"])
-def test_one_datagram_is_answered_with_the_same_bytes(make: Any, url: str, size: int) -> None:
-    """Every size up to UDP's most comes back as it was, the empty datagram too."""
+def test_one_datagram(make: Any, url: str, size: int) -> None:
+    """A datagram of any size comes back unchanged, the empty one too."""
     with make(url) as server, client(server.endpoint) as sock:
         payload = payload_of(size)
-        assert ask(sock, payload) == payload
-        assert ask(sock) == b"probe"
+        assert echo(sock, payload) == payload
+        assert echo(sock) == b"probe"
     stats = server.stats()
     assert (stats.datagrams_in, stats.datagrams_out) == (2, 2)
     assert (stats.bytes_in, stats.bytes_out) == (size + 5, size + 5)
@@ -98,14 +95,14 @@ def test_one_datagram_is_answered_with_the_same_bytes(make: Any, url: str, size:
 
 
 def test_the_largest_datagram_of_ipv6() -> None:
-    """IPv6 takes 20 bytes more than IPv4, and they are not cut off."""
+    """The maximum of IPv6 is 20 bytes more than that of IPv4, and is not truncated."""
     with Server("udp://[::1]:0") as server, client(server.endpoint) as sock:
         payload = payload_of(65527)
-        assert ask(sock, payload) == payload
+        assert echo(sock, payload) == payload
 
 
 def test_batches_of_mixed_sizes_from_several_clients() -> None:
-    """Bursts of several clients are answered one for one, each client's own, and in order."""
+    """Each client gets an answer to each of its datagrams, in order."""
     with Server("udp://127.0.0.1:0") as server, ExitStack() as stack:
         clients = [stack.enter_context(client(server.endpoint)) for _ in range(4)]
         for turn in range(50):
@@ -119,59 +116,61 @@ def test_batches_of_mixed_sizes_from_several_clients() -> None:
     assert stats.datagrams_in == stats.datagrams_out == 50 * 4 * 7
 
 
-def together(sock: socket.socket, payload: bytes, size: int) -> list[bytes]:
-    """Send datagrams of `size` bytes in one call, which a server may receive as one too."""
-    note = (SOL_UDP, UDP_SEGMENT, struct.pack("H", size))
-    assert sock.sendmsg([payload], [note]) == len(payload)
+def echo_segments(sock: socket.socket, payload: bytes, size: int) -> list[bytes]:
+    """Send datagrams of `size` bytes in one call (udp(7), UDP_SEGMENT); return the answers.
+
+    A server may receive them in one call too.
+    """
+    segmented = (SOL_UDP, UDP_SEGMENT, struct.pack("H", size))
+    assert sock.sendmsg([payload], [segmented]) == len(payload)
     return [sock.recv(70000) for _ in range(0, len(payload), size)]
 
 
 @pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://[::1]:0"])
 @pytest.mark.parametrize(("size", "last"), [(1, 1), (64, 63), (1400, 1400), (1448, 1), (9000, 7)])
-def test_datagrams_that_come_together(url: str, size: int, last: int) -> None:
-    """What a client sends in one call comes back in as many datagrams, each as it was."""
+def test_segments(url: str, size: int, last: int) -> None:
+    """Datagrams that a client sends in one call come back one by one, unchanged."""
     count = min(40, 60000 // size)
     payload = payload_of(size * (count - 1) + last)
     with Server(url) as server, client(server.endpoint) as sock:
-        answers = together(sock, payload, size)
+        answers = echo_segments(sock, payload, size)
         assert answers == [payload[at : at + size] for at in range(0, len(payload), size)]
-        assert ask(sock) == b"probe"
+        assert echo(sock) == b"probe"
     stats = server.stats()
     assert stats.datagrams_in == stats.datagrams_out == count + 1
     assert stats.bytes_in == stats.bytes_out == len(payload) + 5
 
 
-def test_datagrams_that_come_together_are_guarded_together() -> None:
+def test_the_loop_guard_counts_every_segment() -> None:
     with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 200)
-        note = (SOL_UDP, UDP_SEGMENT, struct.pack("H", 10))
-        sock.sendmsg([bytes(95)], [note])
+        sock.sendmsg([bytes(95)], [(SOL_UDP, UDP_SEGMENT, struct.pack("H", 10))])
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
-        assert ask(sock) == b"probe"
+        assert echo(sock) == b"probe"
     assert server.stats().dropped["loop_guard"] == 10
 
 
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("url", ["udp://0.0.0.0:0", "udp://[::]:0?dual_stack=1"])
-def test_an_answer_leaves_from_the_address_that_was_asked(make: Any, url: str) -> None:
-    """Connected clients, which see no other answer, ask a wildcard socket at eight addresses."""
+def test_the_source_of_an_answer(make: Any, url: str) -> None:
+    """A wildcard socket answers from the address that the datagram was sent to."""
     with make(url) as server:
         for last in range(2, 10):
             with client(server.endpoint, f"127.0.0.{last}") as sock:
-                assert ask(sock) == b"probe"
+                assert echo(sock) == b"probe"
 
 
 def test_ipv6_wildcard() -> None:
-    """A wildcard socket of IPv6 answers there, and without dual stack not on IPv4."""
+    """A wildcard socket of IPv6 without dual stack does not serve IPv4."""
     with Server("udp://[::]:0") as server:
         with client(server.endpoint, "::1") as sock:
-            assert ask(sock) == b"probe"
+            assert echo(sock) == b"probe"
         with client(server.endpoint, LOOPBACK) as sock, pytest.raises(ConnectionRefusedError):
-            ask(sock)
+            echo(sock)
 
 
 def test_tcp_and_udp_on_one_port() -> None:
-    """Both kinds of one port are served side by side, and counted together."""
+    """Both are served, and counted together."""
     with Server("tcp://127.0.0.1:0") as first:
         port = first.endpoint.port
     with Server(f"tcp://127.0.0.1:{port}", f"udp://127.0.0.1:{port}") as server:
@@ -183,7 +182,7 @@ def test_tcp_and_udp_on_one_port() -> None:
             stream.sendall(b"stream")
             assert stream.recv(6, socket.MSG_WAITALL) == b"stream"
         with client(server.endpoints[1]) as sock:
-            assert ask(sock) == b"probe"
+            assert echo(sock) == b"probe"
     stats = server.stats()
     assert (stats.accepted, stats.datagrams_in, stats.bytes_in) == (1, 1, 11)
 
@@ -193,8 +192,8 @@ def test_tcp_and_udp_on_one_port() -> None:
 
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("port", [0, 7, 19, 53, 1023])
-def test_ports_of_services_are_not_answered(make: Any, port: int) -> None:
-    """What seems to come from a port below 1024 is dropped and counted."""
+def test_ports_below_1024_are_not_answered(make: Any, port: int) -> None:
+    """A datagram with a source port below 1024 is dropped and counted."""
     with make("udp://127.0.0.1:0") as server, forger() as forge:
         forge((LOOPBACK, port), server.endpoint)
         settle(server)
@@ -205,8 +204,8 @@ def test_ports_of_services_are_not_answered(make: Any, port: int) -> None:
 
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
-def test_the_own_port_is_not_answered(make: Any, host: str) -> None:
-    """What seems to come from the server itself, at any address, is dropped."""
+def test_the_servers_own_port_is_not_answered(make: Any, host: str) -> None:
+    """A datagram with the server's own port as its source is dropped, at any address."""
     with make("udp://127.0.0.1:0") as server, forger() as forge:
         forge((host, server.endpoint.port), server.endpoint)
         settle(server)
@@ -216,8 +215,8 @@ def test_the_own_port_is_not_answered(make: Any, host: str) -> None:
 
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255"])
-def test_addresses_of_nobody_are_not_answered(make: Any, host: str) -> None:
-    """Multicast and broadcast sources, where the kernel lets them in at all, get nothing."""
+def test_multicast_and_broadcast_sources_are_not_answered(make: Any, host: str) -> None:
+    """The kernel or the server drops datagrams from a multicast or broadcast address."""
     with make("udp://127.0.0.1:0") as server, forger() as forge:
         forge((host, 5000), server.endpoint)
         settle(server)
@@ -227,12 +226,12 @@ def test_addresses_of_nobody_are_not_answered(make: Any, host: str) -> None:
 
 
 def test_a_broadcast_is_not_answered() -> None:
-    """What was sent to everyone is not answered: one forged source would get all the answers."""
+    """A broadcast is not answered: a forged source would get the answers of all hosts."""
     with Server("udp://0.0.0.0:0") as server, client(server.endpoint, LOOPBACK) as probe:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.sendto(b"all", ("127.255.255.255", server.endpoint.port))
-        assert ask(probe) == b"probe"
+        assert echo(probe) == b"probe"
     stats = server.stats()
     assert (stats.dropped["loop_guard"], stats.datagrams_out) == (1, 1)
 
@@ -240,7 +239,7 @@ def test_a_broadcast_is_not_answered() -> None:
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("url", ["udp://127.0.0.1:0", "udp://0.0.0.0:0"])
 def test_two_servers_do_not_answer_each_other(make: Any, url: str) -> None:
-    """A forged datagram gets one answer, and the other server does not answer that."""
+    """A forged datagram gets one answer, which the other server drops."""
     with make(url) as a, make(url) as b, forger() as forge:
         forge((LOOPBACK, b.endpoint.port), Endpoint("udp", LOOPBACK, a.endpoint.port))
         settle(a, b)
@@ -251,7 +250,7 @@ def test_two_servers_do_not_answer_each_other(make: Any, url: str) -> None:
 
 
 def test_without_the_guard_two_servers_loop_until_stopped() -> None:
-    """The option takes the guard away; stop() ends the loop at once all the same."""
+    """loop_guard=False lets two servers answer each other; stop() still ends them."""
     with (
         Server("udp://127.0.0.1:0", loop_guard=False) as a,
         Server("udp://127.0.0.1:0", loop_guard=False) as b,
@@ -265,7 +264,7 @@ def test_without_the_guard_two_servers_loop_until_stopped() -> None:
 
 
 def test_without_the_guard_port_0_is_a_failed_send() -> None:
-    """An answer that cannot be sent is dropped and counted; those around it arrive."""
+    """An answer that cannot be sent is dropped and counted; the other answers arrive."""
     with (
         Server("udp://127.0.0.1:0", loop_guard=False) as server,
         forger() as forge,
@@ -282,34 +281,34 @@ def test_without_the_guard_port_0_is_a_failed_send() -> None:
     assert stats.errors == {"EINVAL": 100}
 
 
-# --- clients that vanish, errors, ends ----------------------------------------------------------
+# --- clients that have closed, errors, stopping -------------------------------------------------
 
 
 @pytest.mark.parametrize("make", BOTH)
-def test_clients_that_vanish_do_not_cost_the_others_an_answer(make: Any) -> None:
-    """ICMP says for each that nobody is there; no healthy client loses an answer by that."""
+def test_clients_that_close_do_not_cost_others_an_answer(make: Any) -> None:
+    """ICMP errors for clients that have closed do not cost the others an answer."""
     with make("udp://127.0.0.1:0") as server, client(server.endpoint) as healthy:
         for number in range(2000):
-            with client(server.endpoint) as vanishing:
-                vanishing.send(b"gone")
-            assert ask(healthy, b"%d" % number) == b"%d" % number
+            with client(server.endpoint) as short_lived:
+                short_lived.send(b"gone")
+            assert echo(healthy, b"%d" % number) == b"%d" % number
     stats = server.stats()
     assert stats.datagrams_in == 4000
     assert stats.datagrams_out + stats.dropped["send_error"] == 4000
 
 
 def test_a_port_that_is_taken() -> None:
-    """A second server on the port fails to bind, and takes nothing from the first."""
+    """A second server on the port fails to bind, and the first goes on."""
     with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
         with pytest.raises(OSError, match=f"bind {server.endpoint}: Address already in use"):
             Server(server.endpoint).start()
         with pytest.raises(OSError, match="Address already in use"):
             Server("tcp://127.0.0.1:0", server.endpoint).start()
-        assert ask(sock) == b"probe"
+        assert echo(sock) == b"probe"
 
 
 def test_an_address_of_another_machine() -> None:
-    """The text of a failed bind names the step, the endpoint and the remedy."""
+    """A failed bind names the step, the endpoint and a remedy."""
     with pytest.raises(OSError, match=r"bind udp://192\.0\.2\.1:0: .*not an address of this"):
         Server("udp://192.0.2.1:0").start()
 
@@ -322,25 +321,25 @@ def test_reuse_port() -> None:
         ExitStack() as stack,
     ):
         for _ in range(64):
-            assert ask(stack.enter_context(client(first.endpoint))) == b"probe"
+            assert echo(stack.enter_context(client(first.endpoint))) == b"probe"
         assert first.stats().datagrams_in + second.stats().datagrams_in == 64
 
 
 def test_stop_frees_the_port() -> None:
-    """After stop() the port is free, and the counters are still there."""
+    """After stop() the port is free, and the counters can be read."""
     server = Server("udp://127.0.0.1:0")
     server.start()
     with client(server.endpoint) as sock:
-        assert ask(sock) == b"probe"
+        assert echo(sock) == b"probe"
         server.stop()
         assert server.stats().datagrams_out == 1
         with pytest.raises(ConnectionRefusedError):
-            ask(sock)
+            echo(sock)
     with Server(server.endpoint):
         pass
 
 
-def test_stop_from_many_threads_under_load() -> None:
+def test_stop_under_load() -> None:
     """A flood does not keep the server from stopping."""
     with Server("udp://127.0.0.1:0") as server, client(server.endpoint) as sock:
         ended = threading.Event()
@@ -362,63 +361,41 @@ def test_stop_from_many_threads_under_load() -> None:
             thread.join()
 
 
-class ServerProcess:
-    """A server in a process of its own, perhaps under strace; its counters come at the end."""
-
-    def __init__(self, *options: str, under: tuple[str, ...] = ()) -> None:
-        command = [sys.executable, "-m", "fastsock", "serve", "udp://127.0.0.1:0", "--json", "-"]
-        self.process = subprocess.Popen(
-            [*under, *command, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert line.startswith("listening on "), line
-        self.endpoint = Endpoint.parse(line.split()[2])
-
-    def stop(self) -> dict[str, Any]:
-        self.process.send_signal(signal.SIGTERM)
-        return self.result()
-
-    def result(self) -> dict[str, Any]:
-        out, _ = self.process.communicate(timeout=TIMEOUT)
-        assert self.process.returncode == 0
-        stats: dict[str, Any] = json.loads(out)
-        return stats
-
-    def __enter__(self) -> ServerProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+def serving(**options: Any) -> ServerProcess:
+    """A datagram server in a process of its own."""
+    return ServerProcess(IMPLEMENTATIONS["native-epoll"], endpoint="udp://127.0.0.1:0", **options)
 
 
-def test_drain_answers_what_waits() -> None:
-    """Datagrams that came before the stop are answered before the server ends."""
-    with ServerProcess("--drain-timeout", "20s") as server, client(server.endpoint) as sock:
-        assert ask(sock) == b"probe"
-        server.process.send_signal(signal.SIGSTOP)
+def stopped(server: ServerProcess) -> dict[str, Any]:
+    """Stop it, and return its counters."""
+    server.signal(signal.SIGTERM)
+    stats: dict[str, Any] = server.finish()["stats"]
+    return stats
+
+
+def test_drain() -> None:
+    """Datagrams that arrived before the stop are answered before the server ends."""
+    with serving(drain_timeout=TIMEOUT) as server, client(server.endpoint) as sock:
+        assert echo(sock) == b"probe"
+        server.signal(signal.SIGSTOP)
         for number in range(100):
             sock.send(b"%d" % number)
-        server.process.send_signal(signal.SIGTERM)
-        server.process.send_signal(signal.SIGCONT)
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGCONT)
         for number in range(100):
             assert sock.recv(100) == b"%d" % number
-        assert server.result()["datagrams_out"] == 101
+        assert server.finish()["stats"]["datagrams_out"] == 101
 
 
 @contextmanager
 def injecting(call: str, fault: str) -> Iterator[ServerProcess]:
-    """A server of which the system call `call` goes wrong as `fault` says, see strace(1)."""
+    """A server whose system call `call` fails as `fault` says (strace(1), inject=)."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     tracing = ("-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-e", "signal=none")
-    # -D: the server, and not strace, is the child that gets the signals.
-    with ServerProcess(under=(strace, "-D", "-f", "-qq", "-o", "/dev/null", *tracing)) as server:
+    # -D: the child of this process is the server, not strace.
+    with serving(under=(strace, "-D", "-f", "-qq", "-o", "/dev/null", *tracing)) as server:
         yield server
 
 
@@ -426,27 +403,28 @@ SENDING = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EMSGSIZE", 
 RECEIVING = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EPERM", "EIO", "ENOMEM", "ENOBUFS")
 
 
-def test_datagrams_that_came_together_are_sent_one_by_one_where_they_must() -> None:
-    """The kernel, or a network card, may refuse to take an answer apart (udp(7), UDP_SEGMENT)."""
+def test_segments_are_sent_one_by_one_if_they_must() -> None:
+    """The kernel or a network card may refuse to segment an answer (udp(7), UDP_SEGMENT)."""
     with injecting("sendmmsg", "error=EINVAL:when=1") as server, client(server.endpoint) as sock:
         payload = payload_of(64 * 9 + 10)
-        assert together(sock, payload, 64) == [payload[at : at + 64] for at in range(0, 586, 64)]
-        assert ask(sock) == b"probe"
-        stats = server.stop()
+        segments = [payload[at : at + 64] for at in range(0, 586, 64)]
+        assert echo_segments(sock, payload, 64) == segments
+        assert echo(sock) == b"probe"
+        stats = stopped(server)
     assert stats["datagrams_in"] == stats["datagrams_out"] == 11
     assert not_zero(stats["errors"]) == {}
 
 
 @pytest.mark.parametrize("error", SENDING)
 def test_sending_fails(error: str) -> None:
-    """The answers that cannot be sent are dropped and counted, and no others."""
+    """Answers that cannot be sent are dropped and counted; the others arrive."""
     with injecting("sendmmsg", f"error={error}:when=1..3") as server:
         with client(server.endpoint) as sock:
             for number in range(3):
                 sock.send(b"%d" % number)
             for number in range(3, 10):
-                assert ask(sock, b"%d" % number) == b"%d" % number
-        stats = server.stop()
+                assert echo(sock, b"%d" % number) == b"%d" % number
+        stats = stopped(server)
     assert stats["errors"] == {error: 3}
     assert stats["dropped"]["send_error"] == 3
     assert (stats["datagrams_in"], stats["datagrams_out"]) == (10, 7)
@@ -458,45 +436,44 @@ def test_receiving_fails(error: str) -> None:
     with injecting("recvmmsg", f"error={error}:when=1..3") as server:
         with client(server.endpoint) as sock:
             for number in range(10):
-                assert ask(sock, b"%d" % number) == b"%d" % number
-        stats = server.stop()
+                assert echo(sock, b"%d" % number) == b"%d" % number
+        stats = stopped(server)
     assert stats["errors"] == {error: 3}
     assert stats["datagrams_in"] == stats["datagrams_out"] == 10
 
 
 @pytest.mark.parametrize("call", ["recvmmsg", "sendmmsg", "poll"])
 def test_interrupted_calls_are_repeated(call: str) -> None:
-    """EINTR is neither an error nor a loss."""
+    """EINTR is not counted as an error, and costs no datagram."""
     with injecting(call, "error=EINTR:when=1+3") as server, client(server.endpoint) as sock:
         for number in range(20):
-            assert ask(sock, b"%d" % number) == b"%d" % number
-        stats = server.stop()
+            assert echo(sock, b"%d" % number) == b"%d" % number
+        stats = stopped(server)
     assert stats["errors"] == {}
     assert stats["datagrams_in"] == stats["datagrams_out"] == 20
 
 
 def test_a_failure_that_stays_does_not_spin() -> None:
-    """While no receive succeeds the loop rests in between, and the server still stops."""
+    """While every receive fails the loop pauses between them, and the server still stops."""
     with injecting("recvmmsg", "error=ENOMEM") as server, client(server.endpoint) as sock:
         sock.send(b"waits for ever")
         sock.settimeout(1.0)
         with pytest.raises(TimeoutError):
             sock.recv(100)
-        stats = server.stop()
+        stats = stopped(server)
     assert 64 <= stats["errors"]["ENOMEM"] < 100
 
 
 def test_a_socket_that_is_gone() -> None:
-    """When something else closed the descriptor, serving ends with an error that says so."""
+    """When the descriptor has been closed by other code, serve() raises the error."""
     with injecting("recvmmsg", "error=EBADF:when=2") as server, client(server.endpoint) as sock:
-        assert ask(sock) == b"probe"
+        assert echo(sock) == b"probe"
         sock.send(b"last")
-        _, said = server.process.communicate(timeout=TIMEOUT)
-    assert server.process.returncode == 1
-    assert said.startswith(f"Error: receive {server.endpoint}: Bad file descriptor")
+        assert server.wait() == 1
+        assert f"receive {server.endpoint}: Bad file descriptor" in server.errors()
 
 
-# --- options and what is said -------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------------------
 
 
 def test_loop_guard_is_a_bool() -> None:
@@ -516,18 +493,18 @@ STREAM_ONLY: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", STREAM_ONLY)
 def test_an_option_that_is_for_streams(name: str) -> None:
-    """It is refused in one line, also when only one endpoint of several is for datagrams."""
+    """It is refused, also when only one of several endpoints is for datagrams."""
     expected = f"^udp://127.0.0.1:0: {name} goes with streams, not with datagrams$"
     with pytest.raises(ValueError, match=expected):
         Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", **{name: STREAM_ONLY[name]})
 
 
 def test_one_worker_per_endpoint() -> None:
-    """`workers` are for tcp; beside them a udp endpoint has one, on one of the CPUs."""
+    """`workers` are for tcp; a udp endpoint has one more, on one of the CPUs."""
     cpu = min(os.sched_getaffinity(0))
     with Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", workers=3, cpus=[cpu]) as server:
         with client(server.endpoints[1]) as sock:
-            assert ask(sock) == b"probe"
+            assert echo(sock) == b"probe"
         stats = server.stats()
     assert len(stats.accepted_per_worker) == 4
     assert stats.datagrams_out == 1
@@ -535,11 +512,11 @@ def test_one_worker_per_endpoint() -> None:
 
 @pytest.mark.parametrize("engine", usable_engines())
 def test_beside_every_engine(engine: str, tmp_path: Path) -> None:
-    """Datagrams are served beside streams of every kind, whichever engine serves those."""
+    """Datagrams are served beside streams of every engine."""
     unix = f"unix://{tmp_path}/echo"
     with Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", unix, engine=engine) as server:
         with client(server.endpoints[1]) as sock:
-            assert ask(sock) == b"probe"
+            assert echo(sock) == b"probe"
         with socket.create_connection((server.endpoint.host, server.endpoint.port)) as stream:
             stream.sendall(b"probe")
             assert stream.recv(100) == b"probe"

@@ -1,4 +1,4 @@
-"""Tests of endpoint addresses: what is read, what is refused, and how it is said."""
+"""Tests of endpoint addresses: parsing, error messages, resolving."""
 
 from __future__ import annotations
 
@@ -177,14 +177,14 @@ BAD_TYPES = [
 
 @pytest.mark.parametrize(("text", "expected"), GOOD)
 def test_parse_reads_each_field(text: str, expected: Endpoint) -> None:
-    """A canonical URL gives its fields, and printing them gives it back."""
+    """A canonical URL gives its fields, and they print as the URL."""
     assert Endpoint.parse(text) == expected
     assert str(expected) == text
 
 
 @pytest.mark.parametrize(("text", "expected"), CANONICAL)
 def test_parse_gives_one_canonical_form(text: str, expected: str) -> None:
-    """Two spellings of one address are equal and print the same."""
+    """Two spellings of one address are equal and print alike."""
     assert str(Endpoint.parse(text)) == expected
     assert Endpoint.parse(text) == Endpoint.parse(expected)
 
@@ -197,7 +197,7 @@ def test_parse_reads_a_socket_address_as_tcp(address: tuple[object, ...], expect
 
 @pytest.mark.parametrize(("value", "reason"), BAD_VALUES)
 def test_parse_refuses_a_bad_value(value: str | tuple[object, ...], reason: str) -> None:
-    """A bad value is a ValueError of one bounded line that names it and what was expected."""
+    """A bad value is a ValueError of one short line that names it and what was expected."""
     with pytest.raises(ValueError) as caught:
         Endpoint.parse(value)
     message = str(caught.value)
@@ -224,7 +224,7 @@ def test_long_input_is_cut_in_the_message() -> None:
 
 
 def test_a_repr_of_many_lines_is_one_line_in_the_message() -> None:
-    """A type error stays one line when the value's repr has several."""
+    """A TypeError has one line even when the value's repr has several."""
 
     class Lines:
         def __repr__(self) -> str:
@@ -261,12 +261,12 @@ def test_fields_are_made_canonical_like_text() -> None:
 
 
 def test_an_endpoint_parses_to_itself() -> None:
-    """An endpoint is accepted where its text is."""
+    """parse() returns an Endpoint as it is."""
     assert Endpoint.parse(DEFAULT_ENDPOINT) is DEFAULT_ENDPOINT
 
 
 def test_the_default_is_loopback() -> None:
-    """Nothing is exposed to a network unless asked for."""
+    """By default no network can reach the server."""
     assert str(DEFAULT_ENDPOINT) == "tcp://127.0.0.1:7007"
 
 
@@ -289,13 +289,13 @@ def test_endpoints_are_values() -> None:
     ],
 )
 def test_scheme_gives_family_and_type(text: str, is_unix: bool, is_stream: bool) -> None:
-    """The scheme says whether the socket is a unix one, and whether it is a stream."""
+    """The scheme decides whether the socket is a unix one, and whether it is a stream."""
     endpoint = Endpoint.parse(text)
     assert (endpoint.is_unix, endpoint.is_stream) == (is_unix, is_stream)
 
 
 def test_with_port_changes_the_port_only() -> None:
-    """Another port leaves every other field as it was."""
+    """with_port() changes no other field."""
     endpoint = Endpoint.parse("udp://[::]:0?dual_stack=1")
     assert str(endpoint.with_port(9)) == "udp://[::]:9?dual_stack=1"
     with pytest.raises(ValueError, match="port 65536 is not in 0 to 65535"):
@@ -323,13 +323,13 @@ def no_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_lookups")
 @pytest.mark.parametrize("value", [text for text, _ in GOOD + BAD_VALUES])
 def test_parsing_looks_nothing_up(value: str | tuple[object, ...]) -> None:
-    """Good or bad, an address is judged without asking a name server or the kernel."""
+    """Parsing asks neither a name server nor the kernel."""
     with suppress(ValueError):
         Endpoint.parse(value)
 
 
 def test_importing_is_cheap() -> None:
-    """Reading addresses loads neither socket nor ipaddress until they are needed."""
+    """The import loads neither socket nor ipaddress."""
     script = (
         "import runpy, sys; runpy.run_path(sys.argv[1]); "
         "sys.exit(bool({'socket', 'ipaddress', 'urllib.parse'} & sys.modules.keys()))"
@@ -352,7 +352,7 @@ def test_importing_is_cheap() -> None:
     ],
 )
 def test_resolve_of_numbers_looks_nothing_up(text: str, expected: SocketAddress) -> None:
-    """A numeric address never asks a name server."""
+    """A numeric address is resolved without a name server."""
     assert Endpoint.parse(text).resolve() == expected
 
 
@@ -374,7 +374,7 @@ def test_resolve_takes_the_first_answer(monkeypatch: pytest.MonkeyPatch, scheme:
 
 
 def test_resolve_of_localhost_is_loopback() -> None:
-    """The name of the own host gives a loopback address."""
+    """localhost is a loopback address."""
     found = Endpoint.parse("tcp://localhost:80").resolve()
     assert ipaddress.ip_address(found.host).is_loopback
     assert found.port == 80
@@ -450,7 +450,7 @@ def test_what_is_printed_parses_back(endpoint: Endpoint) -> None:
 @given(st.text() | ALMOST | ALMOST.map("tcp://".__add__) | ALMOST.map("unix://".__add__))
 @example("tcp://[::1%\u0663]:1")
 def test_text_is_an_endpoint_or_a_value_error(text: str) -> None:
-    """Any text at all is an endpoint that round-trips, or a ValueError of one line."""
+    """Any text is an endpoint that round-trips, or a ValueError of one line."""
     try:
         endpoint = Endpoint.parse(text)
     except ValueError as error:
@@ -462,7 +462,7 @@ def test_text_is_an_endpoint_or_a_value_error(text: str) -> None:
 
 @given(st.lists(ANYTHING, max_size=5).map(tuple) | st.tuples(NAMES | IPV6, ANYTHING))
 def test_a_tuple_is_an_endpoint_or_a_typed_error(address: tuple[object, ...]) -> None:
-    """Any tuple at all is a tcp endpoint, or a ValueError or TypeError of one line."""
+    """Any tuple is a tcp endpoint, or a ValueError or TypeError of one line."""
     try:
         endpoint = Endpoint.parse(address)
     except (ValueError, TypeError) as error:

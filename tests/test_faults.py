@@ -1,4 +1,4 @@
-"""Faults made with real components, and what they cost: figures are printed, promises asserted."""
+"""Tests of faults made with real tools; they print figures and assert what is promised."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ SERVERS = [*engines.WORKERS, "datagram"]
 # --- sockets destroyed from outside -------------------------------------------------------------
 
 
-def destroy(*which: str) -> None:
-    """Destroy the TCP sockets that a filter of ss(8) names: needs CONFIG_INET_DIAG_DESTROY."""
+def destroy(*filters: str) -> None:
+    """Destroy the TCP sockets that match (ss(8), -K); needs CONFIG_INET_DIAG_DESTROY."""
     ss = shutil.which("ss")
     if ss is None:
         pytest.skip("ss is not installed")
-    done = subprocess.run([ss, "-Htn", "-K", *which], capture_output=True, text=True)
+    done = subprocess.run([ss, "-Htn", "-K", *filters], capture_output=True, text=True)
     if done.returncode or not done.stdout:
         pytest.skip(f"ss -K does nothing here: {done.stderr or 'no such socket'}")
 
 
 @pytest.mark.native
 def test_connection_destroyed(implementation: Implementation, serve_process: ServeProcess) -> None:
-    """`ss -K` on the server's end of a connection ends that one, and no other."""
+    """`ss -K` on the server's end of a connection ends only that connection."""
     server = serve_process()
     with ExitStack() as stack:
         sock = stack.enter_context(connect(server.endpoint))
@@ -66,7 +66,7 @@ def test_connection_destroyed(implementation: Implementation, serve_process: Ser
         destroy("state", "established", f"( sport = :{own} and dport = :{client} )")
         assert has_ended(sock)
         if not implementation.one_at_a_time:
-            echo_exactly(other, b"not concerned")
+            echo_exactly(other, b"still served")
         assert_serves(server.endpoint)
     wait_until(lambda: server.stats()["open"] == 0)
     stats = server.stats()
@@ -95,7 +95,7 @@ def test_listener_destroyed(serve_process: ServeProcess, figure: Figure) -> None
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_figures_at_the_descriptor_limit(serve_process: ServeProcess, figure: Figure) -> None:
-    """200 clients where 5 more descriptors are to be had: no spinning, little said, recovery."""
+    """200 clients with 5 descriptors left: little CPU, little log, and soon recovered."""
     window = 5.0
     server = serve_process()
     with ExitStack() as stack:
@@ -104,21 +104,21 @@ def test_figures_at_the_descriptor_limit(serve_process: ServeProcess, figure: Fi
         server.leave_descriptors(5)
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(200)]
         wait_until(lambda: server.stats()["accept_pauses"] > 0)
-        said, cpu, start = len(server.errors()), server.cpu_seconds(), time.monotonic()
-        threading.Event().wait(window)  # what it does without being asked for anything
+        logged, cpu, start = len(server.errors()), server.cpu_seconds(), time.monotonic()
+        threading.Event().wait(window)  # without any request of a client
         share = (server.cpu_seconds() - cpu) / (time.monotonic() - start)
-        said = len(server.errors()) - said
+        logged = len(server.errors()) - logged
         echo_exactly(early, b"still served")
         server.leave_descriptors(500)
         start = time.monotonic()
         finish_exactly(socks[-1], b"at last")
         recovery = time.monotonic() - start
     figure(
-        f"CPU while starved {100 * share:.2f} %, log {said / window:.0f} bytes/s, "
+        f"CPU while starved {100 * share:.2f} %, log {logged / window:.0f} bytes/s, "
         f"the last of 200 served {recovery * 1e3:.0f} ms after the limit was lifted"
     )
     assert share < 0.1
-    assert said < 200 * (window + 1)
+    assert logged < 200 * (window + 1)
     assert recovery < 5
 
 
@@ -129,7 +129,7 @@ def test_figures_at_the_descriptor_limit(serve_process: ServeProcess, figure: Fi
 @pytest.mark.timeout(600)
 @pytest.mark.native
 def test_10000_resets(serve_process: ServeProcess, figure: Figure) -> None:
-    """10,000 resets at random places of a transfer leave no descriptor and harm nobody."""
+    """After 10,000 resets at random points no descriptor is left, and clients are served."""
     server = serve_process()
     rng = random.Random(7)
     descriptors = Path(f"/proc/{server.pid}/fd")
@@ -154,7 +154,7 @@ def test_10000_resets(serve_process: ServeProcess, figure: Figure) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", SERVERS)
 def test_10000_servers(kind: str, figure: Figure) -> None:
-    """Starting and stopping 10,000 times costs neither memory nor descriptors."""
+    """Starting and stopping 10,000 times leaves neither memory nor descriptors."""
     memory, descriptors = json.loads(in_fresh_process(measure_growth, kind, 10_000, limit=600))
     figure(f"{memory:+.2f} bytes and {descriptors:+.5f} descriptors for each start and stop")
     assert memory < 64
@@ -168,7 +168,7 @@ def new_server(kind: str) -> fastsock.Server:
 
 
 def measure_growth(kind: str, times: int) -> None:
-    """Print by how much memory and descriptors grow with each server, as JSON."""
+    """Print the growth of memory (bytes) and descriptors per server, as JSON."""
     samples = []
     for turn in range(times + times // 10):
         with new_server(kind):

@@ -1,4 +1,4 @@
-"""Tests of the floor: round trips over a connected pair in one thread."""
+"""Tests of the floor: round trips over a connected pair of sockets in one thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.mark.parametrize("size", [1, 64, 16384, 65536])
 def test_it_counts_echoes_and_time(pair: Pair, size: int) -> None:
-    """Echoes are done for as long as was asked, and the time that they took is returned."""
+    """It makes echoes for the duration, and returns their number and the elapsed time."""
     a, b = pair
     echoes, elapsed = floor.round_trips(a.fileno(), b.fileno(), size, TENTH)
     assert echoes >= 1
@@ -39,7 +39,7 @@ def test_it_counts_echoes_and_time(pair: Pair, size: int) -> None:
 
 
 def test_nothing_is_left_in_the_pair(pair: Pair) -> None:
-    """Every byte that was sent is received again: the pair is as it was before."""
+    """Every byte that was sent has been received."""
     a, b = pair
     floor.round_trips(a.fileno(), b.fileno(), 1000, TENTH // 10)
     for end in pair:
@@ -54,7 +54,7 @@ def test_no_time_is_no_echo(pair: Pair) -> None:
 
 
 def test_other_threads_run_meanwhile(pair: Pair) -> None:
-    """No GIL is held: a thread that was started before gets its turn during the call."""
+    """The call holds no GIL: another thread runs meanwhile."""
     turns = 0
     done = threading.Event()
 

@@ -1,9 +1,9 @@
 """Tests of the latency histogram, with the PyPI package hdrhistogram as the oracle.
 
 Both have the same layout: lowest 100 ns, highest 10 minutes, 3 significant digits. The oracle
-reports a percentile as the highest value that its step can stand for; so does ours, but never more
-than the largest value recorded. So what is compared is min(oracle, largest value). Its min and max
-are rounded to their steps, ours are exact, so those are compared with the values themselves.
+reports a percentile as the highest value of its step. Ours does too, but never more than the
+largest value recorded, so it is compared with min(oracle, largest value). The oracle rounds min and
+max to their steps. Ours are exact, so they are compared with the values themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HIGHEST = 600_000_000_000  # ns, 10 minutes
 PERCENTS = (0.001, 1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 100.0)
 NAMES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "p99_99": 99.99}
 
-#: Values of every magnitude alike, and those at the edges of steps and buckets.
+#: Values of every magnitude, and those at the edges of steps and buckets.
 VALUES = st.one_of(
     st.integers(0, HIGHEST),
     st.integers(0, 200_000),
@@ -49,7 +49,7 @@ def oracle(values: list[int]) -> HdrHistogram:
     return histogram
 
 
-def everything(histogram: Histogram) -> tuple[object, ...]:
+def contents(histogram: Histogram) -> tuple[object, ...]:
     percentiles = [histogram.percentile(percent) for percent in PERCENTS]
     return (len(histogram), percentiles, histogram.summary_us())
 
@@ -61,7 +61,7 @@ def everything(histogram: Histogram) -> tuple[object, ...]:
 @example([131_071, 131_072])
 @example([HIGHEST])
 def test_percentiles_are_the_oracles(values: list[int]) -> None:
-    """Every percentile is the oracle's, or the largest value where that is smaller."""
+    """Every percentile is the oracle's, or the largest value if that is smaller."""
     histogram, reference = ours(values), oracle(values)
     assert len(histogram) == reference.get_total_count()
     for percent in PERCENTS:
@@ -72,7 +72,7 @@ def test_percentiles_are_the_oracles(values: list[int]) -> None:
 @PROFILE
 @given(LISTS)
 def test_the_summary_is_exact_where_it_can_be(values: list[int]) -> None:
-    """count, min, mean and max are those of the values; the percentiles those of percentile()."""
+    """count, min, mean and max are exact; the percentiles are those of percentile()."""
     histogram = ours(values)
     summary = histogram.summary_us()
     assert summary["count"] == len(values)
@@ -86,7 +86,7 @@ def test_the_summary_is_exact_where_it_can_be(values: list[int]) -> None:
 @PROFILE
 @given(st.lists(st.lists(VALUES, max_size=50), max_size=5))
 def test_merging_is_recording_all(parts: list[list[int]]) -> None:
-    """Histograms added together, empty ones too, are one into which everything was recorded."""
+    """Added histograms, empty ones too, equal one with all the values."""
     merged = Histogram()
     for part in parts:
         merged.add(ours(part))
@@ -102,7 +102,7 @@ def test_merging_is_recording_all(parts: list[list[int]]) -> None:
 @PROFILE
 @given(LISTS, st.floats(0, 100))
 def test_percentiles_are_close_to_the_truth(values: list[int], percent: float) -> None:
-    """A percentile is never below the true value, and above it by less than 0.1 % or 64 ns."""
+    """A percentile is at least the true value, and less than 0.1 % or 64 ns above it."""
     rank = max(1, int(percent / 100 * len(values) + 0.5))
     true = sorted(values)[rank - 1]
     found = ours(values).percentile(percent)
@@ -112,7 +112,7 @@ def test_percentiles_are_close_to_the_truth(values: list[int], percent: float) -
 @PROFILE
 @given(LISTS)
 def test_percentiles_never_fall(values: list[int]) -> None:
-    """A higher percentile is never a lower value, the lowest not below min, 100 is max."""
+    """Percentiles never fall; the lowest is at least min, and 100 is max."""
     histogram = ours(values)
     found = [histogram.percentile(percent) for percent in (0.0, *PERCENTS)]
     assert found == sorted(found)
@@ -122,7 +122,7 @@ def test_percentiles_never_fall(values: list[int]) -> None:
 
 @pytest.mark.parametrize("value", [HIGHEST + 1, HIGHEST * 2, 2**63 - 1])
 def test_too_long_counts_as_ten_minutes(value: int) -> None:
-    """A value above ten minutes is not dropped and does not overflow: it counts as ten minutes."""
+    """A value above ten minutes counts as ten minutes."""
     histogram = ours([1000, value])
     assert len(histogram) == 2
     assert histogram.percentile(100) == HIGHEST
@@ -132,7 +132,7 @@ def test_too_long_counts_as_ten_minutes(value: int) -> None:
 
 @pytest.mark.parametrize("value", [-1, -(2**63)])
 def test_a_negative_value_counts_as_zero(value: int) -> None:
-    """A clock that seems to go backwards gives a latency of 0."""
+    """A negative value, from a clock that goes back, counts as 0."""
     histogram = ours([value])
     assert len(histogram) == 1
     assert histogram.percentile(100) == 0
@@ -140,7 +140,7 @@ def test_a_negative_value_counts_as_zero(value: int) -> None:
 
 
 def test_an_empty_histogram() -> None:
-    """Without values the summary is a count of 0 alone, and every percentile is 0."""
+    """Without values the summary has only a count of 0, and every percentile is 0."""
     histogram = Histogram()
     assert len(histogram) == 0
     assert histogram.summary_us() == {"count": 0}
@@ -148,34 +148,34 @@ def test_an_empty_histogram() -> None:
 
 
 def test_merging_with_nothing_changes_nothing() -> None:
-    """An empty histogram leaves the one that it is added to as it was, and takes over another."""
+    """Adding an empty histogram changes nothing; one added to an empty one gives a copy."""
     histogram = ours([100, 5_000, 70_000])
-    before = everything(histogram)
+    before = contents(histogram)
     histogram.add(Histogram())
-    assert everything(histogram) == before
+    assert contents(histogram) == before
     empty = Histogram()
     empty.add(histogram)
-    assert everything(empty) == before
-    assert everything(histogram) == before
+    assert contents(empty) == before
+    assert contents(histogram) == before
 
 
 def test_merging_with_itself_doubles() -> None:
     """A histogram added to itself has every value twice."""
     histogram = ours([100, 5_000, 70_000])
     histogram.add(histogram)
-    assert everything(histogram) == everything(ours([100, 5_000, 70_000] * 2))
+    assert contents(histogram) == contents(ours([100, 5_000, 70_000] * 2))
 
 
 @pytest.mark.parametrize("percent", [-0.001, 100.001, float("nan"), float("inf"), -float("inf")])
 def test_a_percentile_out_of_range(percent: float) -> None:
-    """Percentiles are from 0 to 100; anything else is a ValueError, also without values."""
+    """A percentile outside 0 to 100 is a ValueError, also without values."""
     for histogram in (Histogram(), ours([1])):
         with pytest.raises(ValueError, match="not between 0 and 100"):
             histogram.percentile(percent)
 
 
 def test_wrong_types() -> None:
-    """A value that is no number, or no Histogram to add, is a TypeError, and changes nothing."""
+    """A value of a wrong type, or too large, is an error and changes nothing."""
     histogram = Histogram()
     for value in ("1", None, [1]):
         with pytest.raises(TypeError):

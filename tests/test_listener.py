@@ -1,4 +1,4 @@
-"""Tests of the listening socket: its options, its messages, and that it leaves nothing behind."""
+"""Tests of the listening socket: options, error messages, closing."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def listen() -> Iterator[Listen]:
         listener.close()
 
 
-def look_at(listener: native.Listener) -> socket.socket:
-    """A second descriptor of the same socket, to ask it questions."""
+def duplicate(listener: native.Listener) -> socket.socket:
+    """A second descriptor of the same socket."""
     return socket.socket(fileno=os.dup(listener.fd))
 
 
 def accept_one(listener: native.Listener) -> socket.socket:
-    """An accepted connection; its client is gone again."""
-    with look_at(listener) as same, socket.create_connection((LOOPBACK, listener.port)):
+    """An accepted connection; its client has closed."""
+    with duplicate(listener) as same, socket.create_connection((LOOPBACK, listener.port)):
         return same.accept()[0]
 
 
@@ -63,9 +63,9 @@ def option(sock: socket.socket, level: int, name: int) -> int:
 
 
 def test_is_a_listening_stream_socket(listen: Listen) -> None:
-    """It accepts connections, does not block, and is not passed to other programs."""
+    """It accepts connections, does not block, and has FD_CLOEXEC."""
     listener = listen()
-    with look_at(listener) as sock:
+    with duplicate(listener) as sock:
         assert option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         assert option(sock, socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
         assert sock.getsockname() == (LOOPBACK, listener.port)
@@ -74,8 +74,8 @@ def test_is_a_listening_stream_socket(listen: Listen) -> None:
 
 
 def test_address_can_be_reused_and_the_port_not_shared(listen: Listen) -> None:
-    """SO_REUSEADDR is on, for restarts; SO_REUSEPORT, which allows a second server, is not."""
-    with look_at(listen()) as sock:
+    """SO_REUSEADDR is on, for restarts; SO_REUSEPORT, which allows a second server, is off."""
+    with duplicate(listen()) as sock:
         assert option(sock, socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
         assert option(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
 
@@ -85,20 +85,20 @@ def test_reuse_port_lets_two_listen(listen: Listen) -> None:
     first = listen(reuse_port=True)
     second = listen(first.port, reuse_port=True)
     assert second.port == first.port
-    with look_at(second) as sock:
+    with duplicate(second) as sock:
         assert option(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
 
 
 @pytest.mark.parametrize("dual_stack", [False, True])
 def test_dual_stack_is_set_either_way(listen: Listen, dual_stack: bool) -> None:
     """IPV6_V6ONLY does not depend on the system's default."""
-    with look_at(listen(family=socket.AF_INET6, host="::", dual_stack=dual_stack)) as sock:
+    with duplicate(listen(family=socket.AF_INET6, host="::", dual_stack=dual_stack)) as sock:
         assert option(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == (not dual_stack)
 
 
 @pytest.mark.parametrize("nodelay", [False, True])
 def test_nodelay_reaches_accepted_sockets(listen: Listen, nodelay: bool) -> None:
-    """TCP_NODELAY is on by request only, on every accepted connection."""
+    """`nodelay` sets TCP_NODELAY on every accepted connection."""
     with accept_one(listen(nodelay=nodelay)) as sock:
         assert bool(option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)) == nodelay
 
@@ -107,22 +107,22 @@ def test_nodelay_reaches_accepted_sockets(listen: Listen, nodelay: bool) -> None
     ("keyword", "name"), [("rcvbuf", socket.SO_RCVBUF), ("sndbuf", socket.SO_SNDBUF)]
 )
 def test_buffer_sizes_reach_accepted_sockets(listen: Listen, keyword: str, name: int) -> None:
-    """A size in bytes is set, and doubled by the kernel (socket(7)); 0 leaves the default."""
+    """A size in bytes is set, and doubled by the kernel (socket(7)); 0 keeps the default."""
     with accept_one(listen(**{keyword: 10_000})) as sock:
         assert option(sock, socket.SOL_SOCKET, name) == 20_000
-    with look_at(listen(**{keyword: 0})) as ours, socket.socket() as untouched:
+    with duplicate(listen(**{keyword: 0})) as ours, socket.socket() as untouched:
         assert option(ours, socket.SOL_SOCKET, name) == option(untouched, socket.SOL_SOCKET, name)
 
 
 def test_backlog_is_passed_on(listen: Listen) -> None:
-    """The kernel knows the backlog that was asked for (tcpi_sacked of a listener, ss(8) Send-Q)."""
-    with look_at(listen(backlog=7)) as sock:
+    """The kernel has the backlog that was asked for (a listener's tcpi_sacked; ss(8), Send-Q)."""
+    with duplicate(listen(backlog=7)) as sock:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     assert struct.unpack_from("I", info, 28) == (7,)
 
 
 def test_port_is_the_bound_one(listen: Listen) -> None:
-    """Port 0 becomes a real one, which a client can connect to, over IPv6 too."""
+    """For port 0, `port` is the one that the kernel picked, over IPv6 too."""
     for family, host in ((socket.AF_INET, LOOPBACK), (socket.AF_INET6, "::1")):
         listener = listen(family=family, host=host)
         assert 0 < listener.port < 65536
@@ -130,7 +130,7 @@ def test_port_is_the_bound_one(listen: Listen) -> None:
 
 
 def test_port_of_a_closed_listener(listen: Listen) -> None:
-    """Asking a closed listener for its port is an OSError that names the step and the endpoint."""
+    """The port of a closed listener is an OSError that names the step and the endpoint."""
     listener = listen()
     listener.close()
     with pytest.raises(OSError, match=r"^\[Errno 9\] getsockname tcp://127\.0\.0\.1:0: ") as caught:
@@ -143,7 +143,7 @@ def test_close_is_idempotent_and_frees_the_port(listen: Listen) -> None:
     listener = listen()
     port, fd = listener.port, listener.fd
     listener.close()
-    with Path(os.devnull).open() as file:  # takes the number over, and must not be closed
+    with Path(os.devnull).open() as file:  # gets the same number, and must not be closed
         assert file.fileno() == fd
         listener.close()
         assert os.fstat(file.fileno())
@@ -151,8 +151,8 @@ def test_close_is_idempotent_and_frees_the_port(listen: Listen) -> None:
     assert listen(port).port == port
 
 
-def test_forgotten_listener_is_closed() -> None:
-    """Without close(), the descriptor goes with the last reference."""
+def test_listener_is_closed_with_its_last_reference() -> None:
+    """Without close(), the descriptor is closed with the last reference."""
     listener = listen_on()
     port = listener.port
     del listener
@@ -185,14 +185,14 @@ def test_forgotten_listener_is_closed() -> None:
 def test_failure_names_step_and_endpoint(
     listen: Listen, options: dict[str, Any], error: int, text: str
 ) -> None:
-    """A failed step is an OSError that says which, where, why and what may help."""
+    """A failed step is an OSError that names the step, the endpoint, the cause and a remedy."""
     with pytest.raises(OSError) as caught:
         listen(**options)
     assert (caught.value.errno, caught.value.strerror) == (error, text)
 
 
 def test_port_in_use(listen: Listen) -> None:
-    """A port that somebody listens on is refused, and the message says what helps."""
+    """A port with another listener is refused, and the message names a remedy."""
     port = listen().port
     with pytest.raises(OSError) as caught:
         listen(port)
@@ -204,7 +204,7 @@ def test_port_in_use(listen: Listen) -> None:
 
 
 def test_port_bound_but_not_listened_on(listen: Listen) -> None:
-    """Where bind succeeds and listen does not, the message names the step that failed."""
+    """The message names the step that failed, bind or listen."""
     with closing(socket.socket()) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind((LOOPBACK, 0))
@@ -233,6 +233,6 @@ def test_port_bound_but_not_listened_on(listen: Listen) -> None:
 def test_bad_argument_leaves_nothing_open(
     listen: Listen, options: dict[str, Any], kind: type[Exception]
 ) -> None:
-    """What is no address or no number is refused, and the socket made before it is closed."""
+    """A bad argument is refused, and the socket is closed if it was open."""
     with pytest.raises(kind):
         listen(**options)

@@ -1,4 +1,4 @@
-"""Faults around a server: a dead link, clocks that jump, odd packets, a child that inherits."""
+"""Tests of a dead link, clocks that jump, unusual packets, and inherited descriptors."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ TCPI_OPT_SYN_DATA = 32  # <linux/tcp.h>
 SECRET = b"correct horse battery staple"
 LARGEST_BACKLOG = 2**31 - 1  # of an int, as listen(2) takes it
 
-# --- clients that vanish ------------------------------------------------------------------------
+# --- clients that disappear ---------------------------------------------------------------------
 
 
 @pytest.mark.native
 @pytest.mark.many_clients
 def test_clients_behind_a_dead_link_are_closed(implementation: Implementation) -> None:
-    """Nothing tells of a client that vanished: idle_timeout ends it, whether it is owed bytes or
-    not, and the others are served all the while."""
+    """idle_timeout closes connections whose link is dead, with and without unsent bytes."""
     with two_networks() as networks, ExitStack() as stack:
         with inside(networks.server):
             server = implementation.server(f"tcp://{SERVER}:0", idle_timeout=0.4)
             stack.enter_context(server)
         with inside(networks.client):
             silent = stack.enter_context(connect(server.endpoint))
-            owed = stack.enter_context(connect(server.endpoint))
+            with_unsent = stack.enter_context(connect(server.endpoint))
         echo_exactly(silent, b"hello")
-        send_until_full(owed)
+        send_until_full(with_unsent)
         networks.pull_cable()
-        wait_until(lambda: server.stats().closed["idle"] == 2, "vanished clients closed")
+        wait_until(lambda: server.stats().closed["idle"] == 2, "both closed")
         assert server.stats().open == 0
         silent.setblocking(False)
-        with pytest.raises(BlockingIOError):  # with the cable in place, it would see the end
+        with pytest.raises(BlockingIOError):  # with the cable in place the end would arrive
             silent.recv(1)
         with inside(networks.server):
             assert_serves(server.endpoint)
@@ -77,7 +76,7 @@ def send_until_full(sock: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A command to run a program under, for which the wall clock jumps by hours."""
+    """A command that runs another one with a wall clock that jumps by hours."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler (cc or gcc) on PATH")
@@ -85,7 +84,7 @@ def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     source = Path(__file__).with_name("jumping_clock.c")
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"]
     subprocess.run(command, check=True)
-    # After a sanitizer's runtime, which has to come first.
+    # A sanitizer's runtime has to come first.
     under = ("env", f"LD_PRELOAD={os.environ.get('LD_PRELOAD', '')} {library}")
     reads = "import time; print(max(abs(time.time() - time.time()) for _ in range(50)))"
     done = run(*under, sys.executable, "-c", reads)
@@ -104,13 +103,13 @@ def run(*command: str) -> str:
 def test_idle_timeout_when_the_clock_jumps(
     implementation: Implementation, jumping_clock: tuple[str, ...]
 ) -> None:
-    """idle_timeout goes by a clock that only runs: busy clients stay, an idle one is closed."""
+    """idle_timeout uses a monotonic clock: busy clients stay, an idle one is closed."""
     server = ServerProcess(implementation, under=jumping_clock, idle_timeout=0.7)
     with closing(server), ExitStack() as stack:
         idle, *busy = (stack.enter_context(connect(server.endpoint)) for _ in range(3))
         echo_exactly(idle, b"hello")
         while server.stats()["closed"]["idle"] == 0:
-            for sock in busy:  # in turns, so that the loop runs while the other one waits
+            for sock in busy:  # so that the loop runs while the other one is idle
                 echo_exactly(sock, b"still here")
         assert has_ended(idle)
         for sock in busy:
@@ -121,7 +120,7 @@ def test_idle_timeout_when_the_clock_jumps(
 def test_drain_timeout_when_the_clock_jumps(
     implementation: Implementation, jumping_clock: tuple[str, ...]
 ) -> None:
-    """A drain leaves clients its seconds, however late or early the wall clock says it is."""
+    """drain_timeout uses a monotonic clock: the drain does not end early."""
     server = ServerProcess(implementation, under=jumping_clock, drain_timeout=GENEROUS)
     with closing(server), connect(server.endpoint) as sock:
         echo_exactly(sock, b"before")
@@ -134,7 +133,7 @@ def test_drain_timeout_when_the_clock_jumps(
 
 @pytest.mark.native("epoll")
 def test_load_when_the_clock_jumps(serve: Serve, jumping_clock: tuple[str, ...]) -> None:
-    """A load run measures with a clock that only runs."""
+    """A load run measures with a monotonic clock."""
     endpoint = str(serve().endpoint)
     load = ("load", endpoint, "--connections", "1", "--duration", "1s", "--json", "-")
     report = json.loads(run(*jumping_clock, sys.executable, "-m", "fastsock", *load))
@@ -147,7 +146,7 @@ def test_load_when_the_clock_jumps(serve: Serve, jumping_clock: tuple[str, ...])
 
 
 def test_urgent_bytes_between_and_at_the_end(serve: Serve) -> None:
-    """Urgent bytes are no part of the stream: all others come back, and the end after the last."""
+    """Urgent bytes are not echoed; the bytes around them are, and the end follows."""
     with connect(serve().endpoint) as sock:
         for number in range(20):
             sock.send(b"!", socket.MSG_OOB)
@@ -157,11 +156,11 @@ def test_urgent_bytes_between_and_at_the_end(serve: Serve) -> None:
         assert receive_all(sock) == b""
 
 
-# --- bytes that come with the first packet, and packets without any -----------------------------
+# --- data in the SYN, and packets without data --------------------------------------------------
 
 
 def test_fast_open(implementation: Implementation) -> None:
-    """A client whose first bytes came with its SYN (RFC 7413) gets them back, and all others."""
+    """Bytes that came with the SYN (RFC 7413) are echoed, and so are the bytes after them."""
     with own_network():
         Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(FAST_OPEN))
         with implementation.server() as server, socket.socket() as sock:
@@ -170,27 +169,27 @@ def test_fast_open(implementation: Implementation) -> None:
             assert sock.sendto(b"with the SYN", socket.MSG_FASTOPEN, address) == 12
             assert receive_exactly(sock, 12) == b"with the SYN"
             options = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
-            assert options & TCPI_OPT_SYN_DATA, "it came later"
+            assert options & TCPI_OPT_SYN_DATA, "no data in the SYN"
             finish_exactly(sock, b"and more")
 
 
 @pytest.mark.native("epoll", "threads", "io_uring")
-def test_keepalive_probes_are_no_traffic(implementation: Implementation) -> None:
-    """A client that only its kernel keeps alive (SO_KEEPALIVE) is idle, and closed for that."""
+def test_keepalive_probes_do_not_count_as_traffic(implementation: Implementation) -> None:
+    """A client that sends only keepalive probes (SO_KEEPALIVE) is idle, and is closed."""
     with own_network(), implementation.server(idle_timeout=1.5) as server, ExitStack() as stack:
-        silent, talking = (stack.enter_context(connect(server.endpoint)) for _ in range(2))
-        for sock in (silent, talking):
+        silent, active = (stack.enter_context(connect(server.endpoint)) for _ in range(2))
+        for sock in (silent, active):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         while not server.stats().closed["idle"]:
-            echo_exactly(talking, b"still here")
+            echo_exactly(active, b"still here")
         assert has_ended(silent)
         assert kernel_count("TCPKeepAlive") > 0, "there was no probe"
         assert not_zero(server.stats().closed) == {"idle": 1}
 
 
 def kernel_count(name: str) -> int:
-    """A counter of this network, of those that the RFCs do not have."""
+    """A TcpExt counter of this network."""
     titles, values = (
         line.split()
         for line in Path("/proc/thread-self/net/netstat").read_text().splitlines()
@@ -199,7 +198,7 @@ def kernel_count(name: str) -> int:
     return int(values[titles.index(name)])
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- the log ------------------------------------------------------------------------------------
 
 
 @pytest.mark.native
@@ -207,18 +206,18 @@ def kernel_count(name: str) -> int:
 def test_nothing_that_clients_sent_is_logged(
     implementation: Implementation, serve_process: ServeProcess
 ) -> None:
-    """What a server says when descriptors run out and clients reset has no byte of theirs."""
+    """When descriptors run out and a client resets, the log has no byte that a client sent."""
     server = serve_process()
     with connect(server.endpoint) as sock, ExitStack() as stack:
         echo_exactly(sock, SECRET)
         server.leave_descriptors(0)
         waiting = stack.enter_context(connect(server.endpoint))
         waiting.sendall(SECRET)
-        wait_until(lambda: "accept paused" in server.errors(), "it has said something")
+        wait_until(lambda: "accept paused" in server.errors(), "a line of log")
         sock.sendall(SECRET)
         reset(sock)
-        said = json.dumps(server.stats())
-    assert SECRET.decode() not in server.errors() + said
+        stats = json.dumps(server.stats())
+    assert SECRET.decode() not in server.errors() + stats
 
 
 # --- descriptors and limits ---------------------------------------------------------------------
@@ -228,8 +227,7 @@ def test_nothing_that_clients_sent_is_logged(
 def test_a_child_inherits_no_descriptor(
     implementation: Implementation, kind: str, tmp_path: Path
 ) -> None:
-    """A program that the application starts while it serves gets nothing of the server: a copy of
-    the listener would keep the port, and one of a connection would keep it open."""
+    """A program started meanwhile inherits no socket: it would keep the port or connection open."""
     urls = {
         "tcp": "tcp://127.0.0.1:0",
         "unix": f"unix://{tmp_path}/echo.sock",
@@ -243,12 +241,12 @@ def test_a_child_inherits_no_descriptor(
 
 
 def inherited_by_a_child() -> list[str]:
-    """What a child has open that is started without closing anything."""
+    """The open files of a child that is started with close_fds=False."""
     code = (
         "import os\n"
         "for fd in os.listdir('/proc/self/fd'):\n"
         "    try: print(os.readlink(f'/proc/self/fd/{fd}'))\n"
-        "    except FileNotFoundError: pass"  # that of listdir() itself
+        "    except FileNotFoundError: pass"  # of listdir() itself
     )
     null = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-S", "-c", code]
@@ -267,5 +265,5 @@ def connected(endpoint: Any) -> socket.socket:
 
 
 def test_the_largest_backlog(serve: Serve) -> None:
-    """listen(2) cuts a backlog down to net.core.somaxconn; asking for more is no error."""
+    """A backlog above net.core.somaxconn is no error: listen(2) reduces it."""
     assert_serves(serve(backlog=LARGEST_BACKLOG).endpoint)

@@ -1,4 +1,4 @@
-"""Tests of what is known of a server that is several processes."""
+"""Tests of servers that are several processes: finding the processes, and their CPU time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ done
 
 @contextmanager
 def shell(script: str) -> Iterator[tuple[int, list[int]]]:
-    """A shell that runs `script`: its pid, and the numbers of the first line that it prints."""
+    """A shell that runs `script`: its pid, and the numbers in its first line of output."""
     with subprocess.Popen(
         ["sh", "-c", script], stdout=subprocess.PIPE, text=True, process_group=0
     ) as process:
@@ -39,15 +39,15 @@ def shell(script: str) -> Iterator[tuple[int, list[int]]]:
 
 
 def test_descendants() -> None:
-    """Children and theirs, each once, parents first; a process without any is alone."""
+    """The process, its children and theirs, each once, parents first."""
     nested = "sh -c 'sleep 60 & echo $$ $!; wait' & wait"
     with shell(nested) as (pid, (child, grandchild)):
         assert descendants(pid) == [pid, child, grandchild]
         assert descendants(grandchild) == [grandchild]
 
 
-def test_descendants_of_nobody() -> None:
-    """A process that is gone has none, and is not there itself."""
+def test_descendants_of_a_process_that_has_ended() -> None:
+    """The list is empty."""
     with subprocess.Popen(["true"]) as gone:
         gone.wait(30)
     assert descendants(gone.pid) == []
@@ -55,7 +55,7 @@ def test_descendants_of_nobody() -> None:
 
 @pytest.mark.parametrize("script", [COMPUTE_FOR_EVER, COMPUTE_LATE, CHILDREN_THAT_COMPUTE])
 def test_server_cpu_is_that_of_all_its_processes(script: str) -> None:
-    """A server whose children do the work does not look idle, live on or end as they may."""
+    """server_cpu includes children, whether they go on, start late or have ended."""
     with fastsock.Server("tcp://127.0.0.1:0") as server, shell(script) as (pid, _):
         report = fastsock.load(
             server.endpoint, duration=0.5, warmup=0.05, wait="block", server_pid=pid
@@ -66,7 +66,7 @@ def test_server_cpu_is_that_of_all_its_processes(script: str) -> None:
 
 
 def test_fork_is_one_process_a_connection() -> None:
-    """The processes of the fork engine are found."""
+    """With the fork engine there is one more process per connection."""
     server = ServerProcess(IMPLEMENTATIONS["native-fork"])
     try:
         alone = len(descendants(server.pid))

@@ -1,4 +1,4 @@
-"""Tests of the result format: the reports of real runs, their schema and its description."""
+"""Tests of the result format: reports of real runs, the schema, and its description."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def schema() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, LoadReport]:
-    """One real run of each sort."""
+    """The report of one real run of each sort."""
     found = {}
     with fastsock.Server("tcp://127.0.0.1:0") as server:
 
@@ -76,7 +76,7 @@ def validate(document: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def objects_of(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every subschema that describes an object, however deep."""
+    """Every subschema that describes an object, at any depth."""
     if isinstance(schema, dict):
         if schema.get("type") == "object":
             yield schema
@@ -88,14 +88,14 @@ def objects_of(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_schema_is_one(schema: dict[str, Any]) -> None:
-    """The schema is valid itself, and is that of the version that reports carry."""
+    """The schema is valid, and has the version that reports have."""
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["properties"]["schema"]["const"] == LOAD_SCHEMA == "fastsock.load/1"
 
 
 def test_the_schema_is_strict(schema: dict[str, Any]) -> None:
-    """Every object of the schema requires and describes each field, and allows no other."""
+    """Every object of the schema requires and describes each field, and allows no others."""
     found = list(objects_of(schema))
     assert len(found) == 6
     for part in found:
@@ -108,20 +108,20 @@ def test_the_schema_is_strict(schema: dict[str, Any]) -> None:
 def test_reports_match_the_schema(
     sort: str, reports: dict[str, LoadReport], schema: dict[str, Any]
 ) -> None:
-    """The report of every sort of run is a document of the schema."""
+    """The report of every sort of run matches the schema."""
     assert validate(reports[sort].as_dict(), schema) == []
 
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_reports_survive_json(sort: str, reports: dict[str, LoadReport]) -> None:
-    """A report comes back from strict JSON as it went in: no NaN, no infinity, no other type."""
+    """A report is unchanged after strict JSON: it has no NaN, no infinity and no other type."""
     document = reports[sort].as_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]) -> None:
-    """Rates are counts by measured time, and `valid` says that there are no reasons."""
+    """Rates are counts divided by the duration; `valid` means that there are no reasons."""
     report = reports[sort]
     document = report.as_dict()
     assert document["bytes"] == document["messages"] * document["options"]["size"]
@@ -204,7 +204,7 @@ def test_the_schema_has_every_option(schema: dict[str, Any]) -> None:
 
 
 def test_every_field_is_described(schema: dict[str, Any]) -> None:
-    """docs/results.md names every field of the schema at the head of a row of its tables."""
+    """docs/results.md has a table row for every field of the schema."""
     rows = re.findall(r"^\|([^|]*)\|", (DOCS / "results.md").read_text(), re.MULTILINE)
     described = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     for part in objects_of(schema):
@@ -212,7 +212,7 @@ def test_every_field_is_described(schema: dict[str, Any]) -> None:
 
 
 def test_every_reason_is_described(reports: dict[str, LoadReport]) -> None:
-    """docs/results.md holds the words of the reasons that these runs gave."""
+    """docs/results.md has the text of the reasons that these runs gave."""
     text = (DOCS / "results.md").read_text()
     assert "no message was answered in the window" in reports["refused"].reasons
     assert "connections refused: 1" in reports["refused"].reasons
@@ -224,14 +224,14 @@ def test_every_reason_is_described(reports: dict[str, LoadReport]) -> None:
 
 
 def test_an_empty_report() -> None:
-    """A report of nothing has rates of 0, and no division by it."""
+    """A report of 0 seconds has rates of 0."""
     report = LoadReport("tcp://127.0.0.1:1", {}, 0.0, 0, 0, Latency(), Latency())
     assert report.messages_per_s == report.bytes_per_s == 0
     assert report.valid and not report.failed
 
 
 def test_reports_are_frozen(reports: dict[str, LoadReport]) -> None:
-    """A report cannot be changed after the fact."""
+    """A report cannot be changed."""
     with pytest.raises(AttributeError):
         reports["closed"].messages = 1  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""Tests of the native Server and serve(): options, start and stop, signals."""
+"""Tests of the native Server and of serve(): options, start and stop, signals."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ENGINES = ", ".join(engines.NAMES)
     ids=str,
 )
 def test_option_of_the_wrong_type(options: dict[str, Any], message: str) -> None:
-    """Each option of a wrong type is a TypeError that names it and says what is expected."""
+    """An option of a wrong type is a TypeError that names it and says what is expected."""
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         Server(ANY_PORT, **options)
 
@@ -100,18 +100,18 @@ def test_option_of_the_wrong_type(options: dict[str, Any], message: str) -> None
     ids=str,
 )
 def test_option_of_the_wrong_value(options: dict[str, Any], message: str) -> None:
-    """Each option out of range is a ValueError of one line that says what is allowed."""
+    """An option out of range is a ValueError of one line that says what is allowed."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$") as caught:
         Server(ANY_PORT, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_engine_that_is_not_there() -> None:
-    """An engine asked for by name is never replaced by another: it is refused, with the reason."""
-    in_fresh_process(ask_for_an_engine_that_is_not_there)
+def test_engine_that_was_not_built() -> None:
+    """An engine that was not built is refused with the reason, not replaced by another one."""
+    in_fresh_process(ask_for_an_engine_that_was_not_built)
 
 
-def ask_for_an_engine_that_is_not_there() -> None:
+def ask_for_an_engine_that_was_not_built() -> None:
     sys.modules["fastsock._native.server.uring.uring"] = None  # type: ignore[assignment]
     importlib.reload(engines)
     with pytest.raises(ValueError, match=r"^engine 'io_uring' is .+") as caught:
@@ -122,13 +122,13 @@ def ask_for_an_engine_that_is_not_there() -> None:
 
 
 def test_engine_that_cannot_be_loaded() -> None:
-    """An engine of which a library is missing is refused with what the loader says."""
+    """An engine whose library is missing is refused with the loader's message."""
     in_fresh_process(ask_for_an_engine_that_cannot_be_loaded)
 
 
 def ask_for_an_engine_that_cannot_be_loaded() -> None:
     class Loader(importlib.abc.MetaPathFinder):
-        def find_spec(self, name: str, *rest: Any) -> None:
+        def find_spec(self, name: str, *_: Any) -> None:
             if name == "fastsock._native.server.uring.uring":
                 raise ImportError("liburing.so.2: cannot open shared object file")
 
@@ -140,7 +140,7 @@ def ask_for_an_engine_that_cannot_be_loaded() -> None:
 
 
 def test_auto_says_which_engine() -> None:
-    """With "auto" the server says which engine it took, before it runs, and in its counters why."""
+    """With "auto" the server names its engine before it runs, and the counters have the reason."""
     server = Server(ANY_PORT)
     assert server.engine in engines.WORKERS
     assert server.stats().engine == server.engine
@@ -166,7 +166,7 @@ def test_bad_endpoint(endpoint: Any, kind: type[Exception]) -> None:
 
 @pytest.mark.parametrize("drain", ["soon", True, -1, float("nan"), 1e9])
 def test_stop_with_a_bad_drain(drain: Any) -> None:
-    """stop() refuses a bad time, and the server goes on."""
+    """stop() refuses a bad `drain`, and the server goes on."""
     with Server(ANY_PORT) as server:
         with pytest.raises((TypeError, ValueError), match=r"^drain "):
             server.stop(drain)
@@ -186,7 +186,7 @@ def test_start_twice() -> None:
 
 @pytest.mark.parametrize("started", [False, True])
 def test_restart_after_stop(started: bool) -> None:
-    """A stopped server stays stopped, whether or not it ever ran."""
+    """A stopped server cannot be started, whether or not it was running."""
     server = Server(ANY_PORT)
     if started:
         server.start()
@@ -197,7 +197,7 @@ def test_restart_after_stop(started: bool) -> None:
 
 
 def test_endpoint_before_start() -> None:
-    """Before start() there is no port to tell."""
+    """Before start() a server has no endpoint, and counters of 0."""
     server = Server(ANY_PORT)
     with pytest.raises(RuntimeError, match="this server has not been started"):
         _ = server.endpoint
@@ -205,14 +205,14 @@ def test_endpoint_before_start() -> None:
 
 
 def test_error_in_the_body_stops_the_server() -> None:
-    """The context manager stops the server on the way out of an exception, and lets it pass."""
+    """An exception in the body of `with` stops the server, and is passed on."""
     with pytest.raises(ZeroDivisionError), Server(ANY_PORT) as server:
         1 / 0  # noqa: B018
     assert refuses(server.endpoint)
 
 
 def test_async_with() -> None:
-    """In `async with` the server runs, the event loop goes on, and it is stopped at the end."""
+    """In `async with` the server runs beside the event loop, and is stopped at the end."""
 
     async def main() -> None:
         async with Server(ANY_PORT) as server:
@@ -228,7 +228,7 @@ def test_async_with() -> None:
 
 
 def test_drain_timeout_is_the_default_of_stop() -> None:
-    """stop() without a time drains for `drain_timeout` seconds, and so does the context manager."""
+    """stop() without `drain` drains for `drain_timeout` seconds."""
     with connect_to(Server(ANY_PORT, drain_timeout=0.3)) as (server, _):
         start = time.monotonic()
         server.stop()
@@ -236,7 +236,7 @@ def test_drain_timeout_is_the_default_of_stop() -> None:
 
 
 def test_ctrl_c_during_a_drain() -> None:
-    """Ctrl-C in the main thread breaks off stop(), and stop(0) then ends the server."""
+    """Ctrl-C in the main thread interrupts stop(); stop(0) then ends the server."""
     in_fresh_process(interrupt_a_drain)
 
 
@@ -257,7 +257,7 @@ def interrupt_a_drain() -> None:
 
 @pytest.mark.memory
 def test_200_servers_leave_nothing() -> None:
-    """Starting and stopping 200 times leaves no descriptor, no thread, and no memory."""
+    """Starting and stopping 200 times leaves no descriptor, no thread and no memory."""
     for _ in range(20):
         start_and_stop()
     before = resident_bytes()
@@ -275,30 +275,30 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_forgotten_server_ends() -> None:
-    """A running server without a reference ends, and its clients see the end."""
+def test_server_ends_with_its_last_reference() -> None:
+    """A running server is stopped with its last reference, and its clients see the end."""
     server = Server(ANY_PORT)
     server.start()
-    endpoint, gone = server.endpoint, weakref.ref(server)
+    endpoint, reference = server.endpoint, weakref.ref(server)
     with connect(endpoint) as sock:
         echo_exactly(sock, b"hello")
         del server
         gc.collect()
-        assert gone() is None
+        assert reference() is None
         assert has_ended(sock)
         assert refuses(endpoint)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_start_and_stop_from_many_threads(seed: int) -> None:
-    """8 threads that start and stop one server in any order all return, and it ends stopped."""
+    """8 threads call start(), stop() and stats() in any order: all return, and it is stopped."""
     server = Server(ANY_PORT)
     barrier = threading.Barrier(8)
     names = random.Random(seed).choices(["start", "stop", "stats"], k=7)
 
     def call(name: str) -> None:
         barrier.wait(TIMEOUT)
-        with suppress(RuntimeError):  # started twice, or after the stop
+        with suppress(RuntimeError):  # started twice, or after stop()
             getattr(server, name)()
 
     with ExitStack() as stack:
@@ -323,7 +323,7 @@ def test_stop_while_serve_forever_runs() -> None:
 
 
 def test_serve_forever_on_a_running_server() -> None:
-    """serve_forever() takes over a server that was started before."""
+    """serve_forever() waits for a server that was started before."""
     with Server(ANY_PORT) as server:
         ready = threading.Event()
         with running(lambda: server.serve_forever(ready=lambda _: ready.set())):
@@ -333,7 +333,7 @@ def test_serve_forever_on_a_running_server() -> None:
 
 
 def test_error_in_ready_stops_the_server() -> None:
-    """An exception of the callback passes through, with nothing left running."""
+    """An exception of `ready` is passed on, and the server is stopped."""
     seen: list[Server] = []
 
     def ready(server: Server) -> None:
@@ -349,7 +349,7 @@ def test_error_in_ready_stops_the_server() -> None:
 
 
 def test_bound_comes_before_any_thread() -> None:
-    """serve() calls `bound` with the ports bound and no thread; its exception ends the server."""
+    """serve() calls `bound` after binding, before any thread; its exception ends the server."""
 
     def bound(server: Server) -> None:
         assert not refuses(server.endpoint)
@@ -357,18 +357,18 @@ def test_bound_comes_before_any_thread() -> None:
         raise LookupError("no such user")
 
     def ready(server: Server) -> None:
-        raise AssertionError("nothing is ready")
+        raise AssertionError("ready() was called")
 
     before = threads()
     with pytest.raises(LookupError, match="no such user"):
         serve(ANY_PORT, bound=bound, ready=ready)
 
 
-# --- the listener is taken away -----------------------------------------------------------------
+# --- the listener is shut from outside ----------------------------------------------------------
 
 
 def shut_listener(endpoint: Endpoint) -> None:
-    """Do to the listener what another holder of its descriptor can do, and ss -K too."""
+    """Shut the listener down, as another process with its descriptor can, and ss -K (ss(8))."""
     for sock in copies_of_sockets():
         with sock:
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -377,7 +377,7 @@ def shut_listener(endpoint: Endpoint) -> None:
 
 
 def copies_of_sockets() -> Iterator[socket.socket]:
-    """A second descriptor of every socket of this process, to be closed."""
+    """A second descriptor of every socket of this process; the caller closes them."""
     for path in list(Path("/proc/self/fd").iterdir()):
         with suppress(FileNotFoundError):
             if str(path.readlink()).startswith("socket:"):
@@ -385,7 +385,7 @@ def copies_of_sockets() -> Iterator[socket.socket]:
 
 
 def test_shut_listener_ends_serve_forever() -> None:
-    """When the listener is shut from outside, serve_forever() raises and names the endpoint."""
+    """serve_forever() raises an error that names the endpoint."""
     server = Server(ANY_PORT)
     ready = threading.Event()
 
@@ -400,7 +400,7 @@ def test_shut_listener_ends_serve_forever() -> None:
 
 
 def test_shut_listener_does_not_spin() -> None:
-    """Without serve_forever() a server whose listener was shut serves its clients, and is idle."""
+    """A started server goes on serving its clients, and takes no CPU while they are idle."""
     with connect_to(Server(ANY_PORT)) as (server, sock):
         shut_listener(server.endpoint)
         wait_until(lambda: server.stats().errors.get("EINVAL"))
@@ -410,11 +410,11 @@ def test_shut_listener_does_not_spin() -> None:
         echo_exactly(sock, b"still here")
 
 
-# --- beside Python ------------------------------------------------------------------------------
+# --- without the GIL ----------------------------------------------------------------------------
 
 
 def test_busy_python_does_not_slow_the_server() -> None:
-    """Clients get their echoes while the main thread computes and never lets go of the GIL."""
+    """Clients get their echoes while the main thread computes and never releases the GIL."""
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); import test_server as module; "
     command = [sys.executable, "-c", code + "module.serve_and_compute()"]
@@ -428,7 +428,7 @@ def test_busy_python_does_not_slow_the_server() -> None:
 
 
 def serve_and_compute() -> None:
-    sys.setswitchinterval(100)  # seconds: a thread that needs the GIL would not get it
+    sys.setswitchinterval(100)  # seconds: no other thread gets the GIL
     with Server(ANY_PORT) as server:
         print(server.endpoint, flush=True)
         while server.stats().closed["eof"] == 0:
@@ -440,7 +440,7 @@ def serve_and_compute() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_stopped_by(number: signal.Signals) -> None:
-    """The server remembers the signal that ended serve_forever()."""
+    """`stopped_by` is the signal that ended serve_forever()."""
     assert in_fresh_process(serve_until_signal, int(number)).split() == [number.name]
 
 
@@ -452,7 +452,7 @@ def serve_until_signal(number: int) -> None:
 
 
 def test_signal_while_starting() -> None:
-    """A signal that comes before the endpoints are bound ends serve_forever() too."""
+    """A signal before the endpoints are bound ends serve_forever() too."""
     in_fresh_process(serve_with_a_signal_at_start)
 
 
@@ -470,7 +470,7 @@ def serve_with_a_signal_at_start() -> None:
 
 
 def test_serve_returns_the_counters() -> None:
-    """serve() takes several endpoints and returns what was counted on all."""
+    """serve() takes several endpoints and returns the counters of all."""
     servers: list[Server] = []
     ready = threading.Event()
     results: list[ServerStats] = []

@@ -1,4 +1,4 @@
-"""What is made of a comparison's results: the tables of the page, the picture of the README."""
+"""Tests of the tables and the picture that are made of a comparison's results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def benchmarks_can_be_imported() -> Iterator[None]:
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    """Every test may change its own."""
+    """A copy for each test, which may change it."""
     return published()
 
 
@@ -57,7 +57,7 @@ def test_the_page_has_a_row_per_server(results: dict[str, Any]) -> None:
 
 
 def test_the_page_without_system_calls(results: dict[str, Any]) -> None:
-    """Then there is no column for them."""
+    """Without a count there is no column."""
     from benchmarks.table import lines_of
 
     results["method"]["syscalls_by"] = None
@@ -66,7 +66,7 @@ def test_the_page_without_system_calls(results: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The picture of one case and two servers. matplotlib keeps its fonts open from then on."""
+    """The picture of one case and two servers. Once per module: matplotlib keeps its fonts open."""
     from benchmarks.picture import draw
 
     results = published()
