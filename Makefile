@@ -11,8 +11,8 @@ SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 demo: $(VENV)/.package
 	$(BIN)/fastsock bench
 
-# Most tests wait for most of their time, and so JOBS processes run them side by side, each in an
-# interpreter of its own; pytest alone runs one after the other, as a debugger needs it.
+# Most tests spend most of their time waiting, so JOBS processes run them side by side. For a
+# debugger run pytest alone: it runs them one after the other in one process.
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
@@ -23,15 +23,15 @@ test: $(VENV)/.test
 slow: $(VENV)/.test
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m slow --timeout 1800 -o faulthandler_timeout=1700
 
-# The tests again, with extension modules built for gcc's sanitizers, in build/asan and build/tsan
-# beside the usual ones. The interpreter is not built so, and so the runtime is preloaded, with the
-# one of C++: else what matplotlib throws would have nobody to hand it on. Leaks are not looked for
-# here, as Python frees little at its end: tests/nth_failure.py counts every block.
-# PYTHONSAFEPATH keeps `python -m` from finding the usual ones in this directory first.
+# The tests with extension modules built for gcc's sanitizers, in build/asan and build/tsan beside
+# the usual modules. The interpreter is built without them, so their runtime is preloaded, and that
+# of C++ too: without it an exception in matplotlib ends the process. Leaks are not searched for,
+# as Python frees little at its end; tests/nth_failure.py counts every block. PYTHONSAFEPATH keeps
+# `python -m` from finding the usual modules in this directory first.
 SANITIZED := -m "not slow and not memory" --timeout 600 -o faulthandler_timeout=590
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
-# A small quarantine: what is freed and not given back would look like growth to the tests of memory.
+# A small quarantine: freed memory that is held back would look like growth to the tests of memory.
 OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:log_path=$(CURDIR)/build/asan/report \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build/asan/report
 OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
@@ -49,7 +49,7 @@ TESTS_valgrind := $(addprefix tests/test_contract.py::test_, echoes_with_any_buf
 
 asan: RUNTIME = libasan.so
 tsan: RUNTIME = libtsan.so
-# The warning is a false one, which gcc has of poll() when it sanitizes.
+# With a sanitizer gcc gives a false warning (stringop-overflow) for poll().
 asan tsan: $(VENV)/.sanitize
 	FASTSOCK_LDFLAGS="-fsanitize=$(SANITIZE_$@)" \
 	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow -DFASTSOCK_CHECK" \
@@ -59,9 +59,9 @@ asan tsan: $(VENV)/.sanitize
 	PYTHONPATH=$(CURDIR)/build/$@/lib:$(CURDIR):$(CURDIR)/tests PYTHONSAFEPATH=1 $(BIN)/pytest $(SANITIZED) $(TESTS_$@)
 	@if cat build/$@/report.* 2>/dev/null; then exit 1; else echo "$@: no reports"; fi
 
-# A short suite: valgrind runs one thread at a time, and each some 30 times slower. Without io_uring:
-# up to valgrind 3.19 at least nobody else may run while one waits in io_uring_enter(2), as that is
-# not known to it as a call that blocks. And without children, for it has no pidfd_open(2).
+# A short suite: valgrind runs one thread at a time, some 30 times slower. Without io_uring: valgrind
+# (3.19 at least) does not know that io_uring_enter(2) blocks, and lets no other thread run meanwhile.
+# Without child processes, as it does not support pidfd_open(2).
 valgrind: $(VENV)/.test
 	PYTHONMALLOC=malloc valgrind --error-exitcode=1 --fair-sched=yes \
 		--suppressions=tests/valgrind.supp --gen-suppressions=all --log-file=build/valgrind.log \
@@ -82,12 +82,12 @@ engines: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.figures
 
-# Every promise measured, rivals beside it, for docs/reliability.md. Ten minutes; root for UDP.
+# Measures every promise, and rivals, for docs/reliability.md. Ten minutes; UDP needs root.
 reliability: $(VENV)/.reliability
 	$(BIN)/python -m benchmarks.reliability.run; code=$$?; \
 		$(BIN)/python -m benchmarks.reliability.table && exit $$code
 
-# Long runs on an idle machine, which pass or fail; figures go to benchmarks/results. For a trial:
+# Long runs that pass or fail, for an idle machine; figures go to benchmarks/results. Short ones:
 # make soak SOAK=30s, make churn CHURN=10000, make hold HOLD=1000 MOST=5000 STUCK=100, make stop
 # STOPS=56.
 SOAK ?= 10min
@@ -126,10 +126,9 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy tests/typing
 	$(BIN)/python tests/layers.py
 
-# One wheel for CPython 3.11 and later, and the source distribution. auditwheel reads from the
-# symbols how old a C library may be, names the wheel after it (manylinux_2_NN), and takes in what no
-# machine need have: liburing, where there is no archive of it to link. Then the wheel is tried, away
-# from this directory and all that was installed for it.
+# One wheel for CPython 3.11 and later, and the source distribution. auditwheel names the wheel after
+# the oldest C library that has its symbols (manylinux_2_NN), and copies liburing into it if that was
+# not linked from an archive. Then the wheel is installed in a new environment and run.
 dist: $(VENV)/.dist
 	rm -rf dist build/dist build/tried
 	$(BIN)/python -m build --outdir build/dist
@@ -151,14 +150,14 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "on Debian and Ubuntu: apt-get install python3-venv python3-dev"; exit 1; }
 
-# The io_uring engine is built where liburing is. Root on Debian and Ubuntu fetches it; without it
-# the package is whole but for that engine.
+# The io_uring engine needs liburing, which root on Debian and Ubuntu installs. Without it the package
+# has all other engines.
 LIBURING := pkg-config --exists 'liburing >= 2.3' 2>/dev/null
 APT_GET := apt-get -qq -o DPkg::Lock::Timeout=60
 FETCH := $(APT_GET) install -y --no-install-recommends liburing-dev pkg-config
 
-# The build's own requirements go into the environment, so that an edit costs a compilation of what
-# changed and no new environment; pip installs once, and again when the metadata change.
+# The build's requirements are installed in the environment, so that an edit compiles what changed
+# and makes no new environment. pip installs once, and again when the metadata change.
 $(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml fastsock/_version.py
 	@$(LIBURING) || { [ "$$(id -u)" = 0 ] && command -v apt-get && \
 		{ $(FETCH) || { $(APT_GET) update && $(FETCH); }; }; } >/dev/null 2>&1 || \
@@ -169,12 +168,12 @@ $(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml fastsock/_version
 	$(BIN)/pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
-# Cython compiles what has changed, and what cimports that.
+# Cython compiles the changed files, and those that cimport them.
 $(VENV)/.package: $(VENV)/.installed $(SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-# The package is installed already: this adds what an extra names, and builds nothing.
+# Adds the packages of an extra; the package itself is installed already.
 $(addprefix $(VENV)/.,test sanitize bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
 	$(BIN)/pip install --quiet 'fastsock[$*]'
 	@touch $@

@@ -4,7 +4,7 @@ FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefi
                   -DFASTSOCK_CHECK adds the checks of fastsock/_native/server/debug.pxd
 FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
 
-The io_uring engine is left out, and everything else whole, where pkg-config finds no liburing.
+Without liburing, which pkg-config looks for, only the io_uring engine is left out.
 """
 
 import os
@@ -23,7 +23,6 @@ MODULES += [
 ]
 URING = "server.uring.uring"
 
-# Always from the .pyx: cythonize() compares the sources itself, and no C file is ever shipped.
 DIRECTIVES = {
     "language_level": 3,
     "freethreading_compatible": True,
@@ -64,7 +63,7 @@ def uring_extension() -> list[Extension]:
     if shared is None:
         print("liburing >= 2.3 not found: building without the io_uring engine")
         return []
-    # Inside the module where it can be, so that a wheel needs nothing of its machine.
+    # Link the archive if there is one, so that a wheel needs no library of its machine.
     archive = Path("".join(pkg_config("--variable=libdir", "liburing") or []), "liburing.a")
     if archive.exists():
         shared = [str(archive) if flag == "-luring" else flag for flag in shared]
@@ -91,6 +90,7 @@ setup(
     package_dir={"fastsock.pure": "pysrc"},
     include_package_data=False,  # the sources of the extensions go into the sdist only
     package_data={"fastsock": ["py.typed", "_native/**/*.pyi"]},
+    # No C file is shipped: cythonize() always compiles from the .pyx.
     ext_modules=cythonize(
         [extension(module) for module in MODULES] + uring_extension(),
         build_dir="build/cython",

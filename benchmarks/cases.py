@@ -33,7 +33,7 @@ def unix_and_tcp(case: Case) -> list[Contender]:
 
 
 def busy_polling(case: Case) -> list[Contender]:
-    """Our loops that poll again before they block, and gevent, which does; two that do not."""
+    """Loops that poll again before they block, ours and gevent; and two loops that do not."""
     loops = [engine for engine in ("epoll", "poll", "io_uring") if engine in NATIVE_ENGINES]
     polling = [native(engine, busy_poll="auto") for engine in loops]
     return [*polling, native("epoll"), compiled("C epoll"), coroutines("gevent")]

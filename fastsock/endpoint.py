@@ -21,8 +21,8 @@ _UNIX_SCHEMES = ("unix", "unixgram")
 _STREAM_SCHEMES = ("tcp", "unix")
 _FORMS = "tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unixgram:///PATH"
 
-# sun_path holds 108 bytes: a path gives one to its closing NUL, an abstract name one to the
-# leading NUL (unix(7)). The same 107 is left for both.
+# sun_path has 108 bytes. A path needs one for its closing NUL, an abstract name one for its leading
+# NUL (unix(7)), so that both have at most 107.
 _SUN_PATH_BYTES = 107
 _MAX_PORT = 65535
 _MAX_SCOPE_ID = 2**32 - 1  # sin6_scope_id is 32 bits (ipv6(7))
@@ -31,9 +31,9 @@ _QUOTED = 80
 
 _PORT = re.compile("0|[1-9][0-9]{0,4}")
 _OCTET = re.compile("0|[1-9][0-9]{0,2}")
-# The kernel allows 15 characters (IFNAMSIZ); these are the ones RFC 6874 leaves unescaped.
+# At most 15 characters (IFNAMSIZ), of those that RFC 6874 does not escape.
 _INTERFACE = re.compile("[A-Za-z0-9._~-]{1,15}")
-# Spelt out, because with IGNORECASE the Kelvin sign is a "k", and lower() would make it one.
+# Not IGNORECASE: the Kelvin sign would match "k", and lower() makes it a "k".
 _LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NUMBER_LABEL = re.compile("[0-9]+|0[xX][0-9A-Fa-f]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -46,11 +46,11 @@ SocketName = tuple[str, int] | tuple[str, int, int, int] | str
 
 @dataclass(frozen=True, slots=True)
 class SocketAddress:
-    """What a sockaddr holds, with nothing left to look up.
+    """The contents of a sockaddr.
 
-    ``family`` is AF_INET, AF_INET6 or AF_UNIX. ``host`` is numeric and without its scope, which is
-    ``scope_id`` (an interface index, 0 for none). ``path`` is a file, or ``@name`` for the abstract
-    name that the kernel knows as NUL and ``name`` (unix(7)).
+    ``family`` is AF_INET, AF_INET6 or AF_UNIX. ``host`` is numeric and without a scope, which is
+    ``scope_id`` (an interface index, 0 for none). ``path`` is a file, or ``@name`` for an abstract
+    name, which the kernel stores as NUL and ``name`` (unix(7)).
     """
 
     family: int
@@ -71,7 +71,7 @@ class SocketAddress:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address to listen on or to connect to, always valid and in its one canonical form.
+    """An address to listen on or to connect to, always valid and in canonical form.
 
     Args:
         scheme: "tcp", "udp", "unix" or "unixgram".
@@ -79,8 +79,8 @@ class Endpoint:
         port: 0 to 65535, and 0 picks a free one; tcp and udp only.
         path: an absolute file path, or "@name" in the abstract namespace; at most 107 bytes
             (unix(7)); unix and unixgram only.
-        dual_stack: whether an IPv6 socket takes IPv4 too (IPV6_V6ONLY, ipv6(7)); None when it
-            was not said.
+        dual_stack: whether an IPv6 socket serves IPv4 too (IPV6_V6ONLY, ipv6(7)); None if the
+            endpoint does not say.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -172,7 +172,7 @@ class Endpoint:
             OSError: no such host (``socket.gaierror``) or no such interface (ENODEV).
 
         """
-        # Not at the top: who only parses or prints should not pay for loading it (about 2 ms).
+        # Not at the top: loading it takes about 2 ms, and parsing and printing do not need it.
         import socket
 
         if self.is_unix:
@@ -193,7 +193,7 @@ class Endpoint:
         try:
             return socket.if_nametoindex(scope)
         except OSError:
-            # Before Python 3.13 this error carries no errno.
+            # Before Python 3.13 this error has no errno.
             message = f"resolve {self}: no network interface {scope!r}"
             raise OSError(errno.ENODEV, message) from None
 
@@ -214,15 +214,15 @@ class Endpoint:
 
 
 def _from_url(url: str) -> Endpoint:
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, address = url.partition("://")
     if not separator:
         raise ValueError(f"no scheme; write {_FORMS}")
     scheme = scheme.lower()  # RFC 3986 3.1
     if scheme not in _INET_SCHEMES:
-        return Endpoint(scheme, path=rest)
-    if "#" in rest:
+        return Endpoint(scheme, path=address)
+    if "#" in address:
         raise ValueError("fragments (#) are not supported; remove it")
-    authority, question, query = rest.partition("?")
+    authority, question, query = address.partition("?")
     if "/" in authority:
         raise ValueError(f"nothing may follow the port, found '/'; write {scheme}://HOST:PORT")
     if "@" in authority:
@@ -234,12 +234,12 @@ def _from_url(url: str) -> Endpoint:
 def _split_authority(authority: str, scheme: str) -> tuple[str, int]:
     bracketed = authority.startswith("[")
     if bracketed:
-        host, bracket, rest = authority[1:].partition("]")
+        host, bracket, tail = authority[1:].partition("]")
         if not bracket:
             raise ValueError(f"']' is missing; write {scheme}://[ADDRESS]:PORT")
         if ":" not in host:
             raise ValueError(f"only IPv6 goes in brackets, not {_quote(host)}; leave them out")
-        before, colon, port = rest.partition(":")
+        before, colon, port = tail.partition(":")
         if before:
             raise ValueError(f"{_quote(before)} follows ']'; write {scheme}://[ADDRESS]:PORT")
     else:
@@ -291,7 +291,7 @@ def _check_inet(endpoint: Endpoint) -> None:
     if endpoint.path:
         raise ValueError(f"path {_quote(endpoint.path)} does not go with {endpoint.scheme}")
     if endpoint.dual_stack is not None and ":" not in endpoint.host:
-        # A name may resolve to IPv4, where the option would be lost without a word.
+        # A name may resolve to IPv4, and then the option would be ignored silently.
         host = _quote(endpoint.host)
         raise ValueError(f"dual_stack needs an IPv6 host such as [::], not {host}")
 
@@ -301,12 +301,12 @@ def _check_unix(endpoint: Endpoint) -> None:
     if endpoint.host or endpoint.port or endpoint.dual_stack is not None:
         raise ValueError(f"host, port and dual_stack do not go with {scheme}")
     if path in ("", "@"):
-        # bind(2) with an empty name makes one up ("autobind") that no client could be told.
+        # bind(2) replaces an empty name by one of its own ("autobind"), unknown to clients.
         raise ValueError(f"the path is empty; write {scheme}:///PATH or {scheme}://@NAME")
     if path[0] not in "/@":
         raise ValueError(f"path {_quote(path)} is relative; write {scheme}:///ABSOLUTE/PATH")
     if _CONTROL.search(path):
-        # NUL would cut the path short, a newline would split the line that announces it.
+        # NUL would truncate the path, and a newline would split the line that the server prints.
         raise ValueError(f"path {_quote(path)} holds a control character; expected none")
     if "?" in path or "#" in path:
         raise ValueError(f"path {_quote(path)} holds '?' or '#'; queries do not go with {scheme}")
@@ -354,7 +354,7 @@ def _canonical_ipv6(host: str) -> str:
             f"host {_quote(host)} is link-local and needs its interface, as in fe80::1%eth0"
         )
     mapped = address.ipv4_mapped
-    # RFC 5952 5; str() writes a mapped address so only from Python 3.13 on.
+    # RFC 5952 5; before Python 3.13, str() writes a mapped address in hexadecimal.
     canonical = f"::ffff:{mapped}" if mapped else str(address)
     return f"{canonical}%{scope}" if scope else canonical
 
@@ -388,7 +388,7 @@ def _quote(value: object) -> str:
     return f"{text[: _QUOTED - 3]}..." if too_long else text
 
 
-#: What names an endpoint: a URL, a socket address tuple, or the Endpoint itself.
+#: A URL, a socket address tuple, or an Endpoint.
 EndpointLike = Endpoint | str | tuple[Any, ...]
 
-DEFAULT_ENDPOINT = Endpoint("tcp", "127.0.0.1", 7007)  # loopback: exposed only when asked
+DEFAULT_ENDPOINT = Endpoint("tcp", "127.0.0.1", 7007)  # loopback: no network can reach it

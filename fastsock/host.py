@@ -1,4 +1,4 @@
-"""The machine and the software that a result came from."""
+"""The machine and the software that a result comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsock._version import __version__
 
 
 def host_facts() -> dict[str, Any]:
-    """The machine and the software that a result came from."""
+    """As JSON values."""
     return {
         "fastsock": __version__,
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
-"""Everything at once, for long: ``python -m benchmarks.long.soak [10m]``.
+"""Every kind of load at once, for long: ``python -m benchmarks.long.soak [10m]``.
 
-One server of tcp, unix and udp, in rounds: random clients beside native load on every endpoint;
-then quiet, in which memory, descriptors and threads are looked at, for they say nothing about leaks
-while there are clients; then a steady load whose p99 is kept.
+One server of tcp, unix and udp, in rounds. First random clients and native load on every endpoint.
+Then no clients, and memory, descriptors and threads are counted: with clients the counts do not
+show leaks. Then a steady load, to measure the p99.
 """
 
 from __future__ import annotations

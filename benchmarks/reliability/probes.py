@@ -56,7 +56,7 @@ class Start(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much of everything; QUICK is for a look."""
+    """The amounts of every probe; QUICK is for a short trial."""
 
     runs: int = 10  # transfers
     stuck: int = 8  # clients that never read

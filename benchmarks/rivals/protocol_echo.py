@@ -17,7 +17,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 class Echo(asyncio.Protocol):
-    """Writes back what it reads. The defaults do the rest of the work.
+    """Writes back what it reads. asyncio's defaults do everything else.
 
     ``eof_received`` is inherited on purpose: it returns None, which has the transport close
     itself once everything buffered is sent. TCP_NODELAY is set by both loops.

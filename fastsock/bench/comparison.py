@@ -48,8 +48,8 @@ class Case:
 
     `kind` is that of the contenders' endpoints, or of the first one's, and of the floor.
 
-    Not `pinned`, server and client share all CPUs: for servers that keep more than one CPU busy,
-    and then the client had better not `wait` by spinning.
+    If not `pinned`, server and client share all CPUs, for servers that keep more than one CPU busy.
+    The client should then not `wait` by spinning.
     """
 
     connections: int = 64
@@ -71,10 +71,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How often each contender has its turn, and for how many seconds.
+    """How many windows each contender has, and their seconds.
 
-    The warm-up of many connections is longer than `warmup`, a millisecond for each: a server that
-    makes a process for every client needs some time until all have theirs.
+    The warm-up is at least a millisecond per connection: a server that forks for every client needs
+    that long.
     """
 
     windows: int = 5
@@ -85,7 +85,7 @@ class Method:
         return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
 
     def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
-        """About how long it takes."""
+        """About how long a comparison takes."""
         turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
         servers = len(taking_part(contenders, case))
         return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
@@ -223,7 +223,7 @@ def document(
 
 
 def taking_part(contenders: Sequence[Contender], case: Case) -> list[Contender]:
-    """Those that are here and can serve so many clients at a time."""
+    """The contenders that are installed and can serve this number of clients."""
     return [each for each in contenders if not each.hindrance(case.connections)]
 
 
@@ -279,7 +279,7 @@ def compare(
 
 @contextmanager
 def started(contender: Contender, cpu: int | None) -> Iterator[ServerProcess]:
-    """A contender's server, paused, on one CPU if not None; ended by SIGTERM, or else killed."""
+    """A contender's server, paused, on one CPU if not None; ended by SIGTERM, or SIGKILL."""
     with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
         server = ServerProcess(contender.command, name=contender.name)
     with server:
@@ -298,7 +298,7 @@ def turn(server: ServerProcess) -> Iterator[None]:
     try:
         yield
     finally:
-        # Processes of connections now closed are about to end: not in the turn of another server.
+        # Processes of closed connections are about to end: wait, or they end in the next turn.
         deadline = time.monotonic() + _CHILDREN_TIMEOUT
         while len(server.processes()) > before and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -323,9 +323,9 @@ def load_as(case: Case, server: ServerProcess, **extent: Any) -> LoadReport:
 
 
 def measure_memory(server: ServerProcess, connections: int) -> Memory | None:
-    """A turn apart from the windows: to look through a thousand processes takes its time.
+    """Measure in a turn of its own, as reading a thousand processes takes time.
 
-    None if it is not known, or if the server does not serve; the load will tell how.
+    None if it is not known, or if the server does not serve; the load reports that.
     """
     try:
         with turn(server):
@@ -339,7 +339,7 @@ def measure_memory(server: ServerProcess, connections: int) -> Memory | None:
 
 @contextmanager
 def connected(server: ServerProcess, connections: int) -> Iterator[None]:
-    """So many connections, each of which has been served: it had one short echo."""
+    """Connections that have had one short echo each."""
     with ExitStack() as stack:
         for _ in range(connections):
             peer = stack.enter_context(dial(server.endpoint))
@@ -361,7 +361,7 @@ def dial(endpoint: Endpoint, timeout: float = _GREETING_TIMEOUT) -> socket.socke
     try:
         peer.settimeout(timeout)
         if endpoint.scheme == "unixgram":
-            peer.bind("")  # a name of the kernel's choice, or there would be no answer; unix(7)
+            peer.bind("")  # the kernel picks a name, or no answer could be sent; unix(7)
         peer.connect(address.name)
     except OSError:
         peer.close()
@@ -406,7 +406,7 @@ def cpus_for_both() -> tuple[int | None, int | None]:
 
 @contextmanager
 def pinned(cpu: int | None) -> Iterator[None]:
-    """Run this thread, and what it starts, on one CPU; None changes nothing."""
+    """Run this thread, and its children, on one CPU; None changes nothing."""
     before = os.sched_getaffinity(0)
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})

@@ -1,7 +1,7 @@
 """Pictures of comparisons, as SVG or PNG; matplotlib is imported only when one is drawn.
 
-The same results always give the same file. Colours are those of Okabe and Ito, which colour-blind
-eyes tell apart; line style and marker say the same once more.
+The same results always give the same file. The colours are those of Okabe and Ito, which
+colour-blind readers can tell apart; line style and marker tell servers apart too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 GREY, INK = "#767676", "#1a1a1a"
 
-#: Engines that work alike have one colour and marker, whether native or in the standard library.
+#: Engines that work alike have one colour and marker, native or in the standard library.
 LOOKS = {
     "epoll": (BLUE, "o"),
     "selectors": (BLUE, "o"),
@@ -108,7 +108,7 @@ def provenance(document: dict[str, Any]) -> str:
 
 
 def title(drawing: Figure, text: str, document: dict[str, Any], method: str) -> None:
-    """The title, and below it in small print where the figures come from and how."""
+    """The title, and below it in small print machine, versions and method."""
     height = drawing.get_figheight()
     drawing.text(0.01, 1 - 0.1 / height, text, va="top", fontsize=13, fontweight="bold")
     small = f"{provenance(document)}\n{method}"
@@ -141,7 +141,7 @@ def mebibytes(value: float, _: object = None) -> str:
 
 
 def with_unit(value: float, units: tuple[str, ...], factor: int) -> str:
-    """`value`, which is in the first of the units, in that of them which keeps it short."""
+    """`value`, given in the first unit, with the unit that keeps the number short."""
     for unit in units[:-1]:
         if value < factor:
             return f"{value:g} {unit}"
@@ -208,7 +208,7 @@ def draw_panel(axes: Axes, panel: Panel, document: dict[str, Any]) -> None:
 
 
 def around(low: float, high: float) -> tuple[float, float]:
-    """The nearest 1, 2 or 5 times a power of ten outside, where a log axis has its labels."""
+    """The nearest labels of a log axis outside: 1, 2 or 5 times a power of ten."""
     steps = [step * 10.0**power for power in range(-3, 12) for step in (1, 2, 5)]
     return steps[bisect_right(steps, low) - 1], steps[bisect_left(steps, high)]
 
@@ -239,13 +239,13 @@ def draw_line(axes: Axes, panel: Panel, document: dict[str, Any], server: str) -
 
 
 def servers(document: dict[str, Any]) -> list[str]:
-    """Names of all servers, each once, in the order in which they first took part."""
+    """Names of all servers, each once, in the order of their first case."""
     names = [result["name"] for case in document["cases"] for result in case["results"]]
     return list(dict.fromkeys(names))
 
 
 def left_out(document: dict[str, Any]) -> dict[str, str]:
-    """Engines that do not take part everywhere, and why."""
+    """Engines that do not take part in every case, and why."""
     return {
         engine_of(server): why
         for case in document["cases"]
@@ -258,10 +258,10 @@ def engine_of(server: str) -> str:
 
 
 def look(server: str) -> tuple[str, str]:
-    """Colour and marker; a rival of which nothing is known is grey."""
+    """Colour and marker; those of a rival are grey."""
     return LOOKS.get(engine_of(server), (GREY, "*"))
 
 
 def legend(drawing: Figure, axes: Axes) -> None:
-    """One for all panels, beside them."""
+    """One legend for all panels."""
     drawing.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=3)
