@@ -36,7 +36,7 @@ OPTIONS_asan := ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:log_path=$(CURD
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build/asan/report
 OPTIONS_tsan := TSAN_OPTIONS=history_size=4:exitcode=0:log_path=$(CURDIR)/build/tsan/report
 TESTS_asan := $(SIDE_BY_SIDE) tests
-# Of what has threads, all but the fork engine: ThreadSanitizer cannot follow clone().
+# The tests of everything with threads, except the fork engine: ThreadSanitizer cannot follow clone().
 TESTS_tsan := -k "not fork and not pure" tests/test_contract*.py tests/test_server.py \
 	tests/test_binding.py tests/test_system_calls.py tests/test_limits.py tests/test_services.py \
 	tests/test_datagram.py tests/test_load.py tests/test_load_open_loop.py tests/test_load_faults.py \
@@ -61,7 +61,7 @@ asan tsan: $(VENV)/.sanitize
 
 # A short suite: valgrind runs one thread at a time, some 30 times slower. Without io_uring: valgrind
 # (3.19 at least) does not know that io_uring_enter(2) blocks, and lets no other thread run meanwhile.
-# Without child processes, as it does not support pidfd_open(2).
+# Without the fork engine, as valgrind does not support pidfd_open(2).
 valgrind: $(VENV)/.test
 	PYTHONMALLOC=malloc valgrind --error-exitcode=1 --fair-sched=yes \
 		--suppressions=tests/valgrind.supp --gen-suppressions=all --log-file=build/valgrind.log \
