@@ -63,7 +63,7 @@ class LoadReport:
     sent, so the two are equal. ``connect_latency`` is that of every connection opened, also before
     the window. ``send_delay`` is how late messages were sent, of all sent since the window began:
     the client's own pacing error, and the wait for room in a socket that the server does not empty;
-    ``NO_LATENCY`` in a closed loop. The first two also hold the answers still owed when the window
+    ``NO_LATENCY`` in a closed loop. The first two also hold the answers outstanding when the window
     ended, so that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the
     figures should not be trusted. ``client_busy`` is the share of the window in which the client
     had something to do, over its threads; close to 1 the rate may be the client's own limit.
