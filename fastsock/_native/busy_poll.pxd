@@ -16,7 +16,7 @@ cdef enum:
     FIRST_NS = 10000                # the first window; it doubles from here
     YIELDED_NS = 5000               # a sched_yield() longer than this has run another thread
     BACKOFF_MIN_NS = 50000          # how long not to poll after that: doubled each time, halved
-    BACKOFF_MAX_NS = 10000000       # with each wait that was not disturbed
+    BACKOFF_MAX_NS = 10000000       # after each wait that polled undisturbed
 
 cdef struct BusyPoll:
     int64_t cap_ns                  # the longest time spent polling; 0: never poll

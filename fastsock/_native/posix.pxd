@@ -317,7 +317,8 @@ cdef extern from "<pthread.h>" nogil:
 
 
 cdef inline void close_once(int *fd) noexcept nogil:
-    """close() a descriptor that is still open, and note in `fd` that it is not any more."""
-    if fd[0] >= 0:
-        close(fd[0])
-        fd[0] = -1
+    """close() a descriptor that is still open; `fd` is -1 from then on."""
+    cdef int open_fd = fd[0]
+    fd[0] = -1                      # before close(): a forked child must not close a reused number
+    if open_fd >= 0:
+        close(open_fd)

@@ -45,7 +45,7 @@ cdef struct Connection:
     uint32_t ring_mask              # `sent_at` has ring_mask + 1 places
     int64_t *sent_at                # ns, by message number & ring_mask, while outstanding
     uint64_t due                    # messages that may have started so far
-    uint64_t started                # messages; send() was called for their first byte
+    uint64_t started                # messages: sent, or counted in `unsent`
     uint64_t completed              # messages
     uint64_t unsent                 # bytes of started messages that the socket has not taken
     uint64_t partial                # bytes received of the message number `completed`

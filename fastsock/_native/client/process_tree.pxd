@@ -131,7 +131,7 @@ cdef inline int64_t reaped_cpu_ns(int pid) noexcept nogil:
     size = fread(text, 1, STAT_BYTES - 1, stat)
     fclose(stat)
     text[size] = 0
-    fields = strrchr(text, b")")    # ends the program's name, which may hold any other character
+    fields = strrchr(text, b")")    # the last one ends the program's name, which may contain one
     if fields != NULL:
         sscanf(fields, REAPED, &user, &kernel)
     return <int64_t>(user + kernel) * 1000000000 // posix.sysconf(posix._SC_CLK_TCK)

@@ -17,7 +17,7 @@ from fastsock._native.server.context cimport Context
 
 cdef enum:
     BURST = 64                      # accept() calls before the connections get their turn again
-    BURSTS_AT_STOP = 128            # twice the default of net.core.somaxconn
+    BURSTS_AT_STOP = 128            # of an unknown queue: twice net.core.somaxconn's default
     PAUSE_NS = 100000000            # until accept() is tried again
     NOTICE_INTERVAL_NS = 1000000000     # at most one notice, so one log line, in this time
 
@@ -33,7 +33,7 @@ cdef struct Acceptor:               # of one loop
     const uint32_t *open            # number of open connections; NULL: no limit is kept
     int flags                       # of accept4
     int epfd                        # the epoll that watches the listener, or -1
-    int held                        # a connection for which there was no memory yet, or -1
+    int held                        # waits for memory, a thread or a process; -1: none
     int attempts                    # accept() calls that are left in this turn
     bint closing                    # a stop was requested, and `attempts` cover the whole queue
 
@@ -144,10 +144,10 @@ cdef inline bint must_accept(Acceptor *acceptor) noexcept nogil:
 cdef inline int next_client(Acceptor *acceptor) noexcept nogil:
     """Step 5: the next connection, or -1 when there is none now.
 
-    Closing a listener resets the connections in its queue, which their clients take for
-    established. So once a stop is requested, the listener is closed when the queue is empty or the
-    stop is due. If the request comes in the middle of a burst, `attempts` cover a part of the
-    queue only: the next wait then does not block, and gives more. With a process for each
+    Closing a listener resets the connections in its queue; their clients think that they are
+    connected. So once a stop is requested, the listener is closed when the queue is empty or the
+    stop is due. A stop that is requested in the middle of a burst closes nothing in this turn: the
+    next wait does not block, and then `attempts` cover the whole queue. With a process for each
     connection a long queue takes too long: stop_overdue() is the limit.
     """
     cdef Context *context = acceptor.context
@@ -197,7 +197,7 @@ cdef inline int queue_length(int listen_fd) noexcept nogil:
 
 
 cdef inline void hold(Acceptor *acceptor, int fd, int error) noexcept nogil:
-    """Pause, and give the same connection again: something else that it needs cannot be had."""
+    """Keep `fd` for a later next_client(), and pause: what it needs is not available now."""
     acceptor.held = fd
     counters.count_error(&acceptor.context.counters, error)
     pause(acceptor.context, error)

@@ -31,10 +31,10 @@ cdef struct Connection:
     bint streaming                  # the last recv() filled its buffer, and all of it was sent
     bint closing                    # the `close_on` line came: nothing more is sent back
     int close_reason                # once ENDED, CLOSED_EOF or another of counters.pxd
+    char *unsent                    # NULL while the client keeps up
     int64_t active_at               # when a byte last came or went; kept only for sweeps
     uint32_t unsent_start           # the unsent bytes are unsent[unsent_start:unsent_end]
     uint32_t unsent_end
-    char *unsent                    # NULL while the client keeps up
     uint32_t chargen_at             # next byte to send, in the period of the service's lines
 
 
@@ -81,7 +81,7 @@ cdef inline short poll_events(uint32_t awaits) noexcept nogil:
 cdef inline bint overdue(Connection *connection, Context *context) noexcept nogil:
     """Whether a connection has been idle or has lingered for too long; sets its close reason.
 
-    It lingers only once all is sent: a client with unsent bytes may be slow.
+    A connection with unsent bytes does not linger yet: only `idle_timeout` applies to it.
     """
     cdef bint lingering = lingers(connection)
     cdef int64_t limit = context.idle_ns

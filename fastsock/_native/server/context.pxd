@@ -38,10 +38,10 @@ cdef struct Context:
     int64_t sweep_at                # when idle connections are looked for next, or NEVER
     int64_t resume_at               # when accepting, which is paused, is tried again, or NEVER
     bint full                       # accepting is paused until a connection closes
+    int64_t noticed_at              # when notice_fd was last written, ns
     UnsentPool unsent               # memory for clients that do not read
     # Shared with other threads
     int64_t stop_at                 # CLOCK_MONOTONIC ns; NEVER while serving; only ever lowered
-    int64_t noticed_at              # when notice_fd was last written, ns
     int pause_errno                 # why accepting was last paused
     int failed_errno                # why the worker cannot go on accepting, or 0
     Counters counters
@@ -59,7 +59,7 @@ cdef inline int read_options(Context *context, object options, uint32_t max_conn
     context.stream_size = context.buffer_size * STREAM_BUFFERS
     context.max_connections = max_connections
     context.idle_ns = <int64_t>(options.idle_timeout * 1e9)
-    context.busy_poll.cap_ns = <int64_t>(options.busy_poll * 1e9)
+    context.busy_poll.cap_ns = round(options.busy_poll * 1e9)
     context.service = services.by_name(options.service)
     if context.service == services.CHARGEN:
         context.chargen = services.chargen_table(context.buffer_size)

@@ -1,10 +1,10 @@
 """The datagram engine: one socket, batches of datagrams, recvmmsg(2) and sendmmsg(2).
 
 Wait, receive what is there up to a batch, send all of it back in one call. One datagram in, one
-out, with the same bytes; an empty one too, because of a datagram 0 is a size and not the end. There
-are no connections, so there is nothing to remember: what cannot be answered at once is dropped and
-counted, as the network might have done, and no error about one client ever ends the service of the
-others.
+out, with the same bytes. An empty datagram is answered too: a size of 0 does not mean the end, as
+it does on a stream. There are no connections, so there is nothing to remember: what cannot be
+answered at once is dropped and counted, as the network might have done, and no error about one
+client ever ends the service of the others.
 
 Datagrams of one client and one size that come together are received as one (UDP_GRO), and go back
 as one, which the kernel or the network card splits (UDP_SEGMENT). Most of what a small datagram
@@ -88,6 +88,7 @@ cdef class DatagramWorker(Worker):
         self.loop = loop
         loop.context = &self.context
         loop.guarded = self.guarded
+        self.context.sweep_at = clock.NEVER     # there are no connections to sweep
         loop.own = self.own
         if self.own.address.ss_family != posix.AF_UNIX:
             loop.control_size = sizeof(Control)
@@ -285,7 +286,7 @@ cdef int receive_failed(Loop *loop, int error) noexcept nogil:
         return -1
     counters.count_error(&loop.context.counters, error)
     if error == posix.EBADF or error == posix.ENOTSOCK:
-        fail(loop, error)        # something else in the process closed the descriptor
+        fail(loop, error)           # something else in the process closed the descriptor
         return 0
     # Most errors report an answer that did not arrive (ICMP), once. One that stays, such as
     # ENOMEM, would make the loop spin.

@@ -160,7 +160,7 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
 
 
 cdef void watch_child(Loop *loop, uint32_t slot) noexcept nogil:
-    """Have the end of a child reported; without memory for that it ends now."""
+    """Have the end of a child reported; if epoll cannot watch it, the child is killed."""
     cdef posix.epoll_event event
     cdef int error
     cdef int pidfd = handlers.at(&loop.handlers, slot).fd
@@ -240,8 +240,8 @@ cdef HandlerState *own_state
 cdef void serve_and_exit(Loop *loop, int fd, HandlerState *state) noexcept nogil:
     """All that a child does; never returns."""
     global own_fd, own_state
-    # For the kernel the parent is the thread that cloned, so this also holds when that thread ends
-    # alone; it ends after its children. The parent may have died before this call.
+    # It also acts when only the thread that cloned ends (prctl(2)); that thread ends after its
+    # children. The parent may have died before this call.
     posix.prctl(posix.PR_SET_PDEATHSIG, posix.SIGKILL)
     # The listener, other connections and what the application has open: a copy kept here would
     # keep a port bound, and a peer waiting for an end that never comes.

@@ -114,7 +114,8 @@ cdef class Worker:
         """
         self.running = False
         self.abandon()
-        # The thread may have been changing the list of spare blocks: lost is better than wrong.
+        # The thread may have been changing the list of spare blocks. A leak is better than
+        # unmapping memory that is in use.
         self.context.unsent.spares = 0
         self._free()
 
@@ -154,7 +155,10 @@ cdef class Worker:
         }
 
     def notice(self) -> tuple:
-        """Clear `notice_fd`; return the errnos of the last accept pause and of what ended it."""
+        """Clear `notice_fd`; return two errnos, 0 where nothing happened.
+
+        Why accepting was last paused, and why the worker cannot go on accepting.
+        """
         wakeup.clear(self.context.notice_fd)
         return (atomic.load_int(&self.context.pause_errno, atomic.RELAXED),
                 atomic.load_int(&self.context.failed_errno, atomic.RELAXED))

@@ -5,15 +5,15 @@ the time. One `accept` and, for every connection, one `recv` go on giving result
 cancelled (multishot), into buffers that the kernel picks when data has come. One system call a turn
 submits the sends of all connections and waits for what comes in next.
 
-That is how a connection works that keeps up with small messages. All others work by readiness as
-in the poll and epoll engines, with connection.pxd: a client that does not read, as its unsent
-bytes must not keep a buffer that other connections need; a stream of large pieces, for which one
-`recv` and `send` of 64 KiB are cheaper; and the services other than echo.
+Connections that keep up with small messages work in this way. Three kinds work by readiness, with
+connection.pxd, as in the engines poll and epoll: a client that does not read, because its unsent
+bytes would occupy a buffer that other connections need; a stream of large pieces, where one `recv`
+and `send` of 64 KiB are cheaper; and the services other than echo.
 
-Which operations are pending for a connection stands in its UringConnection. Nothing of it is closed
-or used again before the last result was collected: the kernel holds on to the socket till then, and
-would go on receiving for the next connection that gets it (io_uring_cancelation(7)). A result names
-slot and generation, never a descriptor.
+UringConnection holds the pending operations of a connection. The connection is closed, and its slot
+used again, only after their last result: until then the kernel keeps the socket, and could receive
+for the next connection (io_uring_cancelation(7)). A result names slot and generation, never a
+descriptor.
 """
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
@@ -196,10 +196,10 @@ cdef inline void on_completion(Loop *loop, liburing.io_uring_cqe *entry) noexcep
 # --- accepting ----------------------------------------------------------------------------------
 
 cdef void listen(Loop *loop) noexcept nogil:
-    """Step 5, from now on: by multishot, or by readiness where each accept() needs a look.
+    """Step 5: by multishot accept, or one accept() at a time when the listener is ready.
 
-    A multishot accept tells no addresses and keeps to no `max_connections`. And at the descriptor
-    limit it fails also when no connection comes.
+    A multishot accept reports no address and ignores `max_connections`. At the descriptor limit it
+    also fails when no connection comes.
     """
     cdef liburing.io_uring_sqe *entry
     if (loop.listening or not acceptor.listening(&loop.acceptor)

@@ -119,7 +119,7 @@ cdef inline void on_result(UringConnections *uring, uint64_t token, int32_t resu
     cdef uint8_t operation = <uint8_t>(token >> OPERATION_SHIFT)
     if connections.at_token(&uring.connections,
                             token & ~(<uint64_t>0xFF << OPERATION_SHIFT)) == NULL:
-        return                      # a closed connection's; close_if_idle() says why it cannot be
+        return                      # it has closed; close_if_idle() prevents this
     if operation == RECV:
         on_received(uring, slot, result, flags)
     elif operation == SEND:
@@ -136,7 +136,8 @@ cdef inline void start_receive(UringConnections *uring, uint32_t slot) noexcept 
     """Step 6, from now on, until a result no longer has MORE set.
 
     On a Unix socket for one result only. Linux 6.18 takes such a socket for empty once it has
-    received all bytes: where the client's end came with these bytes, it never reports the end.
+    received all bytes. If the client has half-closed together with these bytes, the kernel never
+    reports that.
     """
     cdef uint64_t token
     cdef liburing.io_uring_sqe *entry = begin(uring, slot, RECV, &token)
@@ -475,7 +476,7 @@ cdef inline void close_if_idle(UringConnections *uring, uint32_t slot) noexcept 
 
 
 cdef inline void cancel(UringConnections *uring, uint32_t slot) noexcept nogil:
-    """Ask for the end of the operation that waits for the client; its result brings the end."""
+    """Cancel the pending receive or poll. It has ended only when its own result comes."""
     cdef UringConnection *io = at(uring, slot)
     cdef uint8_t waiting = io.pending & (RECV | POLL)
     cdef uint64_t token
