@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from clients import assert_serves, refuses, wait_until
+from clients import assert_serves, connect, refuses, wait_until
 from implementations import ANY_PORT, in_fresh_process
 
 from fastsock import Endpoint, Server
@@ -128,3 +130,63 @@ def test_two_servers_share_a_port_only_if_both_set_reuse_port() -> None:
                 assert_serves(first.endpoint)
         with pytest.raises(OSError, match="bind"):
             Server(first.endpoint).start()
+
+
+def test_workers_share_their_port_with_no_second_server() -> None:
+    """Several workers need SO_REUSEPORT; a server that was not told to share is refused."""
+    with Server(ANY_PORT, workers=3) as first:
+        for workers in (1, 3):
+            with pytest.raises(OSError, match=r"bind .*another socket is bound to it") as caught:
+                Server(first.endpoint, workers=workers).start()
+            assert caught.value.errno == errno.EADDRINUSE
+        with ExitStack() as stack:
+            for _ in range(60):
+                sock = stack.enter_context(connect(first.endpoint))
+                sock.sendall(b"?")
+                assert sock.recv(1) == b"?"
+            assert min(first.stats().accepted_per_worker) > 0
+
+
+def test_servers_that_start_together_do_not_share() -> None:
+    """Two servers with several workers never both start on one port, however their calls meet."""
+    for _ in range(50):
+        with taken_port() as port:
+            pass
+        # No other test binds to this address.
+        servers = [Server(("127.76.0.2", port), workers=2) for _ in range(2)]
+        barrier = threading.Barrier(len(servers))
+
+        def start(server: Server, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait(20)
+            try:
+                server.start()
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(servers)) as pool:
+            started = list(pool.map(start, servers))
+        for server in servers:
+            server.stop()
+        assert sum(started) == 1
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_a_port_is_picked_that_no_socket_shares(scheme: str) -> None:
+    """With reuse_port, port 0 is not the port of another socket that allows sharing."""
+    kind = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
+    with ExitStack() as stack:
+        taken = set()
+        for _ in range(600):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            sock.bind(("127.0.0.1", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if scheme == "tcp":
+                sock.listen()
+            taken.add(sock.getsockname()[1])
+        for _ in range(200):
+            with Server(f"{scheme}://127.0.0.1:0", reuse_port=True) as server:
+                assert server.endpoint.port not in taken
+                with Server(server.endpoint, reuse_port=True) as second:
+                    assert second.endpoint == server.endpoint

@@ -81,8 +81,13 @@ def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
     if endpoint.is_stream:
         make = partial(Listener, backlog=options.backlog, nodelay=options.nodelay)
         workers = options.workers
+    # The kernel spreads new connections over the sockets that share a port by SO_REUSEPORT. It lets
+    # every socket of this user join that asks for it, before or after. Therefore the first socket
+    # of several workers binds and listens without it: that fails while another socket has the port.
+    # Port 0 is picked without it too: with it the kernel may pick the port of a socket that has it.
+    shared = options.reuse_port or workers > 1
     port = address.port
-    for _ in range(workers):
+    for number in range(workers):
         sock = make(
             address.family,
             address.host,
@@ -90,13 +95,14 @@ def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
             address.scope_id,
             str(endpoint),
             dual_stack=options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack,
-            # The kernel spreads new connections over the sockets that share a port this way.
-            reuse_port=options.reuse_port or workers > 1,
+            reuse_port=number > 0 or (options.reuse_port and port != 0),
             rcvbuf=options.rcvbuf,
             sndbuf=options.sndbuf,
         )
-        port = sock.port
         binding.sockets.append(sock)
+        port = sock.port
+        if shared:
+            sock.share_port()
     return endpoint.with_port(port)
 
 

@@ -64,6 +64,9 @@ class ServerOptions:
         False,
         Flag(),
         help="Let other sockets of this user bind the same port, SO_REUSEPORT.",
+        more="Every one of them must ask for it. Without it a second server finds the port in use. "
+        "With several workers the kernel cannot refuse a program of the same user that asks for "
+        "SO_REUSEPORT itself: that program then takes a part of the connections.",
     )
     dual_stack: bool = option(
         False,

@@ -38,6 +38,13 @@ cdef class BoundSocket:
         if fd >= 0:
             posix.close(fd)
 
+    def share_port(self) -> None:
+        """Let further sockets of this user bind the same port, SO_REUSEPORT.
+
+        A socket that is bound only shares its port with those that ask for it, from now on.
+        """
+        self._set("SO_REUSEPORT", posix.SOL_SOCKET, posix.SO_REUSEPORT, 1)
+
     cdef int detach(self):
         """Give the descriptor to the caller, which closes it."""
         cdef int fd = self.fd
@@ -53,7 +60,7 @@ cdef class BoundSocket:
     cdef int _set_options(self, bint reuse_port, bint dual_stack, int rcvbuf,
                           int sndbuf) except -1:
         if reuse_port:
-            self._set("SO_REUSEPORT", posix.SOL_SOCKET, posix.SO_REUSEPORT, 1)
+            self.share_port()
         if self.family == posix.AF_INET6:
             # Set either way: the default is a sysctl, net.ipv6.bindv6only (ipv6(7)).
             self._set("IPV6_V6ONLY", posix.IPPROTO_IPV6, posix.IPV6_V6ONLY, not dual_stack)
