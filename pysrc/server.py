@@ -87,6 +87,7 @@ class Server:
         self._counters = Counters()
         self._control: Control | None = None
         self._thread: threading.Thread | None = None
+        self._file: SocketFile | None = None
         self._stopped = False
         self._ended = False
         # A stop() during start() waits for it. Reentrant: a signal handler may call stop() while
@@ -113,10 +114,10 @@ class Server:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            listener, file = self._open()
+            listener, self._file = self._open()
             control = Control()
             thread = threading.Thread(
-                target=self._run, args=(listener, file, control), name="fastsock.pure", daemon=True
+                target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
             )
             if isinstance(listener, InheritedListener):
                 listener.control = control
@@ -126,9 +127,8 @@ class Server:
                 thread.start()
             except BaseException:
                 control.close()
+                self._remove_file()
                 listener.close()
-                if file:
-                    file.remove()
                 raise
             self._control, self._thread = control, thread
 
@@ -137,14 +137,18 @@ class Server:
             return duplicate(self._fds[0]), None
         return open_socket(self._endpoint, self._backlog, self._unix_mode)
 
-    def _run(self, listener: socket.socket, file: SocketFile | None, control: Control) -> None:
+    def _remove_file(self) -> None:
+        with self._lock:  # the file is gone when this returns, whichever thread removes it
+            if self._file:
+                self._file.remove()
+
+    def _run(self, listener: socket.socket, control: Control) -> None:
         try:
             with listener:
                 run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
                 run(listener, control, self._counters, self._buffer_size)
         finally:
-            if file:
-                file.remove()
+            self._remove_file()  # after a crash of the engine
             self._counters.shut_down()  # after a crash of the engine, clients must not wait
             with self._lock:
                 self._ended = True
@@ -164,6 +168,7 @@ class Server:
             control, thread = self._control, self._thread
         if control is None or thread is None:
             return
+        self._remove_file()  # first: no client should find a path that refuses
         if seconds:
             control.advance(Phase.DRAINING)
             thread.join(seconds)
@@ -193,6 +198,7 @@ class Server:
 
     def _wait_and_drain(self, waker: Waker) -> None:
         wait_for_end(waker, None)
+        self._remove_file()  # as in stop()
         if self._control and self._drain_timeout and not self._ended:
             self._control.advance(Phase.DRAINING)
             wait_for_end(waker, self._drain_timeout)

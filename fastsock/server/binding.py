@@ -34,11 +34,11 @@ class Binding:
         self.files: list[SocketFile] = []
 
     def undo(self) -> None:
-        """Close every socket and remove every file."""
+        """Remove every file and close every socket."""
+        while self.files:
+            self.files.pop().remove()  # while its socket is bound
         for sock in self.sockets:
             sock.close()  # not when the last reference goes, which an exception may hold for long
-        while self.files:
-            self.files.pop().remove()
 
 
 def bind(endpoints: Iterable[Endpoint], fds: Iterable[int], options: ServerOptions) -> Binding:

@@ -232,8 +232,8 @@ class Server:
         await asyncio.to_thread(self.stop)
 
     def _remove_files(self) -> None:
-        while self._files:
-            self._files.pop().remove()
+        for file in self._files:
+            file.remove()
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):
@@ -283,6 +283,12 @@ class Server:
         signals = set() if signal_fd is None else {signal_fd}
         failed = 0
         while running:
+            # As in stop(), which may be running in another thread and then has the lock.
+            if self._stop_at != _NEVER and self._lock.acquire(blocking=False):
+                try:
+                    self._remove_files()
+                finally:
+                    self._lock.release()
             for fd in _wait_any(running | signals | by_notice.keys()):
                 if fd in running:
                     running.discard(fd)

@@ -55,8 +55,13 @@ class SocketFile:
         self._finalizer = weakref.finalize(self, _remove, path, descriptor, os.getpid())
 
     def remove(self) -> None:
-        """Remove the file, once; another file in its place is left alone."""
-        self._finalizer()
+        """Remove the file, once; another file in its place is left alone.
+
+        Call it while the socket is bound: then it works without the lock, which needs a descriptor.
+        """
+        if found := self._finalizer.detach():
+            _, _, arguments, _ = found
+            _remove(*arguments, bound=True)
 
     def forget_after_fork(self) -> None:
         """In a forked child: leave the file to the parent."""
@@ -89,9 +94,9 @@ def bind_unix(
             with _step("chmod", endpoint):
                 return bound, SocketFile(path, mode)
         except BaseException:
-            bound.close()
             with suppress(OSError):
                 Path(path).unlink()
+            bound.close()
             raise
 
 
@@ -147,16 +152,30 @@ def _widen(descriptor: int, mode: int) -> None:
         Path(f"/proc/self/fd/{descriptor}").chmod(mode)
 
 
-def _remove(path: str, descriptor: int, owner: int) -> None:
+def _remove(path: str, descriptor: int, owner: int, *, bound: bool = False) -> None:
+    """Remove the file if it is ours; with `bound`, when the lock cannot be had too.
+
+    At the limit of descriptors, or on a full disk, the lock's file cannot be made. The lock protects
+    the file of another server that has found ours stale. No server does while our socket is bound.
+    """
     try:
         if os.getpid() == owner:
             # Gone already, or out of reach: then the file stays, stale, and the next server
             # replaces it.
-            with suppress(OSError), _lock(path, path):
-                if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                    Path(path).unlink()
+            with suppress(OSError):
+                try:
+                    with _lock(path, path):
+                        _unlink(path, descriptor)
+                except OSError:
+                    if bound:
+                        _unlink(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unlink(path: str, descriptor: int) -> None:
+    if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+        Path(path).unlink()
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""The file of a Unix socket when something is missing: descriptors, space, /proc, its lock."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from clients import connect, echo_exactly, finish_exactly, wait_until
+from implementations import IMPLEMENTATIONS, in_fresh_process
+
+from fastsock import Endpoint
+from fastsock.server import unix_file
+from fastsock.server.signals import STOP_SIGNALS
+
+LONG = 30.0  # seconds; only something that hangs takes so long
+ENGINES = list(IMPLEMENTATIONS)
+KINDS = ["unix", "unixgram"]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory with a short name; at the end it is empty."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        assert list(Path(name).iterdir()) == []
+
+
+@contextmanager
+def no_descriptor_left(pid: int = 0) -> Iterator[None]:
+    """That process can open no more descriptors meanwhile."""
+    if pid:
+        used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        free = next(number for number in count() if number not in used)
+    else:
+        free = os.dup(0)  # the lowest that is free, dup(2)
+        os.close(free)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        if not pid:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+# --- at the limit of descriptors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_stop_at_the_limit_removes_the_file(folder: Path, name: str, kind: str) -> None:
+    """stop() needs no descriptor that the limit refuses."""
+    in_fresh_process(stop_at_the_limit, name, f"{kind}://{folder}/s")
+
+
+def stop_at_the_limit(name: str, url: str) -> None:
+    with IMPLEMENTATIONS[name].server(url) as server, no_descriptor_left():
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        server.stop(0.5)
+        assert not os.path.lexists(server.endpoint.path)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("package", ["fastsock", "fastsock.pure"])
+def test_a_signal_at_the_limit_removes_the_file(
+    folder: Path, package: str, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", package, "serve", f"unix://{folder}/s"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "listening" in process.stderr.readline()
+            with no_descriptor_left(process.pid):
+                process.send_signal(number)
+                _, log = process.communicate(timeout=LONG)
+        finally:
+            process.kill()
+    ended = 130 if number == signal.SIGINT and package == "fastsock" else 0
+    assert process.returncode == ended, log
+
+
+@pytest.mark.parametrize("package", ["fastsock", "fastsock.pure"])
+def test_the_file_is_removed_before_the_drain(folder: Path, package: str) -> None:
+    """After a signal no new client finds a path that refuses, while the others are served."""
+    path = folder / "s"
+    command = [sys.executable, "-m", package, "serve", f"unix://{path}", "--drain-timeout", "20"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "listening" in process.stderr.readline()
+            with connect(Endpoint("unix", path=str(path))) as sock:
+                echo_exactly(sock, b"before")
+                process.terminate()
+                wait_until(lambda: not path.exists())
+                finish_exactly(sock, b"after")
+            assert process.wait(LONG) == 0
+        finally:
+            process.kill()
+
+
+# --- without the lock ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_stop_while_the_lock_is_held(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock whose holder was suspended does not keep the file."""
+    monkeypatch.setattr(unix_file, "_LOCK_TIMEOUT", 0.01)
+    path = folder / "s"
+    with (
+        IMPLEMENTATIONS[name].server(f"unix://{path}") as server,
+        unix_file._lock(str(path), "here"),
+    ):
+        server.stop()
+        assert not path.exists()
+
+
+def test_another_file_is_left_alone_without_the_lock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_file, "_LOCK_TIMEOUT", 0.01)
+    path = folder / "s"
+    with IMPLEMENTATIONS[ENGINES[0]].server(f"unix://{path}") as server:
+        path.unlink()
+        path.touch()
+        with unix_file._lock(str(path), "here"):
+            server.stop()
+    path.unlink()
