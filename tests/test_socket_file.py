@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,8 @@ from fastsock import Endpoint
 from fastsock.server import unix_file
 from fastsock.server.signals import STOP_SIGNALS
 
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000  # <sched.h>, <sys/mount.h>
+NOBODY = 65534
 LONG = 30.0  # seconds; only something that hangs takes so long
 ENGINES = list(IMPLEMENTATIONS)
 KINDS = ["unix", "unixgram"]
@@ -137,3 +142,48 @@ def test_another_file_is_left_alone_without_the_lock(
         with unix_file._lock(str(path), "here"):
             server.stop()
     path.unlink()
+
+
+# --- without /proc ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to hide /proc")
+@pytest.mark.parametrize("way", ["descriptor", "path"])
+@pytest.mark.parametrize("name", [ENGINES[0], ENGINES[-1]])
+def test_the_rights_without_proc(folder: Path, name: str, way: str) -> None:
+    """The rights are exact also where no /proc is mounted, and where fchmodat2() is missing too."""
+    in_fresh_process(serve_without_proc, name, str(folder / "s"), way)
+
+
+def serve_without_proc(name: str, path: str, way: str) -> None:
+    hide_proc()
+    if way == "path":
+
+        def missing(*arguments: object) -> None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        unix_file._call_libc = missing
+    os.umask(0o177)
+    with IMPLEMENTATIONS[name].server(f"unix://{path}", unix_mode=0o666):
+        assert stat.S_IMODE(os.lstat(path).st_mode) == 0o666
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to hide /proc")
+def test_a_file_is_given_away_without_proc(folder: Path) -> None:
+    in_fresh_process(give_away_without_proc, str(folder / "s"))
+
+
+def give_away_without_proc(path: str) -> None:
+    hide_proc()
+    with IMPLEMENTATIONS[ENGINES[0]].server(f"unix://{path}"):
+        unix_file.give_away(path, NOBODY, NOBODY)
+        assert os.lstat(path).st_uid == os.lstat(path).st_gid == NOBODY
+
+
+def hide_proc() -> None:
+    """Mount an empty file system over /proc, for this process alone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
+        sys.exit(os.strerror(ctypes.get_errno()))
+    assert libc.mount(b"none", b"/proc", b"tmpfs", 0, None) == 0
+    assert not Path("/proc/self").exists()

@@ -27,6 +27,9 @@ from fastsock.endpoint import Endpoint
 _LOCK_TIMEOUT = 1.0  # seconds; a holder needs well under a millisecond
 _LOCK_INTERVAL = 0.001  # seconds
 
+_FCHMODAT2 = 452  # its number, the same on every architecture that Python is built for but Alpha
+_AT_EMPTY_PATH = 0x1000  # <linux/fcntl.h>: the descriptor itself is meant
+
 
 class _Closable(Protocol):
     def close(self) -> None: ...
@@ -47,7 +50,7 @@ class SocketFile:
         # file with the same number is the same file. O_PATH needs no rights and opens any kind.
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _widen(descriptor, mode)
+            _widen(descriptor, path, mode)
         except BaseException:
             os.close(descriptor)
             raise
@@ -113,7 +116,8 @@ def give_away(path: str, uid: int, gid: int) -> None:
         found = os.fstat(descriptor)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
             raise OSError(errno.EADDRINUSE, f"chown {path}: it is not the socket that was bound")
-        os.chown(f"/proc/self/fd/{descriptor}", uid, gid)  # as in _widen()
+        # fchown() refuses an O_PATH descriptor (open(2)), and a path may name another file by now.
+        _call_libc("fchownat", descriptor, b"", uid, gid, _AT_EMPTY_PATH)
     finally:
         os.close(descriptor)
 
@@ -145,18 +149,38 @@ def _try_to_connect(path: str) -> int:
         return probe.connect_ex(path)
 
 
-def _widen(descriptor: int, mode: int) -> None:
-    """Add the rights that the umask removed."""
-    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-        # fchmod() refuses an O_PATH descriptor (open(2)), and a path may name another file by now.
+def _widen(descriptor: int, path: str, mode: int) -> None:
+    """Add the rights that the umask removed. The lock is held."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) == mode:
+        return
+    # fchmod() refuses an O_PATH descriptor (open(2)), and a path may name another file by now.
+    with suppress(OSError):
         Path(f"/proc/self/fd/{descriptor}").chmod(mode)
+        return
+    # Without /proc, as in a chroot: fchmodat2(2), since Linux 6.6.
+    with suppress(OSError, ImportError):
+        _call_libc("syscall", _FCHMODAT2, descriptor, b"", mode, _AT_EMPTY_PATH)
+        return
+    if not os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+        raise OSError(errno.EADDRINUSE, "it was replaced by another file")
+    Path(path).chmod(mode)
+
+
+def _call_libc(function: str, *arguments: int | bytes) -> None:
+    import ctypes  # not at the top: few servers need it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _remove(path: str, descriptor: int, owner: int, *, bound: bool = False) -> None:
     """Remove the file if it is ours; with `bound`, when the lock cannot be had too.
 
-    At the limit of descriptors, or on a full disk, the lock's file cannot be made. The lock protects
-    the file of another server that has found ours stale. No server does while our socket is bound.
+    At the limit of descriptors, or on a full disk, the lock's file cannot be made. The lock
+    protects the file of another server that has found ours stale, and ours is not stale while its
+    socket is bound.
     """
     try:
         if os.getpid() == owner:
