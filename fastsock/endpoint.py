@@ -4,7 +4,9 @@
     tcp://[::1]:0               tcp://[fe80::1%eth0]:7      unix://@abstract
     tcp://[::]:7007?dual_stack=1                            unixgram:///run/echo.dgram
 
-Nothing is percent-decoded: an address reads as it is bound.
+Nothing is percent-decoded, so that an address reads as it is bound, but for the "%25" of RFC 6874
+before an interface: [fe80::1%25eth0] is [fe80::1%eth0]. An IPv4-mapped address, [::ffff:127.0.0.1],
+is printed so and resolved to the IPv4 address: Linux takes it only on sockets that take IPv4.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ _INTERFACE = re.compile("[A-Za-z0-9._~-]{1,15}")
 # Not IGNORECASE: the Kelvin sign would match "k", and lower() makes it a "k".
 _LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NUMBER_LABEL = re.compile("[0-9]+|0[xX][0-9A-Fa-f]*")
+_MAPPED = "::ffff:"  # before the dotted quad of an IPv4-mapped address (RFC 4291 2.5.5.2)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -179,7 +182,7 @@ class Endpoint:
             return SocketAddress(int(socket.AF_UNIX), path=self.path)
         if ":" in self.host:
             address, _, scope = self.host.partition("%")
-            return SocketAddress(int(socket.AF_INET6), address, self.port, self._scope_id(scope))
+            return _ipv6_address(address, self.port, self._scope_id(scope))
         if _is_dotted_quad(self.host):
             return SocketAddress(int(socket.AF_INET), self.host, self.port)
         return self._look_up()
@@ -208,9 +211,19 @@ class Endpoint:
             reason = error.strerror or str(error)
             raise type(error)(error.errno, f"resolve {self}: {reason}") from None
         family, _, _, _, address = found[0]
-        scope_id = address[3] if len(address) == 4 else 0
         host = str(address[0]).partition("%")[0]
-        return SocketAddress(int(family), host, self.port, scope_id)
+        if len(address) == 4:
+            return _ipv6_address(host, self.port, address[3])
+        return SocketAddress(int(family), host, self.port)
+
+
+def _ipv6_address(host: str, port: int, scope_id: int) -> SocketAddress:
+    import socket
+
+    # A socket of AF_INET6 cannot be bound to it with IPV6_V6ONLY (EINVAL), and without is IPv4.
+    if mapped := _mapped_ipv4(host):
+        return SocketAddress(int(socket.AF_INET), mapped, port)
+    return SocketAddress(int(socket.AF_INET6), host, port, scope_id)
 
 
 def _from_url(url: str) -> Endpoint:
@@ -294,6 +307,11 @@ def _check_inet(endpoint: Endpoint) -> None:
         # A name may resolve to IPv4, and then the option would be ignored silently.
         host = _quote(endpoint.host)
         raise ValueError(f"dual_stack needs an IPv6 host such as [::], not {host}")
+    if endpoint.dual_stack is False and (mapped := _mapped_ipv4(endpoint.host)):
+        raise ValueError(
+            f"dual_stack=0 leaves out IPv4, which {_quote(endpoint.host)} is; "
+            f"write {endpoint.scheme}://{mapped}:{endpoint.port}"
+        )
 
 
 def _check_unix(endpoint: Endpoint) -> None:
@@ -353,10 +371,12 @@ def _canonical_ipv6(host: str) -> str:
         raise ValueError(
             f"host {_quote(host)} is link-local and needs its interface, as in fe80::1%eth0"
         )
-    mapped = address.ipv4_mapped
-    # RFC 5952 5; before Python 3.13, str() writes a mapped address in hexadecimal.
-    canonical = f"::ffff:{mapped}" if mapped else str(address)
-    return f"{canonical}%{scope}" if scope else canonical
+    if mapped := address.ipv4_mapped:
+        if scope:
+            raise ValueError(f"host {_quote(host)} is IPv4, which has no interface in its address")
+        # RFC 5952 5; before Python 3.13, str() writes a mapped address in hexadecimal.
+        return f"{_MAPPED}{mapped}"
+    return f"{address}%{scope}" if scope else str(address)
 
 
 def _canonical_scope(scope: str) -> str:
@@ -364,9 +384,22 @@ def _canonical_scope(scope: str) -> str:
         if len(scope) > len(str(_MAX_SCOPE_ID)) or int(scope) > _MAX_SCOPE_ID:
             raise ValueError(f"scope {_quote(scope)} is not in 0 to {_MAX_SCOPE_ID}")
         return str(int(scope)) if int(scope) else ""
+    # RFC 6874 writes "%" in a URL as "%25". Before digits it stays, the index of an interface.
+    scope = scope.removeprefix("25")
+    if scope.startswith("25"):
+        raise ValueError(
+            f"scope {_quote(scope)} begins with 25, which RFC 6874 reads as '%'; "
+            "write the number of the interface (ip link)"
+        )
     if not _INTERFACE.fullmatch(scope):
         raise ValueError(f"scope {_quote(scope)} is not an interface name or number, as in %eth0")
     return scope
+
+
+def _mapped_ipv4(host: str) -> str:
+    """The IPv4 address in an IPv4-mapped one; "" if it is none. `host` is in canonical form."""
+    rest = host.removeprefix(_MAPPED)
+    return rest if rest != host and _is_dotted_quad(rest) else ""
 
 
 def _is_dotted_quad(host: str) -> bool:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clients import assert_serves, connect, refuses, wait_until
 from implementations import ANY_PORT, in_fresh_process
 
-from fastsock import Endpoint, Server
+import fastsock
+from fastsock import Endpoint, Server, pure
 
 NOBODY = 65534  # the user id of nobody
 
@@ -119,6 +121,25 @@ def test_dual_stack(url: str, option: bool, both: bool) -> None:
         assert refuses(Endpoint("tcp", "127.0.0.1", port)) != both
         if both:
             assert_serves(Endpoint("tcp", "127.0.0.1", port))
+
+
+@pytest.mark.parametrize("package", [fastsock, pure], ids=["native", "pure"])
+@pytest.mark.parametrize("query", ["", "?dual_stack=1"])
+def test_a_mapped_address(package: Any, query: str) -> None:
+    """An IPv4-mapped address serves IPv4 at that address, by tcp and by udp."""
+    with package.Server(f"tcp://[::ffff:127.0.0.1]:0{query}") as server:
+        assert_serves(Endpoint("tcp", "127.0.0.1", server.endpoint.port))
+        assert_serves(server.endpoint)
+        assert refuses(Endpoint("tcp", "::1", server.endpoint.port))
+    with (
+        package.Server(f"udp://[::ffff:127.0.0.1]:0{query}") as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.settimeout(20)
+        sock.sendto(b"hello", ("127.0.0.1", server.endpoint.port))
+        assert sock.recvfrom(9) == (b"hello", ("127.0.0.1", server.endpoint.port))
+        report = fastsock.load(server.endpoint, connections=1, messages=10)
+        assert report.valid, report.reasons
 
 
 def test_two_servers_share_a_port_only_if_both_set_reuse_port() -> None:

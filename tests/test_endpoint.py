@@ -51,6 +51,10 @@ CANONICAL = [
     ("tcp://[fe80::1%02]:80", "tcp://[fe80::1%2]:80"),
     ("tcp://[::1%0]:80", "tcp://[::1]:80"),
     ("tcp://[::ffff:7f00:1]:80", "tcp://[::ffff:127.0.0.1]:80"),
+    ("tcp://[::FFFF:127.0.0.1]:80?dual_stack=1", "tcp://[::ffff:127.0.0.1]:80?dual_stack=1"),
+    ("tcp://[fe80::1%25eth0]:80", "tcp://[fe80::1%eth0]:80"),  # RFC 6874
+    ("tcp://[fe80::1%25]:80", "tcp://[fe80::1%25]:80"),
+    ("tcp://[fe80::1%253]:80", "tcp://[fe80::1%253]:80"),
 ]
 
 TUPLES = [
@@ -101,6 +105,10 @@ BAD_VALUES = [
     ("tcp://[fe80::1%a b]:80", "scope 'a b' is not an interface"),
     ("tcp://[fe80::1%abcdefghijklmnop]:80", "is not an interface"),
     ("tcp://[fe80::1%4294967296]:80", "scope '4294967296' is not in"),
+    ("tcp://[fe80::1%2525eth0]:80", "scope '25eth0' begins with 25"),
+    ("tcp://[fe80::1%25a b]:80", "scope 'a b' is not an interface"),
+    ("tcp://[::ffff:127.0.0.1%lo]:80", "has no interface in its address"),
+    ("tcp://[::ffff:127.0.0.1]:80?dual_stack=0", "write tcp://127.0.0.1:80"),
     ("tcp://1:80", "host '1' is not a dotted quad like 127.0.0.1"),
     ("tcp://127.1:80", "is not a dotted quad"),
     ("tcp://0x7f.1:80", "is not a dotted quad"),
@@ -347,6 +355,9 @@ def test_importing_is_cheap() -> None:
         ("tcp://127.0.0.1:80", SocketAddress(socket.AF_INET, "127.0.0.1", 80)),
         ("udp://[::1]:80", SocketAddress(socket.AF_INET6, "::1", 80)),
         ("tcp://[fe80::1%7]:80", SocketAddress(socket.AF_INET6, "fe80::1", 80, 7)),
+        ("tcp://[::ffff:127.0.0.1]:80", SocketAddress(socket.AF_INET, "127.0.0.1", 80)),
+        ("udp://[::ffff:0:0]:80?dual_stack=1", SocketAddress(socket.AF_INET, "0.0.0.0", 80)),
+        ("tcp://[::ffff:0:0:1]:80", SocketAddress(socket.AF_INET6, "::ffff:0:0:1", 80)),
         ("unix:///run/x", SocketAddress(socket.AF_UNIX, path="/run/x")),
         ("unixgram://@x", SocketAddress(socket.AF_UNIX, path="@x")),
     ],
@@ -371,6 +382,14 @@ def test_resolve_takes_the_first_answer(monkeypatch: pytest.MonkeyPatch, scheme:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     expected = SocketAddress(socket.AF_INET6, "fe80::1", 80, 2)
     assert Endpoint(scheme, "echo.test", 80).resolve() == expected
+
+
+def test_resolve_of_a_name_to_a_mapped_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is IPv4, whether it was written or found."""
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::ffff:192.0.2.1", 80, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    expected = SocketAddress(socket.AF_INET, "192.0.2.1", 80)
+    assert Endpoint("tcp", "echo.test", 80).resolve() == expected
 
 
 def test_resolve_of_localhost_is_loopback() -> None:
@@ -418,9 +437,10 @@ NAMES = st.builds(
 SCOPES = st.integers(1, 2**32 - 1).map(str) | st.sampled_from(["eth0", "lo", "wg-1.2_~", "0x1"])
 IPV6 = st.builds(
     lambda address, scope: f"{address}%{scope}" if scope else str(address),
-    st.ip_addresses(v=6),
+    st.ip_addresses(v=6).filter(lambda address: not address.ipv4_mapped),
     st.none() | SCOPES,
 ).filter(lambda host: "%" in host or not ipaddress.ip_address(host).is_link_local)
+MAPPED = st.ip_addresses(v=4).map("::ffff:{}".format)
 INET_SCHEMES = st.sampled_from(["tcp", "udp"])
 PORTS = st.integers(0, 65535)
 PATH_TEXT = st.text(
@@ -429,6 +449,7 @@ PATH_TEXT = st.text(
 ENDPOINTS = st.one_of(
     st.builds(Endpoint, INET_SCHEMES, NAMES | st.ip_addresses(v=4).map(str), PORTS),
     st.builds(Endpoint, INET_SCHEMES, IPV6, PORTS, dual_stack=st.none() | st.booleans()),
+    st.builds(Endpoint, INET_SCHEMES, MAPPED, PORTS, dual_stack=st.sampled_from([None, True])),
     st.builds(
         lambda scheme, start, text: Endpoint(scheme, path=start + text),
         st.sampled_from(["unix", "unixgram"]),
