@@ -15,17 +15,12 @@ from typing import Any
 
 from ..endpoint import Endpoint, SocketAddress
 from ..server import inherited
+from ..server.hints import hinted
 from ..server.unix_file import SocketFile, bind_unix
 from . import datagrams
 from .control import Control, Phase
 
 SO_PASSRIGHTS = 83  # since Linux 6.16; Python has no name for it yet
-
-HINTS = {
-    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
-    errno.EADDRINUSE: "another socket is bound to it",
-    errno.EADDRNOTAVAIL: "not an address of this machine",
-}
 
 
 def open_socket(
@@ -36,7 +31,8 @@ def open_socket(
     At most `backlog` connections wait for accept(), or net.core.somaxconn if that is less.
     """
     make = partial(make_bound, endpoint, endpoint.resolve(), backlog, unix_mode)
-    return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
+    with hinted(endpoint):
+        return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
 
 
 def make_bound(
@@ -126,10 +122,9 @@ def set_options(sock: socket.socket, endpoint: Endpoint) -> None:
 
 @contextmanager
 def step(name: str, endpoint: Endpoint) -> Iterator[None]:
-    """Name the step, the endpoint and a remedy in an OSError."""
+    """Name the step and the endpoint in an OSError."""
     try:
         yield
     except OSError as error:
         number = error.errno or errno.EIO
-        hint = f" ({HINTS[number]})" if name == "bind" and number in HINTS else ""
-        raise OSError(number, f"{name} {endpoint}: {os.strerror(number)}{hint}") from None
+        raise OSError(number, f"{name} {endpoint}: {os.strerror(number)}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from implementations import ANY_PORT, in_fresh_process
 
 import fastsock
 from fastsock import Endpoint, Server, pure
+from fastsock.server.hints import hinted
 
 NOBODY = 65534  # the user id of nobody
 
@@ -45,6 +47,46 @@ def test_address_of_another_machine() -> None:
     with pytest.raises(OSError, match=r"bind tcp://192\.0\.2\.1:0: .*not an address of") as caught:
         Server("tcp://192.0.2.1:0").start()
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("package", [fastsock, pure], ids=["native", "pure"])
+@pytest.mark.parametrize(
+    ("url", "number", "text"),
+    [
+        ("tcp://[2001:db8::1]:0", errno.EADDRNOTAVAIL, "`ip address` lists those"),
+        ("udp://192.0.2.1:0", errno.EADDRNOTAVAIL, "`ip address` lists those"),
+        ("tcp://[fe80::1%4294967295]:0", errno.ENODEV, "`ip link` lists them"),
+        ("udp://[fe80::1%4294967295]:0", errno.ENODEV, "`ip link` lists them"),
+        ("unix:///none-such/s", errno.ENOENT, "make its directory first"),
+        ("unixgram:///etc/passwd/s", errno.ENOTDIR, "is not a directory"),
+    ],
+)
+def test_a_hint_says_what_to_do(package: Any, url: str, number: int, text: str) -> None:
+    with pytest.raises(OSError, match=f"^.*bind {re.escape(url)}: .*{text}.*\\)$") as caught:
+        package.Server(url).start()
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("package", [fastsock, pure], ids=["native", "pure"])
+def test_a_link_local_address_by_name(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server knows no interfaces, so the kernel refuses the address it gives (EINVAL)."""
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("fe80::1", 0, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    text = r"bind tcp://echo\.test:0: Invalid argument \(.*interface, as in \[fe80::1%eth0\]\)$"
+    with pytest.raises(OSError, match=text):
+        package.Server("tcp://echo.test:0").start()
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "udp://[::]:9", "unix:///s", "unixgram://@s"])
+@pytest.mark.parametrize("step", ["socket", "setsockopt SO_RCVBUF", "bind", "listen", "fchmod"])
+def test_every_error_of_a_step_has_one_hint(url: str, step: str) -> None:
+    endpoint = Endpoint.parse(url)
+    for number in errno.errorcode:
+        text = f"{step} {url}: {os.strerror(number)}"
+        with pytest.raises(OSError) as caught, hinted(endpoint), hinted(endpoint):
+            raise OSError(number, text)
+        assert caught.value.errno == number
+        assert re.fullmatch(re.escape(text) + r" \([^\n]{8,}\)", caught.value.strerror or "")
 
 
 def test_host_that_does_not_exist() -> None:

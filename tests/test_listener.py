@@ -166,8 +166,7 @@ def test_listener_is_closed_with_its_last_reference() -> None:
         (
             {"host": "192.0.2.1"},
             errno.EADDRNOTAVAIL,
-            "bind tcp://192.0.2.1:0: Cannot assign requested address "
-            "(not an address of this machine)",
+            "bind tcp://192.0.2.1:0: Cannot assign requested address",
         ),
         (
             {"family": 9999},
@@ -185,22 +184,19 @@ def test_listener_is_closed_with_its_last_reference() -> None:
 def test_failure_names_step_and_endpoint(
     listen: Listen, options: dict[str, Any], error: int, text: str
 ) -> None:
-    """A failed step is an OSError that names the step, the endpoint, the cause and a remedy."""
+    """A failed step is an OSError that says which, where and why."""
     with pytest.raises(OSError) as caught:
         listen(**options)
     assert (caught.value.errno, caught.value.strerror) == (error, text)
 
 
 def test_port_in_use(listen: Listen) -> None:
-    """A port with another listener is refused, and the message names a remedy."""
+    """A port that another socket listens on is refused."""
     port = listen().port
     with pytest.raises(OSError) as caught:
         listen(port)
     assert caught.value.errno == errno.EADDRINUSE
-    assert caught.value.strerror == (
-        f"bind tcp://127.0.0.1:{port}: Address already in use "
-        "(another socket is bound to it; port 0 picks a free one)"
-    )
+    assert caught.value.strerror == (f"bind tcp://127.0.0.1:{port}: Address already in use")
 
 
 def test_port_bound_but_not_listened_on(listen: Listen) -> None:

@@ -113,6 +113,39 @@ def test_the_file_is_removed_before_the_drain(folder: Path, package: str) -> Non
             process.kill()
 
 
+@pytest.mark.parametrize("name", [ENGINES[0], ENGINES[-1]])
+def test_a_start_at_the_limit_leaves_nothing(folder: Path, name: str) -> None:
+    """Whichever descriptor is the one too many, the error says what helps."""
+    in_fresh_process(start_at_the_limit, name, f"unix://{folder}/s")
+
+
+def start_at_the_limit(name: str, url: str) -> None:
+    path = Path(url.removeprefix("unix://"))
+    make_server = IMPLEMENTATIONS[name].server
+    with make_server(url):  # imports what it needs
+        pass
+    spare: list[int] = []
+    for _ in range(3):
+        with no_descriptor_left_but(spare), pytest.raises(OSError) as caught:
+            make_server(url).start()
+        assert "raise the limit of open files, ulimit -n)" in str(caught.value)
+        assert not list(path.parent.iterdir())
+        spare.append(os.open("/dev/null", os.O_RDONLY))
+    for descriptor in spare:
+        os.close(descriptor)
+
+
+@contextmanager
+def no_descriptor_left_but(spare: list[int]) -> Iterator[None]:
+    with no_descriptor_left():
+        for descriptor in spare:
+            os.close(descriptor)
+        try:
+            yield
+        finally:
+            spare[:] = [os.open("/dev/null", os.O_RDONLY) for _ in spare]
+
+
 # --- without the lock ---------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from fastsock._native.server.datagram_socket import (
 from fastsock._native.server.listener import InheritedListener, Listener, UnixListener
 from fastsock.endpoint import Endpoint
 from fastsock.server import inherited
+from fastsock.server.hints import hinted
 from fastsock.server.unix_file import SocketFile, bind_unix
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def _bind_unix(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
     if endpoint.is_stream:
         make = partial(UnixListener, backlog=options.backlog)
     make = partial(make, endpoint.path, str(endpoint), mode=options.unix_mode)
-    sock, file = bind_unix(endpoint, options.unix_mode, make)
+    with hinted(endpoint):
+        sock, file = bind_unix(endpoint, options.unix_mode, make)
     binding.sockets.append(sock)
     if file:
         binding.files.append(file)
@@ -81,6 +83,7 @@ def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
     if endpoint.is_stream:
         make = partial(Listener, backlog=options.backlog, nodelay=options.nodelay)
         workers = options.workers
+    dual_stack = options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
     # The kernel spreads new connections over the sockets that share a port by SO_REUSEPORT. It lets
     # every socket of this user join that asks for it, before or after. Therefore the first socket
     # of several workers binds and listens without it: that fails while another socket has the port.
@@ -88,17 +91,18 @@ def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
     shared = options.reuse_port or workers > 1
     port = address.port
     for number in range(workers):
-        sock = make(
-            address.family,
-            address.host,
-            port,
-            address.scope_id,
-            str(endpoint),
-            dual_stack=options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack,
-            reuse_port=number > 0 or (options.reuse_port and port != 0),
-            rcvbuf=options.rcvbuf,
-            sndbuf=options.sndbuf,
-        )
+        with hinted(endpoint):
+            sock = make(
+                address.family,
+                address.host,
+                port,
+                address.scope_id,
+                str(endpoint),
+                dual_stack=dual_stack,
+                reuse_port=number > 0 or (options.reuse_port and port != 0),
+                rcvbuf=options.rcvbuf,
+                sndbuf=options.sndbuf,
+            )
         binding.sockets.append(sock)
         port = sock.port
         if shared:
@@ -110,12 +114,13 @@ def _inherit(fd: int, options: ServerOptions, binding: Binding) -> Endpoint:
     sock, endpoint = inherited.borrow(fd)
     where, family = str(endpoint), int(sock.family)
     bound: BoundSocket
-    if endpoint.is_stream:
-        # A connection can vanish between poll() and accept(), which then would block.
-        sock.setblocking(False)
-        bound = InheritedListener(sock.detach(), family, where, nodelay=options.nodelay)
-    else:
-        dual_stack = bool(endpoint.dual_stack)
-        bound = InheritedDatagramSocket(sock.detach(), family, where, dual_stack=dual_stack)
+    with hinted(endpoint):
+        if endpoint.is_stream:
+            # A connection can vanish between poll() and accept(), which then would block.
+            sock.setblocking(False)
+            bound = InheritedListener(sock.detach(), family, where, nodelay=options.nodelay)
+        else:
+            dual_stack = bool(endpoint.dual_stack)
+            bound = InheritedDatagramSocket(sock.detach(), family, where, dual_stack=dual_stack)
     binding.sockets.append(bound)
     return endpoint

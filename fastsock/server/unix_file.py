@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fastsock.endpoint import Endpoint
+from fastsock.server.hints import unix_hint
 
 _LOCK_TIMEOUT = 1.0  # seconds; a holder needs well under a millisecond
 _LOCK_INTERVAL = 0.001  # seconds
@@ -209,7 +210,8 @@ def _lock(path: str, where: str) -> Iterator[None]:
     try:
         descriptor = _acquire(name)
     except OSError as error:
-        raise _named("bind", where, error, f"for its lock, {name}") from None
+        helps = unix_hint("open", error.errno or errno.EIO)
+        raise _named("bind", where, error, f"for its lock, {name}; {helps}") from None
     try:
         yield
     finally:

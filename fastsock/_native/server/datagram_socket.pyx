@@ -18,7 +18,7 @@ cdef class DatagramSocket(BoundSocket):
     kernel's defaults.
     """
 
-    def __init__(self, int family, str host, int port, int scope_id, str where, *,
+    def __init__(self, int family, str host, int port, unsigned int scope_id, str where, *,
                  bint reuse_port=False, bint dual_stack=False, int rcvbuf=0, int sndbuf=0):
         self.where = where
         self.family = family

@@ -9,7 +9,7 @@ cdef class BoundSocket:
     cdef int _set_options(self, bint reuse_port, bint dual_stack, int rcvbuf,
                           int sndbuf) except -1
     cdef int _set(self, str name, int level, int option, int value) except -1
-    cdef int _bind(self, str host, int port, int scope_id) except -1
+    cdef int _bind(self, str host, int port, unsigned int scope_id) except -1
     cdef int _bind_unix(self, str path, int mode) except -1
     cdef int _refuse_descriptors(self) except -1
 

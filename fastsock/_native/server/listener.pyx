@@ -3,8 +3,7 @@
 BoundSocket has the steps that a datagram server needs too.
 
 Every return value is checked; a failure is the OSError subclass of its errno, and its text names
-the step and the endpoint: ``bind tcp://127.0.0.1:80: Permission denied (ports below 1024 need
-CAP_NET_BIND_SERVICE)``. Nothing stays open after a failure.
+the step and the endpoint: ``bind tcp://127.0.0.1:80: Permission denied``. Nothing stays open then.
 """
 
 cimport fastsock._native.address as address
@@ -75,12 +74,12 @@ cdef class BoundSocket:
             raise check.os_error(posix.errno, f"setsockopt {name}", self.where)
         return 0
 
-    cdef int _bind(self, str host, int port, int scope_id) except -1:
+    cdef int _bind(self, str host, int port, unsigned int scope_id) except -1:
         cdef posix.sockaddr_storage storage
         cdef posix.socklen_t size = address.fill_address(
             &storage, self.family, host, port, scope_id)
         if posix.bind(self.fd, <posix.sockaddr *>&storage, size) != 0:
-            raise bind_error(posix.errno, "bind", self.family, self.where)
+            raise check.os_error(posix.errno, "bind", self.where)
         return 0
 
     cdef int _bind_unix(self, str path, int mode) except -1:
@@ -113,7 +112,7 @@ cdef class Listener(BoundSocket):
     kernel's autotuning on.
     """
 
-    def __init__(self, int family, str host, int port, int scope_id, str where, *,
+    def __init__(self, int family, str host, int port, unsigned int scope_id, str where, *,
                  int backlog, bint reuse_port=False, bint dual_stack=False, bint nodelay=True,
                  int rcvbuf=0, int sndbuf=0):
         self.where = where
@@ -137,7 +136,7 @@ cdef class Listener(BoundSocket):
     def _listen(self, int backlog):
         if posix.listen(self.fd, backlog) != 0:
             # Two sockets may bind one port with SO_REUSEADDR; only the first may listen.
-            raise bind_error(posix.errno, "listen", self.family, self.where)
+            raise check.os_error(posix.errno, "listen", self.where)
 
 
 cdef class UnixListener(Listener):
@@ -175,19 +174,3 @@ cdef class InheritedListener(Listener):
             self._refuse_descriptors()
         elif nodelay:
             self._set("TCP_NODELAY", posix.IPPROTO_TCP, posix.TCP_NODELAY, 1)
-
-
-cdef object bind_error(int error, str step, int family, str where):
-    return check.os_error(error, step, where, bind_hint(family, error))
-
-
-cdef str bind_hint(int family, int error):
-    if family == posix.AF_UNIX:
-        return "another socket is bound to it" if error == posix.EADDRINUSE else ""
-    if error == posix.EACCES:
-        return "ports below 1024 need CAP_NET_BIND_SERVICE"
-    if error == posix.EADDRINUSE:
-        return "another socket is bound to it; port 0 picks a free one"
-    if error == posix.EADDRNOTAVAIL:
-        return "not an address of this machine"
-    return ""
