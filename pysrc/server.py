@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..endpoint import DEFAULT_ENDPOINT, Endpoint
+from ..server.hints import hinted
 from ..server.inherited import endpoint_of
 from ..server.stats import ServerStats
 from ..server.unix_file import SocketFile
 from . import asyncio_streams, datagrams, selector_loop, serial, threads
 from .control import Control, Phase
 from .counters import Counters
-from .listener import InheritedListener, duplicate, open_socket
+from .listener import InheritedListener, duplicate, open_socket, step
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .waker import Waker
@@ -115,18 +116,22 @@ class Server:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
             listener, self._file = self._open()
-            control = Control()
-            thread = threading.Thread(
-                target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
-            )
-            if isinstance(listener, InheritedListener):
-                listener.control = control
-            if not self._endpoint.is_unix:
-                self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
             try:
-                thread.start()
+                with hinted(self._endpoint), step("socketpair", self._endpoint):
+                    control = Control()
+                thread = threading.Thread(
+                    target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
+                )
+                if isinstance(listener, InheritedListener):
+                    listener.control = control
+                if not self._endpoint.is_unix:
+                    self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
+                try:
+                    thread.start()
+                except BaseException:
+                    control.close()
+                    raise
             except BaseException:
-                control.close()
                 self._remove_file()
                 listener.close()
                 raise

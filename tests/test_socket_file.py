@@ -125,10 +125,11 @@ def start_at_the_limit(name: str, url: str) -> None:
     with make_server(url):  # imports what it needs
         pass
     spare: list[int] = []
-    for _ in range(3):
+    for _ in range(4):
         with no_descriptor_left_but(spare), pytest.raises(OSError) as caught:
             make_server(url).start()
-        assert "raise the limit of open files, ulimit -n)" in str(caught.value)
+        if "eventfd" not in str(caught.value):  # after the bind
+            assert "raise the limit of open files, ulimit -n)" in str(caught.value)
         assert not list(path.parent.iterdir())
         spare.append(os.open("/dev/null", os.O_RDONLY))
     for descriptor in spare:
