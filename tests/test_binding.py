@@ -210,6 +210,36 @@ def test_workers_share_their_port_with_no_second_server() -> None:
             assert min(first.stats().accepted_per_worker) > 0
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("tcp://0.0.0.0:0", "tcp://127.0.0.1:{}"),
+        ("tcp://127.0.0.1:0", "tcp://0.0.0.0:{}"),
+        ("tcp://[::]:0?dual_stack=1", "tcp://127.0.0.1:{}"),
+        ("tcp://127.0.0.1:0", "tcp://[::]:{}?dual_stack=1"),
+    ],
+)
+def test_a_port_is_not_shared_by_another_address(first: str, second: str) -> None:
+    """A wildcard and an address of it are the same port, whichever server has which."""
+    used = pytest.raises(OSError, match="another socket is bound to it")
+    with Server(first, workers=2) as server, used:
+        Server(second.format(server.endpoint.port), workers=2).start()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_restart_with_workers_after_time_wait(workers: int) -> None:
+    """Connections that the server closed first do not keep the port."""
+    with Server(ANY_PORT, workers=workers) as server, ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(10)]
+        for sock in clients:
+            sock.sendall(b"?")
+            assert sock.recv(1) == b"?"
+        server.stop()
+    for again in (1, 3):
+        with Server(server.endpoint, workers=again) as next_one:
+            assert_serves(next_one.endpoint)
+
+
 def test_servers_that_start_together_do_not_share() -> None:
     """Two servers with several workers never both start on one port, however their calls meet."""
     for _ in range(50):
