@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -23,6 +24,12 @@ import fastsock
 
 # Names among a report's user properties, which also come from pytest-xdist's workers.
 FIGURE, RUN = "figure", "run"
+
+# A suite that a shell starts in the background inherits an ignored SIGINT, and one under nohup an
+# ignored SIGHUP. The processes that tests start must not inherit them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 Serve = Callable[..., Any]
 ServeProcess = Callable[..., ServerProcess]
