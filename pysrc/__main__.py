@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from .. import line_writer
 from ..client.report import LoadReport
 from . import ENGINES, Server, load, serve
 
@@ -18,10 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
             return run_server(options)
         return run_load(options)
     except (OSError, ValueError, NotImplementedError) as error:
-        print(f"fastsock.pure: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        line_writer.say(f"fastsock.pure: {getattr(error, 'strerror', None) or error}")
         return 2 if isinstance(error, ValueError | NotImplementedError) else 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        line_writer.flush(0.05)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -52,7 +55,7 @@ def octal(text: str) -> int:
 
 def run_server(options: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
-        print(f"listening on {server.endpoint} ({options.engine})", file=sys.stderr, flush=True)
+        line_writer.say(f"listening on {server.endpoint} ({options.engine})")
 
     serve(
         options.endpoint,

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 
+from .. import line_writer
 from .counters import Counters
 
 log = logging.getLogger("fastsock.pure")
@@ -70,4 +71,9 @@ class Acceptor:
         now = time.monotonic()
         if now >= self._next_log:
             self._next_log = now + LOG_INTERVAL
-            log.warning("accept: %s; trying again every %.0f ms", error.strerror, PAUSE * 1000)
+            # Soon, and not here: a log that is not read would stop this thread.
+            line_writer.log(
+                log,
+                logging.WARNING,
+                f"accept: {error.strerror}; trying again every {PAUSE * 1000:.0f} ms",
+            )

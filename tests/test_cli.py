@@ -109,8 +109,8 @@ def test_load_writes_json_to_stdout(
 def test_a_result_is_not_lost_when_its_file_cannot_be_written(
     server: fastsock.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """When writing fails after the run, the JSON goes to stdout and the exit code is 1."""
-    assert run(["load", str(server.endpoint), "-n", "10", "--json", "/dev/full"]) == 1
+    """When writing fails after the run, the JSON goes to stdout and the exit code is 2."""
+    assert run(["load", str(server.endpoint), "-n", "10", "--json", "/dev/full"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out[out.index("{") :])["messages"] == 10
     assert err == "Error: cannot write /dev/full: No space left on device; the result follows\n"

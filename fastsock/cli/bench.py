@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +12,17 @@ import click
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture
 from fastsock.bench.contenders import Contender
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
-from fastsock.cli.output import check_writable, json_option, write_json
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE, usage_errors
+from fastsock.cli.output import (
+    check_writable,
+    json_option,
+    progress_bar,
+    write_json,
+    write_result,
+)
 from fastsock.cli.parameters import DURATION, SIZE, numbers
 from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
+from fastsock.line_writer import say
 from fastsock.options import check_int
 from fastsock.server import engines
 from fastsock.units import format_duration, format_rate, format_size
@@ -134,17 +140,16 @@ def bench(
     try:
         comparisons = compare_all(servers, cases, method)
     except RuntimeError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}")
         return FAILED
-    if json_path != "-":
-        for name, comparison in comparisons.items():
-            show(name, comparison)
     document = compare.document(comparisons, method)
     code = write_json(document, json_path) if json_path else OK
-    if picture_path:
-        code = draw(document, picture_path) or code
+    drawn = draw(document, picture_path) if picture_path else OK
+    if json_path != "-" and code == OK:  # else JSON is on stdout
+        for name, comparison in comparisons.items():
+            show(name, comparison)
     everything = [result for each in comparisons.values() for result in each.results]
-    return code or (NOT_VALID if any(result.problems for result in everything) else OK)
+    return code or drawn or (NOT_VALID if any(result.problems for result in everything) else OK)
 
 
 def draw(document: dict[str, Any], path: str) -> int:
@@ -152,8 +157,8 @@ def draw(document: dict[str, Any], path: str) -> int:
     try:
         picture.draw_engines(document, path)
     except OSError as error:
-        click.echo(f"Error: cannot write {path}: {error.strerror}", err=True)
-        return FAILED
+        say(f"Error: cannot write {path}: {error.strerror}")
+        return USAGE
     return OK
 
 
@@ -180,7 +185,7 @@ def tell_unusable() -> None:
     for name in engines.NAMES[1:]:  # without "auto"
         why = engines.MISSING.get(name) or engines.doubt(name)
         if why:
-            click.echo(f"without {name}: {why}", err=True)
+            say(f"without {name}: {why}")
 
 
 def check(
@@ -207,29 +212,25 @@ def compare_all(
     """Compare in each case, the cases one after the other, and say beforehand how long it takes."""
     seconds = sum(method.seconds(servers, case) for case in cases)
     turns = sum(method.windows * len(compare.taking_part(servers, case)) for case in cases)
-    click.echo(f"{turns} turns, which take about {format_duration(round(seconds) or 1)}", err=True)
-    with progress_bar(turns) as progress:
+    say(f"{turns} turns, which take about {format_duration(round(seconds) or 1)}")
+    with progress_of(turns) as progress:
         return {
             case.title: compare.compare(servers, case, method, progress=progress) for case in cases
         }
 
 
 @contextmanager
-def progress_bar(turns: int) -> Iterator[compare.Progress]:
-    """A bar on stderr while it lasts, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=turns)
+def progress_of(turns: int) -> Iterator[compare.Progress]:
+    """What draws a bar on stderr, on a terminal only."""
+    with progress_bar("starting", turns) as bar:
+        if bar is None:
+            yield lambda text: None
+            return
         started = 0
 
         def update(text: str) -> None:
             nonlocal started
-            bar.update(task, completed=started, description=text)
+            bar.update(bar.task_ids[0], completed=started, description=text, refresh=True)
             started += 1
 
         yield update
@@ -264,10 +265,12 @@ def show(name: str, comparison: compare.Comparison) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a pipe has no width: write even a long server name on one line
-    console.print(table)
+    with console.capture() as text:
+        console.print(table)
+    write_result(text.get().rstrip("\n"))
     for result in comparison.results:
         for problem in sorted(set(result.problems)):
-            click.echo(f"not valid: {result.name}: {problem}", err=True)
+            say(f"not valid: {result.name}: {problem}")
 
 
 def cells(comparison: compare.Comparison, result: compare.Result) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fastsock.cli.output import json_option, write_json
+from fastsock.cli.output import json_option, write_json, write_result
 from fastsock.host import host_facts
 from fastsock.server import engines
 
@@ -16,8 +16,8 @@ def info(json_path: str | None) -> int:
     facts = {"host": host_facts(), "engines": engines.states()}
     if json_path:
         return write_json(facts, json_path)
+    lines = []
     for title, table in facts.items():
-        click.echo(title)
-        for name, value in table.items():
-            click.echo(f"  {name:10} {value}")
+        lines += [title, *(f"  {name:10} {value}" for name, value in table.items())]
+    write_result("\n".join(lines))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import click
 
 from fastsock.cli.exits import FAILED, INTERRUPTED, NOT_VALID, OK, usage_errors
-from fastsock.cli.output import json_option, write_json
+from fastsock.cli.output import json_option, progress_bar, write_json, write_result
 from fastsock.cli.parameters import options_of
 from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import Latency, LoadReport
+from fastsock.line_writer import say
 from fastsock.options import from_given
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
 
@@ -33,24 +33,26 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
     throughput one way, with a server that runs --service discard or chargen.
     """
     try:
-        with usage_errors(), progress_bar(from_given(LoadOptions, options)) as progress:
+        with usage_errors(), progress_of(from_given(LoadOptions, options)) as progress:
             report = client.load(endpoint, progress=progress, **options)
     except client.LoadInterrupted as interrupted:
-        show(interrupted.report, json_path)
-        return INTERRUPTED
+        return show(interrupted.report, json_path) or INTERRUPTED
     code = show(report, json_path)
+    if code:
+        return code
     if report.failed:
         return FAILED
-    return code if report.valid else NOT_VALID
+    return OK if report.valid else NOT_VALID
 
 
 def show(report: LoadReport, json_path: str | None) -> int:
-    """Print the report, or one line that says why there is none; return an exit code."""
-    if report.messages and json_path != "-":
-        click.echo("\n".join(lines_of(report)))
+    """Write the report, or one line that says why there is none; return an exit code."""
+    code = write_json(report.as_dict(), json_path) if json_path else OK
+    if report.messages and json_path != "-" and code == OK:  # else JSON is on stdout
+        write_result("\n".join(lines_of(report)))
     elif report.reasons:
-        click.echo(f"Error: {report.endpoint}: {'; '.join(report.reasons)}", err=True)
-    return write_json(report.as_dict(), json_path) if json_path else OK
+        say(f"Error: {report.endpoint}: {'; '.join(report.reasons)}")
+    return code
 
 
 def lines_of(report: LoadReport) -> Iterator[str]:
@@ -118,18 +120,17 @@ def latency_line(name: str, latency: Latency) -> str:
 
 
 @contextmanager
-def progress_bar(options: LoadOptions) -> Iterator[Callable[[float], object] | None]:
-    """A bar on stderr while the run lasts, on a terminal only."""
-    if not sys.stderr.isatty() or options.duration is None:
+def progress_of(options: LoadOptions) -> Iterator[Callable[[float], object] | None]:
+    """What draws a bar on stderr while the run lasts, on a terminal only."""
+    if options.duration is None:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=options.duration + options.warmup)
+    with progress_bar("loading", options.duration + options.warmup) as bar:
+        if bar is None:
+            yield None
+            return
 
         def update(seconds: float) -> None:
-            bar.update(task, completed=seconds)
+            bar.update(bar.task_ids[0], completed=seconds, refresh=True)
 
         yield update

@@ -1,15 +1,32 @@
-"""Writing results as JSON to a file or to stdout: a file that fails loses no result."""
+"""What the commands write: results to files and to stdout, all else, soon, to stderr.
+
+Files come first. A stdout or a stderr that cannot be written loses no result and changes no exit
+code; an output that was asked for by name and cannot be written is exit code 2.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastsock.cli.exits import FAILED, OK
+from fastsock.cli.exits import OK, USAGE
+from fastsock.line_writer import draw, flush, say, write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_A_MOMENT = 0.05  # seconds
+_LONGEST = 2.0  # seconds; a busy machine may let the thread that writes wait so long
 
 json_option = click.option(
     "--json",
@@ -24,15 +41,72 @@ def write_json(document: dict[str, Any], path: str) -> int:
     """Write `document` to `path`, or to stdout when that fails; return an exit code."""
     text = json.dumps(document, indent=2)
     if path == "-":
-        click.echo(text)
-        return OK
+        error = write_result(text)
+        if error:
+            say(f"Error: cannot write the result to stdout: {error.strerror}")
+        return USAGE if error else OK
     try:
         Path(path).write_text(text + "\n")
-    except OSError as error:
-        click.echo(f"Error: cannot write {path}: {error.strerror}; the result follows", err=True)
-        click.echo(text)
-        return FAILED
+    except OSError as failed:
+        say(f"Error: cannot write {path}: {failed.strerror}; the result follows")
+        write_result(text)
+        return USAGE
     return OK
+
+
+def write_result(text: str) -> OSError | None:
+    """Write text to stdout; return the error if that fails."""
+    stream = sys.stdout
+    if stream is None:  # descriptor 1 was closed at the start, and may be a socket by now
+        return OSError(errno.EBADF, os.strerror(errno.EBADF))
+    try:
+        write_text(stream, f"{text}\n")
+    except OSError as error:
+        return error
+    return None
+
+
+def say_last_lines() -> None:
+    """Wait a moment for what was said to be written; longer only while stderr takes it."""
+    waited = 0.0
+    while not flush(_A_MOMENT) and waited < _LONGEST and sys.__stderr__ is not None:
+        waited += _A_MOMENT
+        poll = select.poll()
+        poll.register(sys.__stderr__.fileno(), select.POLLOUT)
+        if not poll.poll(0):
+            return
+
+
+@contextmanager
+def progress_bar(title: str, total: float) -> Iterator[Progress | None]:
+    """A bar on stderr with one task, on a terminal only. `update(0, refresh=True)` draws it."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Without a thread of its own, which would hold a lock while a terminal is held (Ctrl-S).
+    with Progress(
+        console=Console(file=_Drawing(), force_terminal=True),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
+        bar.add_task(title, total=total)
+        yield bar
+
+
+class _Drawing(io.StringIO):
+    """A file whose text is drawn on stderr when it is flushed, or dropped if stderr is held."""
+
+    def flush(self) -> None:
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        if text:
+            draw(text)
 
 
 def check_writable(path: str | None) -> str | None:

@@ -16,11 +16,13 @@ from fastsock.cli.output import check_writable, json_option, write_json
 from fastsock.cli.parameters import options_of
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
+from fastsock.line_writer import say
 from fastsock.server import inherited
 from fastsock.server.options import ServerOptions
 from fastsock.server.server import Server
 from fastsock.server.stats import ServerStats
 from fastsock.server.unix_file import give_away
+from fastsock.signals import Ended
 from fastsock.units import format_size, plural
 
 
@@ -41,7 +43,7 @@ def serve(
     json_path: str | None,
     **options: object,
 ) -> int:
-    """Echo what arrives at each ENDPOINT, until Ctrl-C or SIGTERM.
+    """Echo what arrives at each ENDPOINT, until Ctrl-C, SIGTERM or SIGHUP.
 
     ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007, unix:///run/echo.sock
     or unixgram:///run/echo.dgram; port 0 picks a free one. Sockets that systemd passes (LISTEN_FDS)
@@ -52,13 +54,19 @@ def serve(
     with usage_errors():
         passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
         server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
-    stats = server.serve_forever(
-        bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
-        ready=partial(announce, passed=passed),
-    )
-    click.echo(summary(stats), err=True)
-    code = write_json(stats.as_dict(), json_path) if json_path else OK
-    return INTERRUPTED if server.stopped_by is signal.SIGINT else code
+    code = OK
+    try:
+        stats = server.serve_forever(
+            bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
+            ready=partial(announce, passed=passed),
+        )
+        code = write_json(stats.as_dict(), json_path) if json_path else OK
+        say(summary(stats))
+    except (Ended, KeyboardInterrupt):
+        if server.stopped_by is None:
+            raise
+        # Else one more signal, while the counters were written: it does not change the exit code.
+    return code or (INTERRUPTED if server.stopped_by is signal.SIGINT else OK)
 
 
 def step_down(server: Server, user: User | None, borrowed: int, json_path: str | None) -> None:
@@ -78,10 +86,9 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
     for path in paths:
         directory = Path(path).parent
         if not os.access(directory, os.W_OK | os.X_OK):
-            click.echo(
+            say(
                 f"{path} stays behind at the end, for the next server to replace: "
-                f"{user.name} may not write to {directory}",
-                err=True,
+                f"{user.name} may not write to {directory}"
             )
 
 
@@ -89,12 +96,10 @@ def announce(server: Server, passed: Mapping[int, str]) -> None:
     made = len(server.endpoints) - len(passed)
     for endpoint in server.endpoints[:made]:
         workers = plural(server.workers if endpoint.scheme == "tcp" else 1, "worker")
-        click.echo(f"listening on {endpoint} ({engine_of(server, endpoint)}, {workers})", err=True)
+        say(f"listening on {endpoint} ({engine_of(server, endpoint)}, {workers})")
     for endpoint, (fd, name) in zip(server.endpoints[made:], passed.items(), strict=True):
         origin = f"descriptor {fd} {name}".rstrip()
-        click.echo(
-            f"listening on {endpoint} ({engine_of(server, endpoint)}, 1 worker, {origin})", err=True
-        )
+        say(f"listening on {endpoint} ({engine_of(server, endpoint)}, 1 worker, {origin})")
 
 
 def engine_of(server: Server, endpoint: Endpoint) -> str:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Unpack
 
+from fastsock import line_writer
 from fastsock._native.server.datagram import DatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastsock")
 
 _NEVER = 2**63 - 1  # ns on CLOCK_MONOTONIC
+_LAST_LINES = 0.05  # seconds that the end of serve_forever() waits for its log to be written
 
 Hook = Callable[["Server"], object]
 
@@ -159,6 +161,7 @@ class Server:
                 failed = self._watch(self._workers, signal_fd)
             finally:
                 self.stop(0)
+        line_writer.flush(_LAST_LINES)
         if failed:
             where = ", ".join(map(str, self._bound))
             streams = any(endpoint.is_stream for endpoint in self._bound)
@@ -304,11 +307,11 @@ class Server:
             self._request_stop(self._deadline(None))
         elif paused:
             stats = self.stats()
-            logger.warning(
-                "accept paused: %s; %d connections open, paused %d times; trying again every 0.1 s",
-                os.strerror(paused),
-                stats.open,
-                stats.accept_pauses,
+            line_writer.log(
+                logger,
+                logging.WARNING,
+                f"accept paused: {os.strerror(paused)}; {stats.open} connections open, "
+                f"paused {stats.accept_pauses} times; trying again every 0.1 s",
             )
         return int(failed)
 

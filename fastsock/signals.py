@@ -1,0 +1,61 @@
+"""The signals that end a program: Ctrl-C, SIGTERM and SIGHUP, whatever state was inherited."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+class Ended(SystemExit):
+    """A signal ends the program, with the exit code that shells give for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+def end_program(number: int, frame: FrameType | None) -> None:
+    """Raise `Ended`: the handler of a command."""
+    raise Ended(number)
+
+
+def end_by_signals() -> None:
+    """Have SIGTERM and SIGHUP raise `Ended`, as SIGINT raises KeyboardInterrupt.
+
+    One that was inherited as ignored stays so (nohup). One that was inherited as blocked counts.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end_program)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def ignore_signals() -> None:
+    """Ignore them from here on: the exit code is decided."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
+    """Have signals call these handlers in the main thread, also if they were inherited as blocked.
+
+    Afterwards all is as it was.
+    """
+    assert threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            # None: the handler was not set from Python, which cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
