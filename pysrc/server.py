@@ -182,13 +182,13 @@ class Server:
         control.close()
 
     def serve_forever(self, *, ready: Callable[[Server], object] | None = None) -> ServerStats:
-        """Serve until stop() is called or, in the main thread, Ctrl-C or SIGTERM arrives.
+        """Serve until stop() is called or, in the main thread, Ctrl-C, SIGTERM or SIGHUP comes.
 
         Start the server if it is not started, and call `ready` when clients can connect. The first
         signal drains for `drain_timeout` seconds, the second ends the drain. Other threads do not
         handle signals. Return the counters; raise what start() raises.
         """
-        with closing(Waker()) as waker, signals_to(waker):
+        with closing(Waker()) as waker, signals_to(waker, lambda: None):
             with self._lock:
                 if not self._thread:
                     self.start()
@@ -243,7 +243,7 @@ def serve(
     ready: Callable[[Server], object] | None = None,
     **options: Any,
 ) -> ServerStats:
-    """Serve until Ctrl-C or SIGTERM, and return the counters.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, and return the counters.
 
     The options are those of Server; see also Server.serve_forever().
     """

@@ -1,21 +1,21 @@
-"""Ctrl-C and SIGTERM wake a waker."""
+"""Ctrl-C, SIGTERM and SIGHUP wake a waker."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..server.signals import answered
+from ..signals import STOP_SIGNALS, handled
 from .waker import WAKE, Waker
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def signals_to(waker: Waker) -> Iterator[None]:
-    """Make SIGINT and SIGTERM wake `waker`, if this is the main thread; else do nothing.
+def signals_to(waker: Waker, on_signal: Callable[[], object]) -> Iterator[None]:
+    """Make STOP_SIGNALS wake `waker` and call `on_signal`, if this is the main thread.
 
     A Python signal handler alone cannot end a sleep: it runs in the main thread, between bytecodes.
     If the signal comes just before the main thread falls asleep, or if the kernel gives it to
@@ -26,13 +26,10 @@ def signals_to(waker: Waker) -> Iterator[None]:
         yield
         return
     descriptor = signal.set_wakeup_fd(waker.writer.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
-        yield
+        with handled(dict.fromkeys(answered(), lambda *_: on_signal())):
+            yield
     finally:
-        for number, handler in before.items():
-            # None: a handler set in C, which Python cannot set again; the default is the nearest.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(descriptor)
 
 

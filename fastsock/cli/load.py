@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastsock.cli.exits import FAILED, INTERRUPTED, NOT_VALID, OK, usage_errors
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
 from fastsock.cli.output import json_option, progress_bar, write_json, write_result
 from fastsock.cli.parameters import options_of
 from fastsock.client import load as client
@@ -36,7 +36,7 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
         with usage_errors(), progress_of(from_given(LoadOptions, options)) as progress:
             report = client.load(endpoint, progress=progress, **options)
     except client.LoadInterrupted as interrupted:
-        return show(interrupted.report, json_path) or INTERRUPTED
+        return show(interrupted.report, json_path) or 128 + interrupted.signal
     code = show(report, json_path)
     if code:
         return code

@@ -19,6 +19,7 @@ from fastsock.client.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadRep
 from fastsock.endpoint import Endpoint, EndpointLike
 from fastsock.host import host_facts
 from fastsock.options import from_given, takes
+from fastsock.signals import STOP_SIGNALS, end_program, handled
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
@@ -27,11 +28,15 @@ AnyLoader = Loader | DatagramLoader
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a load run; ``report`` holds what had been measured."""
+    """Ctrl-C ended a load run; ``report`` holds what had been measured.
 
-    def __init__(self, report: LoadReport) -> None:
+    ``signal`` is SIGINT; in the command also SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, report: LoadReport, signal: signal.Signals = signal.SIGINT) -> None:
         super().__init__("load run interrupted")
         self.report = report
+        self.signal = signal
 
 
 @takes(LoadOptions)
@@ -75,10 +80,12 @@ def load(
     checked = from_given(LoadOptions, options)
     checked.check_target(target)
     loaders = _make_loaders(target, checked)
-    interrupted = _run(loaders, checked, progress)
-    report = _report(target, checked, loaders, interrupted)
-    if interrupted:
-        raise LoadInterrupted(report)
+    with _signals_cancel(loaders) as came:
+        _run(loaders, checked, progress, came)
+        interrupted_by = came[0] if came else None
+        report = _report(target, checked, loaders, interrupted_by)
+    if interrupted_by:
+        raise LoadInterrupted(report, interrupted_by)
     return report
 
 
@@ -99,26 +106,27 @@ def _run(
     loaders: Sequence[AnyLoader],
     options: LoadOptions,
     progress: Callable[[float], object] | None,
-) -> bool:
-    """Run each loader in a thread and wait for all; return whether Ctrl-C came."""
+    came: Sequence[signal.Signals],
+) -> None:
+    """Run each loader in a thread and wait for all, or until signals `came`."""
     warmup_ns = int(options.warmup * 1e9)
     window_ns = int((options.duration or 0) * 1e9)
-    interrupted = _in_threads(loaders, [loader.connect for loader in loaders], None)
-    if interrupted:
-        return True
+    _in_threads(loaders, [loader.connect for loader in loaders], None)
+    if came:
+        return
     begin_ns = time.monotonic_ns() + _HEAD_START_NS
 
     def load_with(loader: AnyLoader) -> Callable[[], None]:
         return lambda: loader.run(begin_ns, warmup_ns, window_ns)
 
-    return _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
+    _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
 
 
 def _in_threads(
     loaders: Sequence[AnyLoader],
     tasks: Sequence[Callable[[], None]],
     progress: Callable[[float], object] | None,
-) -> bool:
+) -> None:
     """Run the tasks at the same time, not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
     started: list[threading.Thread] = []
@@ -141,57 +149,57 @@ def _in_threads(
 
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
     start = time.monotonic()
-    with _ctrl_c_cancels(loaders) as interrupts:
-        # The threads inherit the mask. After SIGCONT the kernel gives a pending signal to a thread
-        # that does not block it; if that were another thread, this one would not see Ctrl-C.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # The threads inherit the mask. After SIGCONT the kernel gives a pending signal to a thread
+    # that does not block it; if that were another thread, this one would not see Ctrl-C.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
         try:
-            try:
-                for thread in threads:
-                    thread.start()
-                    started.append(thread)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            # Never for long: Ctrl-C just before a wait does not end that wait.
-            while not all_ended.wait(_TICK):
-                if progress:
-                    progress(time.monotonic() - start)
-        except BaseException:  # of `progress`, or of a thread that could not be started
-            stop()
-            raise
+            for thread in threads:
+                thread.start()
+                started.append(thread)
         finally:
-            for thread in started:
-                thread.join()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Never for long: Ctrl-C just before a wait does not end that wait.
+        while not all_ended.wait(_TICK):
+            if progress:
+                progress(time.monotonic() - start)
+    except BaseException:  # of `progress`, or of a thread that could not be started
+        stop()
+        raise
+    finally:
+        for thread in started:
+            thread.join()
     if failures:
         raise failures[0]
-    return bool(interrupts)
 
 
 @contextmanager
-def _ctrl_c_cancels(loaders: Sequence[AnyLoader]) -> Iterator[list[int]]:
-    """Count Ctrl-C where it would have raised KeyboardInterrupt, at any point of a wait."""
-    interrupts: list[int] = []
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield interrupts
+def _signals_cancel(loaders: Sequence[AnyLoader]) -> Iterator[list[signal.Signals]]:
+    """Collect the signals that would have raised an exception, at any point of a wait.
+
+    The first ends the run, the second does not wait for answers.
+    """
+    came: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
         return
 
     def on_signal(number: int, frame: object) -> None:
-        interrupts.append(number)
+        came.append(signal.Signals(number))
         for loader in loaders:
-            loader.cancel(drop_everything=len(interrupts) > 1)
+            loader.cancel(drop_everything=len(came) > 1)
 
-    signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    raising = (signal.default_int_handler, end_program)
+    numbers = [each for each in STOP_SIGNALS if signal.getsignal(each) in raising]
+    with handled(dict.fromkeys(numbers, on_signal)):
+        yield came
 
 
 def _report(
-    target: Endpoint, options: LoadOptions, loaders: Sequence[AnyLoader], interrupted: bool
+    target: Endpoint,
+    options: LoadOptions,
+    loaders: Sequence[AnyLoader],
+    interrupted_by: signal.Signals | None,
 ) -> LoadReport:
     results = [loader.result() for loader in loaders]
 
@@ -232,7 +240,7 @@ def _report(
         corrupt_bytes=corrupt,
         datagrams=datagrams,
         reasons=(
-            *(["interrupted by Ctrl-C"] if interrupted else []),
+            *_interrupt_reasons(interrupted_by),
             *_error_reasons(options.mode, errors, other_errno),
             *(_silence_reasons(options.mode, errors) if silent else []),
             *([f"{lost} bytes lost"] if lost else []),
@@ -244,6 +252,12 @@ def _report(
         server_cpu=None if server_cpu_ns is None else server_cpu_ns / 1e9,
         host=host_facts(),
     )
+
+
+def _interrupt_reasons(number: signal.Signals | None) -> list[str]:
+    if number is None:
+        return []
+    return [f"interrupted by {'Ctrl-C' if number is signal.SIGINT else number.name}"]
 
 
 def _error_reasons(mode: str, errors: Counter[str], other_errno: int) -> list[str]:

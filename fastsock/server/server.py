@@ -82,7 +82,7 @@ class Server:
         self._files: list[SocketFile] = []
         self._last_counters: list[dict[str, Any]] = []
         self._pid = os.getpid()
-        #: The signal that ended serve_forever(), if one did.
+        #: The signal that ended serve_forever(), if one did; SIGINT if that was one of several.
         self.stopped_by: signal.Signals | None = None
 
     def start(self, *, bound: Hook | None = None) -> None:
@@ -140,11 +140,12 @@ class Server:
             self._state = "stopped"
 
     def serve_forever(self, *, bound: Hook | None = None, ready: Hook | None = None) -> ServerStats:
-        """Serve until `stop()` is called or, in the main thread, Ctrl-C or SIGTERM comes.
+        """Serve until `stop()` is called or, in the main thread, Ctrl-C, SIGTERM or SIGHUP comes.
 
         The first signal drains for `drain_timeout` seconds, the second stops at once. Outside the
-        main thread signals are left alone. `bound` is as for `start()`. `ready` is called once the
-        endpoints can be connected to. Returns the counters at the end.
+        main thread signals are left alone; so is a SIGHUP that is ignored or has a handler. `bound`
+        is as for `start()`. `ready` is called once the endpoints can be connected to. Returns the
+        counters at the end.
 
         Raises:
             OSError: as `start()`, or the listener was taken away while serving.
@@ -317,7 +318,8 @@ class Server:
 
     def _on_signal(self, number: signal.Signals) -> None:
         again = self.stopped_by is not None
-        self.stopped_by = number
+        if self.stopped_by is not signal.SIGINT:
+            self.stopped_by = number
         self._request_stop(0 if again else self._deadline(None))
 
     def _check_process(self) -> None:
@@ -341,7 +343,7 @@ def serve(
     ready: Hook | None = None,
     **options: Unpack[ServerKeywords],
 ) -> ServerStats:
-    """Serve until Ctrl-C, SIGTERM or the end of the process; return the counters.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; return the counters.
 
     See `Server` and `Server.serve_forever()`.
 
@@ -363,6 +365,9 @@ def _wait_any(fds: set[int], timeout_ms: int | None = None) -> list[int]:
 
     Signal handlers run meanwhile, and the wait goes on after them (PEP 475).
     """
+    if not hasattr(select, "poll"):  # eventlet.monkey_patch() removes it, and replaces select()
+        timeout = None if timeout_ms is None else timeout_ms / 1000
+        return select.select(fds, [], [], timeout)[0]
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
