@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,14 +166,16 @@ class Endpoint:
             raise ValueError(f"endpoint {_quote(str(self))}: {self.scheme} endpoints have no port")
         return replace(self, port=port)
 
-    def resolve(self) -> SocketAddress:
+    def resolve(self, cancelled: Callable[[], bool] | None = None) -> SocketAddress:
         """Return the socket address; a host name gives the first that getaddrinfo(3) lists.
 
         Only host names and interface names are looked up. May block as long as the name
-        server takes.
+        server takes; meanwhile the handlers of signals run, and `cancelled` is called again and
+        again: the look-up is given up when it returns true.
 
         Raises:
             OSError: no such host (``socket.gaierror``) or no such interface (ENODEV).
+            CancelledError: `cancelled` returned true (fastsock.interruptible).
 
         """
         # Not at the top: loading it takes about 2 ms, and parsing and printing do not need it.
@@ -185,7 +188,7 @@ class Endpoint:
             return _ipv6_address(address, self.port, self._scope_id(scope))
         if _is_dotted_quad(self.host):
             return SocketAddress(int(socket.AF_INET), self.host, self.port)
-        return self._look_up()
+        return self._look_up(cancelled)
 
     def _scope_id(self, scope: str) -> int:
         import errno
@@ -200,13 +203,18 @@ class Endpoint:
             message = f"resolve {self}: no network interface {scope!r}"
             raise OSError(errno.ENODEV, message) from None
 
-    def _look_up(self) -> SocketAddress:
+    def _look_up(self, cancelled: Callable[[], bool] | None) -> SocketAddress:
         import socket
+
+        from fastsock import interruptible
 
         kind = socket.SOCK_STREAM if self.is_stream else socket.SOCK_DGRAM
         try:
             # As bytes: a str would load the IDNA codec, for a name that is ASCII already.
-            found = socket.getaddrinfo(self.host.encode("ascii"), self.port, type=kind)
+            name = self.host.encode("ascii")
+            found = interruptible.call(
+                lambda: socket.getaddrinfo(name, self.port, type=kind), cancelled
+            )
         except OSError as error:
             reason = error.strerror or str(error)
             raise type(error)(error.errno, f"resolve {self}: {reason}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,13 +24,13 @@ SO_PASSRIGHTS = 83  # since Linux 6.16; Python has no name for it yet
 
 
 def open_socket(
-    endpoint: Endpoint, backlog: int, unix_mode: int
+    endpoint: Endpoint, backlog: int, unix_mode: int, cancelled: Callable[[], bool]
 ) -> tuple[socket.socket, SocketFile | None]:
     """Return a socket that listens on `endpoint` or receives datagrams there, and its Unix file.
 
     At most `backlog` connections wait for accept(), or net.core.somaxconn if that is less.
     """
-    make = partial(make_bound, endpoint, endpoint.resolve(), backlog, unix_mode)
+    make = partial(make_bound, endpoint, endpoint.resolve(cancelled), backlog, unix_mode)
     with hinted(endpoint):
         return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..endpoint import DEFAULT_ENDPOINT, Endpoint
+from ..interruptible import CancelledError
 from ..server.hints import hinted
 from ..server.inherited import endpoint_of
 from ..server.stats import ServerStats
@@ -110,12 +111,16 @@ class Server:
         """Listen, and serve in the background. When it returns, clients can connect.
 
         Raises OSError (or a subclass, such as PermissionError) that names the step that failed, and
-        RuntimeError if the server was started or stopped before.
+        RuntimeError if the server was started or stopped before, or (CancelledError) stopped while
+        a host name was looked up.
         """
+        self._start(lambda: self._stopped)
+
+    def _start(self, cancelled: Callable[[], bool]) -> None:
         with self._lock:
             if self._thread or self._stopped:
                 raise RuntimeError("a server runs once only; make a new one")
-            listener, self._file = self._open()
+            listener, self._file = self._open(cancelled)
             try:
                 with hinted(self._endpoint), step("socketpair", self._endpoint):
                     control = Control()
@@ -137,10 +142,10 @@ class Server:
                 raise
             self._control, self._thread = control, thread
 
-    def _open(self) -> tuple[socket.socket, SocketFile | None]:
+    def _open(self, cancelled: Callable[[], bool]) -> tuple[socket.socket, SocketFile | None]:
         if self._fds:
             return duplicate(self._fds[0]), None
-        return open_socket(self._endpoint, self._backlog, self._unix_mode)
+        return open_socket(self._endpoint, self._backlog, self._unix_mode, cancelled)
 
     def _remove_file(self) -> None:
         with self._lock:  # the file is gone when this returns, whichever thread removes it
@@ -168,8 +173,8 @@ class Server:
         from any thread, any number of times, and before start(), which then fails.
         """
         seconds = self._drain_timeout if drain is None else check_number("drain", drain, zero=True)
+        self._stopped = True  # before the lock: start() may hold it while it looks up a name
         with self._lock:
-            self._stopped = True
             control, thread = self._control, self._thread
         if control is None or thread is None:
             return
@@ -188,10 +193,15 @@ class Server:
         signal drains for `drain_timeout` seconds, the second ends the drain. Other threads do not
         handle signals. Return the counters; raise what start() raises.
         """
-        with closing(Waker()) as waker, signals_to(waker, lambda: None):
-            with self._lock:
-                if not self._thread:
-                    self.start()
+        came: list[None] = []  # a signal handler must take no lock
+        with closing(Waker()) as waker, signals_to(waker, lambda: came.append(None)):
+            try:
+                with self._lock:
+                    if not self._thread:
+                        self._start(lambda: self._stopped or bool(came))
+            except CancelledError:  # stopped before it was bound
+                self.stop(0)
+                return self.stats()
             try:
                 if ready:
                     ready(self)

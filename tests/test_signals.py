@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,20 @@ from fastsock import Server
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 SOON = 2.0  # seconds, on a busy machine
 FASTSOCK = (sys.executable, "-m", "fastsock")
+
+#: The command with a name server that never answers. Blocked in C, where a signal ends nothing.
+SILENT_NAME_SERVER = """
+import ctypes, os, socket, sys
+def getaddrinfo(*arguments, **options):
+    os.write(1, b"asked\\n")
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+socket.getaddrinfo = getaddrinfo
+from {module} import main
+sys.exit(main())
+"""
+
 
 @contextmanager
 def child(*command: str, **options: Any) -> Iterator[Any]:
@@ -42,6 +59,82 @@ def assert_ends(process: Any, *numbers: signal.Signals, code: int) -> None:
         process.send_signal(number)
     assert process.wait(TIMEOUT) == code, process.stderr.read()
     assert time.monotonic() - began < SOON
+
+
+# --- a name server that does not answer ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "number", "code"),
+    [
+        ("fastsock.cli", "serve", INT, 130),
+        ("fastsock.cli", "serve", TERM, 0),
+        ("fastsock.cli", "serve", HUP, 0),
+        ("fastsock.cli", "load", INT, 130),
+        ("fastsock.cli", "load", TERM, 143),
+        ("fastsock.cli", "load", HUP, 129),
+        ("fastsock.pure.__main__", "serve", INT, 0),
+        ("fastsock.pure.__main__", "serve", TERM, 0),
+        ("fastsock.pure.__main__", "load", INT, 130),
+    ],
+)
+def test_a_signal_during_a_look_up(
+    module: str, command: str, number: signal.Signals, code: int
+) -> None:
+    """Both commands end at once, though the thread that asks stays blocked."""
+    script = SILENT_NAME_SERVER.replace("{module}", module)
+    with child(sys.executable, "-c", script, command, "tcp://echo.example:7007") as process:
+        assert process.stdout.readline() == "asked\n"
+        assert_ends(process, number, code=code)
+        assert "listening" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("package", ["native-epoll", "pure-threads"])
+def test_stop_during_a_look_up(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stop() from another thread ends start(), which says so; nothing listens later."""
+    asked, answer = slow_name_server(monkeypatch)
+    server = IMPLEMENTATIONS[package].server("tcp://echo.example:0")
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert asked.wait(TIMEOUT)
+    server.stop()
+    thread.join(TIMEOUT)
+    answer.set()
+    assert [type(error).__mro__[1] for error in errors] == [RuntimeError]
+    with pytest.raises(RuntimeError, match=r"stopped|once only"):
+        server.start()
+
+
+def slow_name_server(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """One that answers 127.0.0.1 when it is told to; an event when it is asked, one to tell it."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def getaddrinfo(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        answer.wait(TIMEOUT)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked, answer
+
+
+def test_the_error_of_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of the thread comes out of the call, as it is."""
+
+    def getaddrinfo(*arguments: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ZeroDivisionError):
+        fastsock.Endpoint.parse("tcp://echo.example:7").resolve()
 
 
 # --- inherited state ----------------------------------------------------------------------------
@@ -199,3 +292,120 @@ def serve_without_poll() -> None:
     del select.poll
     stats = fastsock.serve(ANY_PORT, ready=lambda _: os.kill(os.getpid(), TERM))
     assert stats.open == 0
+
+
+# --- async --------------------------------------------------------------------------------------
+
+
+def test_cancelled_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout during the look-up of a name ends the start, and nothing listens later."""
+    asked, answer = slow_name_server(monkeypatch)
+    server = Server("tcp://echo.example:0")
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                async with server:
+                    raise AssertionError("it has started")
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < SOON
+    assert asked.is_set()
+    answer.set()
+    with pytest.raises(RuntimeError, match="this server is stopped"):
+        server.start()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_cancelled_while_it_drains(times: int) -> None:
+    """A task that is cancelled in its drain, once or more, stops the server at once."""
+    server = Server(ANY_PORT, drain_timeout=20.0)
+
+    async def hold(stack: ExitStack) -> None:
+        async with server:
+            echo_exactly(stack.enter_context(connect(server.endpoint)), b"hello")
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            task = asyncio.create_task(hold(stack))
+            while not server._workers or not refuses(server.endpoint):
+                await asyncio.sleep(0.001)
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert refuses(server.endpoint)
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < SOON
+    with pytest.raises(RuntimeError, match="this server is stopped"):
+        server.start()
+
+
+def test_many_servers_drain_at_a_time() -> None:
+    """Forty servers need one drain's time, though the loop's executor has a few threads."""
+
+    async def hold(stack: ExitStack) -> None:
+        async with Server(ANY_PORT, drain_timeout=0.5) as server:
+            sock = stack.enter_context(connect(server.endpoint))
+            sock.sendall(b"hello")
+            while server.stats().bytes_in < 5:
+                await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            await asyncio.gather(*(hold(stack) for _ in range(40)))
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 0.5 + SOON
+
+
+def test_a_second_ctrl_c_ends_a_drain() -> None:
+    """In `async with` the first Ctrl-C drains, and the second ends the program at once."""
+    with child(sys.executable, "-c", ASYNC_SERVER) as process:
+        endpoint = fastsock.Endpoint.parse(process.stdout.readline().strip())
+        with connect(endpoint) as sock:
+            echo_exactly(sock, b"hello")
+            process.send_signal(INT)
+            wait_until(lambda: refuses(endpoint))
+            echo_exactly(sock, b"still served")
+            began = time.monotonic()
+            process.send_signal(INT)
+            assert has_ended(sock)
+            process.wait(TIMEOUT)
+            assert time.monotonic() - began < SOON
+
+
+ASYNC_SERVER = """
+import asyncio
+import fastsock
+async def main():
+    async with fastsock.Server("tcp://127.0.0.1:0", drain_timeout=20) as server:
+        print(server.endpoint, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def test_ctrl_c_in_with_ends_the_drain() -> None:
+    """Ctrl-C in the drain of a plain `with` leaves nothing open."""
+    in_fresh_process(interrupt_with)
+
+
+def interrupt_with() -> None:
+    signal.signal(INT, signal.default_int_handler)
+    server = Server(ANY_PORT, drain_timeout=20.0)
+
+    def interrupt() -> None:
+        wait_until(lambda: refuses(server.endpoint))
+        os.kill(os.getpid(), INT)
+
+    with ExitStack() as stack, pytest.raises(KeyboardInterrupt), server:
+        echo_exactly(stack.enter_context(connect(server.endpoint)), b"hello")
+        threading.Thread(target=interrupt).start()
+    assert server._state == "stopped"
+    assert server.stats().open == 0

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastsock import interruptible
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -72,7 +74,7 @@ USER = _User()
 
 def _look_up(name: str, entry: Callable[[], Any]) -> Any:
     try:
-        return entry()
+        return interruptible.call(entry)  # it may ask a server (LDAP), as getaddrinfo() does
     except (KeyError, ValueError):  # the latter for a name that no file could hold
         return None
 

@@ -12,7 +12,7 @@ from fastsock._native.server.datagram_socket import (
     UnixDatagramSocket,
 )
 from fastsock._native.server.listener import InheritedListener, Listener, UnixListener
-from fastsock.endpoint import Endpoint
+from fastsock.endpoint import Endpoint, SocketAddress
 from fastsock.server import inherited
 from fastsock.server.hints import hinted
 from fastsock.server.unix_file import SocketFile, bind_unix
@@ -42,10 +42,16 @@ class Binding:
             sock.close()  # not when the last reference goes, which an exception may hold for long
 
 
-def bind(endpoints: Iterable[Endpoint], fds: Iterable[int], options: ServerOptions) -> Binding:
+def bind(
+    endpoints: Iterable[Endpoint],
+    fds: Iterable[int],
+    options: ServerOptions,
+    cancelled: Callable[[], bool],
+) -> Binding:
     """Bind a socket to each endpoint, as many as it has workers, and duplicate each descriptor.
 
     Raises:
+        CancelledError: `cancelled` returned true while a host name was looked up.
         OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
         ValueError: a descriptor is not a socket that can be served on.
 
@@ -53,8 +59,11 @@ def bind(endpoints: Iterable[Endpoint], fds: Iterable[int], options: ServerOptio
     binding = Binding()
     try:
         for endpoint in endpoints:
-            bound = _bind_unix if endpoint.is_unix else _bind_inet
-            binding.endpoints.append(bound(endpoint, options, binding))
+            if endpoint.is_unix:
+                binding.endpoints.append(_bind_unix(endpoint, options, binding))
+            else:
+                address = endpoint.resolve(cancelled)
+                binding.endpoints.append(_bind_inet(endpoint, address, options, binding))
         for fd in fds:
             binding.endpoints.append(_inherit(fd, options, binding))
     except BaseException:
@@ -76,8 +85,9 @@ def _bind_unix(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> 
     return endpoint
 
 
-def _bind_inet(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> Endpoint:
-    address = endpoint.resolve()
+def _bind_inet(
+    endpoint: Endpoint, address: SocketAddress, options: ServerOptions, binding: Binding
+) -> Endpoint:
     make: Callable[..., BoundSocket] = DatagramSocket
     workers = 1
     if endpoint.is_stream:

@@ -12,12 +12,15 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from fastsock import line_writer
 from fastsock._native.server.datagram import DatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
+from fastsock.interruptible import CancelledError, start_thread
 from fastsock.options import from_given, takes
 from fastsock.server import binding, engines, inherited
 from fastsock.server.options import DRAIN_TIME, ServerKeywords, ServerOptions
@@ -94,14 +97,15 @@ class Server:
         Raises:
             OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
             ValueError: one of `fds` is no longer what it was.
-            RuntimeError: started before, stopped before, or this process is a fork.
+            RuntimeError: started before, stopped before, stopped while a host name was looked up
+                (CancelledError), or this process is a fork.
 
         """
         self._check_process()
         with self._lock:
             if self._state != "new":
                 raise RuntimeError(f"this server is {self._state}; make a new Server")
-            made = binding.bind(self._asked, self._options.fds, self._options)
+            made = binding.bind(self._asked, self._options.fds, self._options, self._stop_asked)
             try:
                 self._bound, self._files = tuple(made.endpoints), made.files
                 if bound is not None:
@@ -153,6 +157,7 @@ class Server:
 
         """
         self._check_process()
+        failed = 0
         with stop_signals(self._on_signal) as signal_fd:
             try:
                 if self._state != "running":
@@ -160,6 +165,8 @@ class Server:
                 if ready is not None:
                     ready(self)
                 failed = self._watch(self._workers, signal_fd)
+            except CancelledError:
+                pass  # stopped before it was bound
             finally:
                 self.stop(0)
         line_writer.flush(_LAST_LINES)
@@ -217,12 +224,14 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except BaseException:  # Ctrl-C during the drain: nothing would end it later
+            self.stop(0)
+            raise
 
     async def __aenter__(self) -> Server:
-        import asyncio  # not at the top: it would double the time of `import fastsock`
-
-        await asyncio.to_thread(self.start)  # a host name may take long to resolve
+        await self._in_thread(self.start)  # a host name may take long to resolve
         return self
 
     async def __aexit__(
@@ -231,9 +240,52 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        import asyncio
+        await self._in_thread(self.stop)
 
-        await asyncio.to_thread(self.stop)
+    async def _in_thread(self, function: Callable[[], object]) -> None:
+        """Call `function` in a thread of its own; when this is cancelled, stop the server at once.
+
+        The executor of the loop has few threads, and 20 servers may drain at a time. A cancelled
+        task waits here until the server has stopped, which takes milliseconds.
+        """
+        import asyncio  # not at the top: it would double the time of `import fastsock`
+
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        errors: list[BaseException] = []
+
+        def run(call: Callable[[], object]) -> None:
+            try:
+                call()
+            except BaseException as error:
+                errors.append(error)
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(ended.set)
+
+        def begin(call: Callable[[], object]) -> None:
+            ended.clear()
+            try:
+                start_thread(partial(run, call), "fastsock-async")
+            except RuntimeError:  # no more threads: better blocked than not done
+                run(call)
+
+        cancelled: BaseException | None = None
+        begin(function)
+        while not ended.is_set():
+            try:
+                await ended.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._request_stop(0)  # ends a drain, or the look-up of a name
+        if cancelled is None:
+            if errors:
+                raise errors[0]
+            return
+        begin(partial(self.stop, 0))
+        while not ended.is_set():
+            with suppress(asyncio.CancelledError):
+                await ended.wait()
+        raise cancelled
 
     def _remove_files(self) -> None:
         for file in self._files:
@@ -265,6 +317,9 @@ class Server:
     def _deadline(self, drain: float | str | None) -> int:
         seconds = self._options.drain_timeout if drain is None else DRAIN_TIME.check("drain", drain)
         return time.monotonic_ns() + int(seconds * 1e9)
+
+    def _stop_asked(self) -> bool:
+        return self._stop_at != _NEVER
 
     def _request_stop(self, at_ns: int) -> None:
         """Ask the loops to end by then. Takes no lock: a signal handler calls it."""
