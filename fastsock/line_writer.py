@@ -96,9 +96,9 @@ def log(logger: logging.Logger, level: int, line: str) -> None:
         _writer.put(partial(_log, logger, level), line)
 
 
-def draw(text: str) -> None:
-    """Write text to stderr as it is, or drop it if a line still waits to be written."""
-    _writer.put(partial(write_stderr, end=""), text, only_if_idle=True)
+def draw(text: str, *, may_drop: bool) -> None:
+    """Write text to stderr as it is, soon, or never if it may be dropped and a line still waits."""
+    _writer.put(partial(write_stderr, end=""), text, only_if_idle=may_drop)
 
 
 def flush(seconds: float) -> bool:

@@ -233,6 +233,22 @@ def test_load_whatever_stderr_is(output: Any, server: fastsock.Server, tmp_path:
     assert "\nclient " in done.stdout
 
 
+def test_the_bar_is_removed_before_the_report(server: fastsock.Server) -> None:
+    """Where both outputs are one terminal the report comes last, with the cursor shown."""
+    terminal, side = pty.openpty()
+    command = [*FASTSOCK, "load", str(server.endpoint), "-d", "300ms", "--wait", "block"]
+    try:
+        subprocess.run(command, stdout=side, stderr=side, timeout=GENEROUS, check=False)
+        shown = os.read(terminal, 1 << 16).decode()
+    finally:
+        os.close(terminal)
+        os.close(side)
+    bar, report = shown[: shown.rindex("\x1b")], shown[shown.rindex("\x1b") :]
+    assert "loading" in bar
+    assert "\x1b[?25h" in bar  # show the cursor
+    assert str(server.endpoint) in report
+
+
 @pytest.mark.parametrize("output", [broken_pipe, full_disk, gone_terminal])
 def test_load_whatever_stdout_is(output: Any, server: fastsock.Server, tmp_path: Path) -> None:
     """The file is written first, and the exit code is that of the run."""

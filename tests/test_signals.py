@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from clients import TIMEOUT, connect, connect_to, echo_exactly, has_ended, refuses, wait_until
 from implementations import ANY_PORT, IMPLEMENTATIONS, Implementation, in_fresh_process
+from leftovers import children
 from misbehaving import MisbehavingServer, swallows
 
 import fastsock
@@ -250,6 +251,17 @@ def test_two_signals_end_a_load_at_once() -> None:
             assert server.ended.wait(TIMEOUT)  # it has half-closed, and waits
             assert process.poll() is None
             assert_ends(process, INT, code=143)
+
+
+@pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, 143), (HUP, 129)])
+def test_bench_ends(number: signal.Signals, code: int) -> None:
+    """A comparison that a signal ends leaves no server behind."""
+    arguments = ["--engines", "epoll,serial", "-c", "1", "--window", "20s"]
+    with child(*FASTSOCK, "bench", *arguments) as process:
+        wait_until(lambda: len(children(process.pid)) == 2)
+        servers = children(process.pid)
+        assert_ends(process, number, code=code)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in servers)
 
 
 def test_load_leaves_signals_of_a_program_alone(server: Server) -> None:

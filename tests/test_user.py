@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import TIMEOUT, assert_serves, connect, echo_exactly
+from clients import TIMEOUT, assert_serves, connect, echo_exactly, wait_until
 from implementations import ANY_PORT, Implementation, in_fresh_process
 from leftovers import children, threads
 from networks import own_network
@@ -105,7 +105,7 @@ def test_datagrams_on_a_low_port(low_ports: None) -> None:
             sock.connect(("127.0.0.1", 7))
             sock.send(b"probe")
             assert sock.recv(100) == b"probe"
-        assert len(threads(pid)) == 4
+        wait_until(lambda: len(threads(pid)) == 4)  # the one that wrote the lines has ended
         assert_runs_as(65000, 65001, pid)
 
 

@@ -15,8 +15,9 @@ from fastsock.cli.bench import bench
 from fastsock.cli.exits import FAILED
 from fastsock.cli.info import info
 from fastsock.cli.load import load
-from fastsock.cli.output import say_last_lines
+from fastsock.cli.output import finish_lines
 from fastsock.cli.serve import serve
+from fastsock.client.load import LoadInterrupted
 from fastsock.line_writer import say
 from fastsock.signals import Ended, end_by_signals, ignore_signals
 
@@ -25,6 +26,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except LoadInterrupted as interrupted:  # of a bench
+            raise Ended(interrupted.signal) from None
         except KeyboardInterrupt:  # click would write a line to stderr itself, and wait for it
             raise Ended(signal.SIGINT) from None
 
@@ -71,7 +74,7 @@ def main() -> None:
     end_by_signals()
     code = run(sys.argv[1:])
     ignore_signals()
-    say_last_lines()
+    finish_lines()
     # Or Python visits every imported object once more at the end: 12 of the 17 ms of a SIGTERM.
     gc.freeze()
     sys.exit(code)

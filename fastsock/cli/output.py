@@ -56,6 +56,7 @@ def write_json(document: dict[str, Any], path: str) -> int:
 
 def write_result(text: str) -> OSError | None:
     """Write text to stdout; return the error if that fails."""
+    finish_lines()  # where both are one terminal, in the order in which they were said
     stream = sys.stdout
     if stream is None:  # descriptor 1 was closed at the start, and may be a socket by now
         return OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -66,7 +67,7 @@ def write_result(text: str) -> OSError | None:
     return None
 
 
-def say_last_lines() -> None:
+def finish_lines() -> None:
     """Wait a moment for what was said to be written; longer only while stderr takes it."""
     waited = 0.0
     while not flush(_A_MOMENT) and waited < _LONGEST and sys.__stderr__ is not None:
@@ -87,26 +88,33 @@ def progress_bar(title: str, total: float) -> Iterator[Progress | None]:
     from rich.progress import Progress
 
     # Without a thread of its own, which would hold a lock while a terminal is held (Ctrl-S).
+    drawing = _Drawing()
     with Progress(
-        console=Console(file=_Drawing(), force_terminal=True),
+        console=Console(file=drawing, force_terminal=True),
         transient=True,
         auto_refresh=False,
         redirect_stdout=False,
         redirect_stderr=False,
     ) as bar:
         bar.add_task(title, total=total)
-        yield bar
+        drawing.may_drop = True
+        try:
+            yield bar
+        finally:
+            drawing.may_drop = False  # the cursor is shown again, and the bar removed
 
 
 class _Drawing(io.StringIO):
-    """A file whose text is drawn on stderr when it is flushed, or dropped if stderr is held."""
+    """A file whose text is drawn on stderr when it is flushed."""
+
+    may_drop = False  # while stderr is held
 
     def flush(self) -> None:
         text = self.getvalue()
         self.seek(0)
         self.truncate()
         if text:
-            draw(text)
+            draw(text, may_drop=self.may_drop)
 
 
 def check_writable(path: str | None) -> str | None:
