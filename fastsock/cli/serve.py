@@ -54,19 +54,24 @@ def serve(
     with usage_errors():
         passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
         server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
-    code = OK
     try:
-        stats = server.serve_forever(
+        server.serve_forever(
             bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
             ready=partial(announce, passed=passed),
         )
-        code = write_json(stats.as_dict(), json_path) if json_path else OK
-        say(summary(stats))
+        code = write(server.stats(), json_path)
     except (Ended, KeyboardInterrupt):
         if server.stopped_by is None:
             raise
-        # Else one more signal, while the counters were written: it does not change the exit code.
+        # One more signal, while the counters were written: they are not lost by it.
+        code = write(server.stats(), json_path)
     return code or (INTERRUPTED if server.stopped_by is signal.SIGINT else OK)
+
+
+def write(stats: ServerStats, json_path: str | None) -> int:
+    code = write_json(stats.as_dict(), json_path) if json_path else OK
+    say(summary(stats))
+    return code
 
 
 def step_down(server: Server, user: User | None, borrowed: int, json_path: str | None) -> None:
