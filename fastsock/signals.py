@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -43,13 +44,20 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def in_main_thread() -> bool:
+    """Whether this is the thread that handles signals: on Linux it has the number of the process.
+
+    Not by current_thread(): eventlet and gevent give each of their coroutines a thread's object.
+    """
+    return threading.get_native_id() == os.getpid()
+
+
 @contextmanager
 def handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
     """Have signals call these handlers in the main thread, also if they were inherited as blocked.
 
     Afterwards all is as it was.
     """
-    assert threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
     try:

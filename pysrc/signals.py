@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..server.signals import answered
-from ..signals import STOP_SIGNALS, handled
+from ..signals import STOP_SIGNALS, handled, in_main_thread
 from .waker import WAKE, Waker
 
 
@@ -22,7 +21,7 @@ def signals_to(waker: Waker, on_signal: Callable[[], object]) -> Iterator[None]:
     another thread, the main thread stays asleep with its handler pending. The wake-up descriptor is
     written at once, in the thread that the signal interrupts.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield
         return
     descriptor = signal.set_wakeup_fd(waker.writer.fileno(), warn_on_full_buffer=False)

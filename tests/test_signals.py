@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,22 @@ def test_ctrl_c_and_other_signals(numbers: tuple[signal.Signals, ...]) -> None:
             assert_ends(process, *numbers[1:], code=130)
 
 
+def test_a_signal_while_the_counters_are_written(tmp_path: Path) -> None:
+    """One more signal does not lose them: here they go to a pipe that is not read yet."""
+    target = tmp_path / "stats"
+    os.mkfifo(target)
+    with child(*FASTSOCK, "serve", ANY_PORT, "--json", str(target)) as process:
+        endpoint = fastsock.Endpoint.parse(process.stderr.readline().split()[2])
+        process.send_signal(INT)
+        wait_until(lambda: refuses(endpoint))
+        wait_until(lambda: not list(Path(f"/proc/{process.pid}/task").glob("*"))[1:])
+        process.send_signal(TERM)
+        # Empty if the signal came between its open() and its write(): then it opens it again.
+        text = target.read_text() or target.read_text()
+        assert json.loads(text)["open"] == 0
+        assert process.wait(TIMEOUT) == 130
+
+
 @pytest.mark.parametrize("mask", [None, block_all], ids=["", "blocked"])
 @pytest.mark.parametrize(
     ("number", "code", "name"), [(INT, 130, "Ctrl-C"), (TERM, 143, "SIGTERM"), (HUP, 129, "SIGHUP")]
@@ -304,6 +321,29 @@ def serve_without_poll() -> None:
     del select.poll
     stats = fastsock.serve(ANY_PORT, ready=lambda _: os.kill(os.getpid(), TERM))
     assert stats.open == 0
+
+
+MONKEY_PATCHED = """
+import os, signal
+from {library} import {patch}
+{patch}()
+import fastsock
+with fastsock.Server("tcp://127.0.0.1:0") as server:
+    assert fastsock.load(server.endpoint, messages=10, wait="block").valid
+for number in signal.SIGTERM, signal.SIGINT:
+    fastsock.serve("tcp://localhost:0", ready=lambda _: os.kill(os.getpid(), number))
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "patch"), [("gevent.monkey", "patch_all"), ("eventlet", "monkey_patch")]
+)
+def test_a_program_of_coroutines(library: str, patch: str) -> None:
+    """What replaces threads, select() and the rest of the standard library leaves all this."""
+    if not find_spec(library.partition(".")[0]):
+        pytest.skip(f"{library} is not installed")
+    script = MONKEY_PATCHED.format(library=library, patch=patch)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=TIMEOUT)
 
 
 # --- async --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fastsock.client.report import DATAGRAM_COUNTS, NO_LATENCY, Latency, LoadRep
 from fastsock.endpoint import Endpoint, EndpointLike
 from fastsock.host import host_facts
 from fastsock.options import from_given, takes
-from fastsock.signals import STOP_SIGNALS, end_program, handled
+from fastsock.signals import STOP_SIGNALS, end_program, handled, in_main_thread
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
@@ -180,7 +180,7 @@ def _signals_cancel(loaders: Sequence[AnyLoader]) -> Iterator[list[signal.Signal
     The first ends the run, the second does not wait for answers.
     """
     came: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield came
         return
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fastsock.signals import STOP_SIGNALS, end_program, handled
+from fastsock.signals import STOP_SIGNALS, end_program, handled, in_main_thread
 
 
 @contextmanager
@@ -19,7 +18,7 @@ def stop_signals(on_signal: Callable[[signal.Signals], object]) -> Iterator[int 
     A wait must include it. Python runs a handler between two bytecodes, so a signal just before the
     wait would not be handled until the wait ends; the descriptor is written to at once.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield None
         return
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
