@@ -218,7 +218,7 @@ cdef extern from "<unistd.h>" nogil:
     int getppid()
     void _exit(int status)
     long syscall(long number, ...)
-    int _SC_CLK_TCK
+    int _SC_CLK_TCK, _SC_PAGESIZE, _SC_THREAD_STACK_MIN
     long sysconf(int name)
 
 cdef extern from "<dirent.h>" nogil:
@@ -294,6 +294,9 @@ cdef extern from "<sys/ioctl.h>" nogil:
     enum: TIOCOUTQ                  # SIOCOUTQ of tcp(7) and unix(7)
 
     int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<dlfcn.h>" nogil:
+    void *dlsym(void *handle, const char *name)     # handle NULL: RTLD_DEFAULT
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t

@@ -25,14 +25,12 @@ from fastsock._native.server.counters cimport Counters
 from fastsock._native.server.handlers cimport Handler, Handlers
 from fastsock._native.server.worker cimport Worker
 
-cdef enum:
-    STACK_BYTES = 64 * 1024         # a thread needs a few hundred; its buffer is elsewhere
-
 cdef struct Loop:
     Context *context
     Acceptor acceptor
     posix.pollfd list[poll_list.FIRST_OWN]
     Handlers handlers
+    size_t stack_bytes              # of each handler's thread; its buffer is elsewhere
 
 
 cdef class ThreadsWorker(Worker):
@@ -48,6 +46,7 @@ cdef class ThreadsWorker(Worker):
         self.loop.context = &self.context
         acceptor.init(&self.loop.acceptor, &self.context, 0, &self.loop.handlers.open)
         poll_list.init(&self.context, self.loop.list)
+        self.loop.stack_bytes = thread.stack_bytes()
         # The kernel watches the time instead: see limit_waiting() in blocking.pxd.
         self.context.sweep_at = clock.NEVER
         self.main = run
@@ -93,7 +92,7 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
         handler.buffer = <char *>malloc(loop.context.buffer_size)
         if handler.buffer != NULL:
             # It inherits that all signals are blocked.
-            error = thread.start(&handler.thread, STACK_BYTES, -1, serve, handler)
+            error = thread.start(&handler.thread, loop.stack_bytes, -1, serve, handler)
         if not error:
             return
         free(handler.buffer)

@@ -23,10 +23,6 @@ from fastsock._native.server.listener cimport BoundSocket
 
 import errno as errno_names
 
-# glibc's default of 8 MiB is reserved per thread; the loops need a few KiB.
-cdef enum:
-    STACK_BYTES = 256 * 1024
-
 
 cdef class Worker:
     """Base of the engines' workers; takes the descriptor over from `socket`.
@@ -83,7 +79,8 @@ cdef class Worker:
         # The new thread inherits the mask: no signal can reach it, not even at its very start.
         posix.sigfillset(&every)
         posix.pthread_sigmask(posix.SIG_SETMASK, &every, &before)
-        error = thread.start(&self.thread, STACK_BYTES, self.cpu, self.main, self.argument)
+        error = thread.start(&self.thread, thread.stack_bytes(), self.cpu, self.main,
+                             self.argument)
         posix.pthread_sigmask(posix.SIG_SETMASK, &before, NULL)
         if error:
             raise check.os_error(error, "pthread_create", "")
