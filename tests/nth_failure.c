@@ -238,7 +238,8 @@ int recvmmsg(int fd, struct mmsghdr *list, unsigned int count, int flags,
     if (must_fail(NTH_recvmmsg, CALLER)) {
         if ((errno = shared->error) != 0)
             return -1;
-        count = (unsigned int)shared->part;
+        if (count > (unsigned int)shared->part)
+            count = (unsigned int)shared->part;
     }
     return real(fd, list, count, flags, timeout);
 }
@@ -248,7 +249,8 @@ int sendmmsg(int fd, struct mmsghdr *list, unsigned int count, int flags) {
     if (must_fail(NTH_sendmmsg, CALLER)) {
         if ((errno = shared->error) != 0)
             return -1;
-        count = (unsigned int)shared->part;
+        if (count > (unsigned int)shared->part)
+            count = (unsigned int)shared->part;
     }
     return real(fd, list, count, flags);
 }

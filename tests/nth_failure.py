@@ -49,7 +49,16 @@ SENDING = (
 )
 SHORT = 2  # errors of each call in the short version
 
-SOCKET_GONE = {"EBADF", "EINVAL", "ENOTSOCK"}  # of accept4 and recvmmsg
+#: What cannot pass, and ends the service: a call that is forbidden, a socket that was taken away.
+ENDING = {
+    "accept4": {"EBADF", "EFAULT", "EINVAL", "ENOTSOCK", "EPERM"},
+    "epoll_ctl": {"EBADF", "EEXIST", "EINVAL", "ELOOP", "ENOENT", "EPERM"},
+    "epoll_wait": {"EBADF", "EFAULT", "EINVAL"},
+    "poll": {"EFAULT"},
+    "pthread_create": {"EINVAL", "EPERM"},
+    "recvmmsg": {"EBADF", "EFAULT", "EINVAL", "EIO", "ENOTCONN", "ENOTSOCK", "EPERM", "EPIPE"},
+    "sendmmsg": {"EBADF", "EFAULT", "ENOTSOCK"},
+}
 HARMLESS = {"EINTR", "EAGAIN", "part"}  # no client loses anything
 
 
@@ -67,11 +76,7 @@ class Fault:
 
     def ends_serving(self) -> bool:
         """Whether the server can accept no new client afterwards."""
-        if self.function == "epoll_wait":
-            return self.error in ("EBADF", "EFAULT", "EINVAL")
-        if self.function == "poll":
-            return self.error == "EFAULT"
-        return self.function in ("accept4", "recvmmsg") and self.error in SOCKET_GONE
+        return self.error in ENDING.get(self.function, ())
 
     def may_cost(self) -> int:
         """How many clients may lose data."""
@@ -102,7 +107,7 @@ def faults(complete: bool) -> Iterator[Fault]:
         "calloc": "ENOMEM",
         "realloc": "ENOMEM",
         "mmap64": "ENOMEM",
-        "pthread_create": "EAGAIN EPERM",
+        "pthread_create": "EAGAIN EINVAL EPERM",
         "socket": "EMFILE EACCES EAFNOSUPPORT EINVAL ENFILE ENOBUFS ENOMEM EPROTONOSUPPORT",
         "setsockopt": "ENOMEM EBADF EDOM EFAULT EINVAL EISCONN ENOPROTOOPT ENOTSOCK",
         "bind": "EADDRINUSE EACCES EADDRNOTAVAIL EBADF EFAULT EINVAL ENOTSOCK",

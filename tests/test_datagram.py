@@ -7,10 +7,13 @@ injected with strace(1).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -400,12 +403,12 @@ def injecting(call: str, fault: str) -> Iterator[ServerProcess]:
 
 
 SENDING = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EMSGSIZE", "EPERM", "EACCES")
-RECEIVING = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EPERM", "EIO", "ENOMEM", "ENOBUFS")
+RECEIVING = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EACCES", "ENOMEM", "ENOBUFS")
 
 
 def test_segments_are_sent_one_by_one_if_they_must() -> None:
     """The kernel or a network card may refuse to segment an answer (udp(7), UDP_SEGMENT)."""
-    with injecting("sendmmsg", "error=EINVAL:when=1") as server, client(server.endpoint) as sock:
+    with injecting("sendmmsg", "error=EINVAL:when=2") as server, client(server.endpoint) as sock:
         payload = payload_of(64 * 9 + 10)
         segments = [payload[at : at + 64] for at in range(0, 586, 64)]
         assert echo_segments(sock, payload, 64) == segments
@@ -417,9 +420,11 @@ def test_segments_are_sent_one_by_one_if_they_must() -> None:
 
 @pytest.mark.parametrize("error", SENDING)
 def test_sending_fails(error: str) -> None:
-    """Answers that cannot be sent are dropped and counted; the others arrive."""
-    with injecting("sendmmsg", f"error={error}:when=1..3") as server:
+    """The answers that cannot be sent are dropped and counted; the others arrive."""
+    # From the second call on: the first is at the start, to see whether it is allowed.
+    with injecting("sendmmsg", f"error={error}:when=2..4") as server:
         with client(server.endpoint) as sock:
+            assert echo(sock) == b"probe"
             for number in range(3):
                 sock.send(b"%d" % number)
             for number in range(3, 10):
@@ -427,13 +432,13 @@ def test_sending_fails(error: str) -> None:
         stats = stopped(server)
     assert stats["errors"] == {error: 3}
     assert stats["dropped"]["send_error"] == 3
-    assert (stats["datagrams_in"], stats["datagrams_out"]) == (10, 7)
+    assert (stats["datagrams_in"], stats["datagrams_out"]) == (11, 8)
 
 
 @pytest.mark.parametrize("error", RECEIVING)
 def test_receiving_fails(error: str) -> None:
     """A failed receive is counted and tried again; nothing is lost."""
-    with injecting("recvmmsg", f"error={error}:when=1..3") as server:
+    with injecting("recvmmsg", f"error={error}:when=2..4") as server:
         with client(server.endpoint) as sock:
             for number in range(10):
                 assert echo(sock, b"%d" % number) == b"%d" % number
@@ -462,6 +467,7 @@ def test_a_failure_that_stays_does_not_spin() -> None:
             sock.recv(100)
         stats = stopped(server)
     assert 64 <= stats["errors"]["ENOMEM"] < 100
+    assert 1 <= stats["accept_pauses"] < 36
 
 
 def test_a_socket_that_is_gone() -> None:
@@ -470,7 +476,38 @@ def test_a_socket_that_is_gone() -> None:
         assert echo(sock) == b"probe"
         sock.send(b"last")
         assert server.wait() == 1
-        assert f"receive {server.endpoint}: Bad file descriptor" in server.errors()
+        assert f"recvmmsg {server.endpoint}: Bad file descriptor" in server.errors()
+
+
+@pytest.mark.parametrize("call", ["recvmmsg", "sendmmsg"])
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_a_call_that_is_forbidden(call: str, error: str) -> None:
+    """A call that a seccomp filter forbids is an error before the server says that it listens."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    tracing = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}")
+    command = [sys.executable, "-m", "fastsock", "serve", "udp://127.0.0.1:0"]
+    done = subprocess.run(
+        [strace, "-f", "-qq", "-o", "/dev/null", *tracing, *command],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"Error: {call} udp://127.0.0.1:\d+: .* \(a seccomp filter may forbid it\)\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EFAULT"])
+def test_sending_fails_for_good(error: str) -> None:
+    """An error that is not about the one answer ends the server."""
+    with injecting("sendmmsg", f"error={error}:when=2+") as server, client(server.endpoint) as sock:
+        assert echo(sock) == b"probe"
+        sock.send(b"last")
+        assert server.wait() == 1
+        assert f"sendmmsg {server.endpoint}: " in server.errors()
 
 
 # --- options ------------------------------------------------------------------------------------

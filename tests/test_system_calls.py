@@ -12,6 +12,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def log(tmp_path: Path) -> Path:
 
 
 # accept(2) asks to treat these like EAGAIN; all but EINTR take the same path, so a few will do.
-PASSING = ("ECONNABORTED", "EPERM", "EINTR")
+PASSING = ("ECONNABORTED", "EINTR")
 PASSING_TOO = (
     "EPROTO",
     "ENETDOWN",
@@ -152,9 +153,9 @@ def test_accept_fails(implementation: Implementation, log: Path, error: str) -> 
         assert stats["accept_pauses"] == (3 if error in STARVING + STARVING_TOO else 0)
 
 
-@pytest.mark.parametrize("error", ["EINVAL", "EBADF", "ENOTSOCK"])
+@pytest.mark.parametrize("error", ["EINVAL", "EBADF", "ENOTSOCK", "EPERM", "ENOSYS"])
 def test_accept_fails_for_good(implementation: Implementation, log: Path, error: str) -> None:
-    """An error that says that the listener is gone ends serve() with it."""
+    """A listener that is gone, or a call that is forbidden, ends serve() with the error."""
     with injecting(
         implementation, "accept4", f"error={error}:when=1+", log, **ONE_AT_A_TIME
     ) as server:
@@ -163,6 +164,42 @@ def test_accept_fails_for_good(implementation: Implementation, log: Path, error:
         assert server.wait() == 1
         assert "OSError" in server.errors()
         assert f"accept {server.endpoint}" in server.errors()
+
+
+@pytest.mark.native("fork")
+@pytest.mark.parametrize("error", ["EPERM", "EINVAL"])
+def test_clone_fails_for_good(implementation: Implementation, log: Path, error: str) -> None:
+    """An error that no pause can take away ends serve(), with the name of the call."""
+    with injecting(implementation, "clone", f"error={error}", log) as server:
+        with connect(server.endpoint) as sock:
+            assert has_ended(sock)
+        assert server.wait() == 1
+        assert f"clone {server.endpoint}: {os.strerror(getattr(errno, error))}" in server.errors()
+
+
+@pytest.mark.parametrize("call", ["close_range", "pidfd_send_signal"])
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [("EPERM", "a seccomp filter may forbid it"), ("ENOSYS", "the fork engine needs Linux 5.9")],
+)
+@pytest.mark.native("fork")
+def test_calls_that_fork_needs(
+    implementation: Implementation, log: Path, call: str, error: str, cause: str
+) -> None:
+    """What the kernel lacks or a sandbox forbids is told at the start, and which of the two."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    tracing = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}")
+    serve = ("-m", "fastsock", "serve", "tcp://127.0.0.1:0", "--engine", implementation.engine)
+    done = subprocess.run(
+        [strace, "-f", "-qq", "-o", str(log), *tracing, sys.executable, *serve],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {call}: {os.strerror(getattr(errno, error))} ({cause}")
 
 
 LOST = [

@@ -171,11 +171,14 @@ class Server:
                 self.stop(0)
         line_writer.flush(_LAST_LINES)
         if failed:
+            number, call = failed
             where = ", ".join(map(str, self._bound))
-            streams = any(endpoint.is_stream for endpoint in self._bound)
-            step, what = ("accept", "listener") if streams else ("receive", "socket")
-            hint = f" (the {what} was shut)" if failed in (errno.EINVAL, errno.EBADF) else ""
-            raise OSError(failed, f"{step} {where}: {os.strerror(failed)}{hint}")
+            hint = ""
+            if number in (errno.EINVAL, errno.EBADF) and call in ("accept", "recvmmsg"):
+                hint = " (the listener was shut)" if call == "accept" else " (the socket was shut)"
+            elif number in (errno.ENOSYS, errno.EPERM):
+                hint = " (a seccomp filter may forbid it)"
+            raise OSError(number, f"{call} {where}: {os.strerror(number)}{hint}")
         return self.stats()
 
     @property
@@ -335,12 +338,12 @@ class Server:
         self._workers = ()
         _running.discard(self)
 
-    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> int:
-        """Wait until all loops have ended, and log their notices; return a listener's errno."""
+    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> tuple[int, str] | None:
+        """Wait until all loops have ended, and log their notices; return what failed, if it did."""
         by_notice = {worker.notice_fd: worker for worker in workers}
         running = {worker.done_fd for worker in workers}
         signals = set() if signal_fd is None else {signal_fd}
-        failed = 0
+        failed = None
         while running:
             # As in stop(), which may be running in another thread and then has the lock.
             if self._stop_at != _NEVER and self._lock.acquire(blocking=False):
@@ -357,19 +360,21 @@ class Server:
                     failed = self._on_notice(by_notice[fd]) or failed
         return failed
 
-    def _on_notice(self, worker: Worker) -> int:
-        paused, failed = worker.notice()
-        if failed:
+    def _on_notice(self, worker: Worker) -> tuple[int, str] | None:
+        """Log a pause; return the errno of what ended the service, and the call, if it did."""
+        (paused, call), failed = worker.notice()
+        if failed[0]:
             self._request_stop(self._deadline(None))
-        elif paused:
+            return failed
+        if paused:
             stats = self.stats()
             line_writer.log(
                 logger,
                 logging.WARNING,
-                f"accept paused: {os.strerror(paused)}; {stats.open} connections open, "
+                f"{call} paused: {os.strerror(paused)}; {stats.open} connections open, "
                 f"paused {stats.accept_pauses} times; trying again every 0.1 s",
             )
-        return int(failed)
+        return None
 
     def _on_signal(self, number: signal.Signals) -> None:
         again = self.stopped_by is not None

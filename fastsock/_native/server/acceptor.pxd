@@ -12,6 +12,7 @@ cimport fastsock._native.posix as posix
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.ranges as ranges
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.context cimport Context
 
@@ -19,6 +20,7 @@ cdef enum:
     BURST = 64                      # accept() calls before the connections get their turn again
     BURSTS_AT_STOP = 128            # of an unknown queue: twice net.core.somaxconn's default
     PAUSE_NS = 100000000            # until accept() is tried again
+    FAILURES_MAX = 64               # failed calls in a row before a pause
     NOTICE_INTERVAL_NS = 1000000000     # at most one notice, so one log line, in this time
 
 cdef enum:                          # what accept_one() found
@@ -58,11 +60,15 @@ cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
         return QUEUE_EMPTY
     if context.range_count == 0:
         fd[0] = posix.accept4(context.bound_fd, NULL, NULL, flags | posix.SOCK_CLOEXEC)
-        return ACCEPTED if fd[0] >= 0 else accept_failed(context, posix.errno)
+        if fd[0] < 0:
+            return accept_failed(context, posix.errno)
+        context.failures = 0
+        return ACCEPTED
     fd[0] = posix.accept4(context.bound_fd, <posix.sockaddr *>&client, &size,
                           flags | posix.SOCK_CLOEXEC)
     if fd[0] < 0:
         return accept_failed(context, posix.errno)
+    context.failures = 0
     if ranges.contain(&client, context.ranges, context.range_count):
         return ACCEPTED
     posix.close(fd[0])
@@ -72,27 +78,36 @@ cdef inline int accept_one(Context *context, int flags, int *fd) noexcept nogil:
 
 cdef inline int accept_failed(Context *context, int error) noexcept nogil:
     if error == posix.EAGAIN:
+        context.failures = 0
         return QUEUE_EMPTY
     counters.count_error(&context.counters, error)
-    if error in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
-        pause(context, error)
-        return PAUSED
-    # EINVAL: the listener was shut down, by another process or by `ss -K`.
-    if error in (posix.EINVAL, posix.EBADF, posix.ENOTSOCK):
-        note_failure(context, error)
-        return LISTENER_GONE
-    # EINTR, ECONNABORTED, EPERM, and the network errors that Linux passes from the new
-    # connection to accept(): accept(2) asks to treat them like EAGAIN by retrying.
-    return TRY_NEXT
+    if error != posix.EINTR and not transient.is_of_network(error):
+        if not transient.is_shortage(error):
+            # EINVAL: the listener was shut down, by another process or by `ss -K`.
+            note_failure(context, transient.ACCEPT, error)
+            return LISTENER_GONE
+        context.failures = FAILURES_MAX
+    else:
+        context.failures += 1       # one that stays would make the loop spin
+    if context.failures < FAILURES_MAX:
+        return TRY_NEXT
+    pause(context, transient.ACCEPT, error)
+    return PAUSED
 
 
 # --- pausing ------------------------------------------------------------------------------------
 
-cdef inline void pause(Context *context, int error) noexcept nogil:
-    """Accept nothing for PAUSE_NS; notify the thread that logs, once a second at most."""
+cdef inline void pause(Context *context, int call, int error) noexcept nogil:
+    """Accept nothing for PAUSE_NS, because `call` failed."""
+    context.resume_at = clock.monotonic_ns() + PAUSE_NS
+    note_pause(context, call, error)
+
+
+cdef inline void note_pause(Context *context, int call, int error) noexcept nogil:
+    """Count it, and notify the thread that logs, once a second at most."""
     cdef int64_t now = clock.monotonic_ns()
-    context.resume_at = now + PAUSE_NS
     atomic.count(&context.counters.accept_pauses, 1)
+    atomic.store_int(&context.pause_call, call, atomic.RELAXED)
     atomic.store_int(&context.pause_errno, error, atomic.RELAXED)
     if now - context.noticed_at >= NOTICE_INTERVAL_NS:
         context.noticed_at = now
@@ -110,7 +125,10 @@ cdef inline void resume(Context *context) noexcept nogil:
         context.resume_at = 0
 
 
-cdef inline void note_failure(Context *context, int error) noexcept nogil:
+cdef inline void note_failure(Context *context, int call, int error) noexcept nogil:
+    if atomic.load_int(&context.failed_errno, atomic.RELAXED):
+        return                      # the first one is the cause
+    atomic.store_int(&context.failed_call, call, atomic.RELAXED)
     atomic.store_int(&context.failed_errno, error, atomic.RELAXED)
     wakeup.notify(context.notice_fd)
 
@@ -196,11 +214,22 @@ cdef inline int queue_length(int listen_fd) noexcept nogil:
     return info.tcpi_unacked        # of a listener: the length of its accept queue
 
 
-cdef inline void hold(Acceptor *acceptor, int fd, int error) noexcept nogil:
-    """Keep `fd` for a later next_client(), and pause: what it needs is not available now."""
-    acceptor.held = fd
+cdef inline void hold(Acceptor *acceptor, int fd, int call, int error) noexcept nogil:
+    """Keep `fd` for a later next_client(), and pause: `call`, which it needs, has failed.
+
+    If that call can never succeed, the connection is closed and no other one is accepted.
+    """
     counters.count_error(&acceptor.context.counters, error)
-    pause(acceptor.context, error)
+    if transient.is_shortage(error):
+        acceptor.held = fd
+        pause(acceptor.context, call, error)
+        return
+    if fd >= 0:
+        posix.close(fd)
+        atomic.count(&acceptor.context.counters.closed[counters.CLOSED_ERROR], 1)
+    note_failure(acceptor.context, call, error)
+    if acceptor.context.bound_fd >= 0:
+        close_listener(acceptor)
 
 
 # --- the end ------------------------------------------------------------------------------------
@@ -228,10 +257,10 @@ cdef inline void close_held(Acceptor *acceptor) noexcept nogil:
         atomic.count(&acceptor.context.counters.closed[counters.CLOSED_STOPPED], 1)
 
 
-cdef inline void fail(Acceptor *acceptor, int error) noexcept nogil:
+cdef inline void fail(Acceptor *acceptor, int call, int error) noexcept nogil:
     """End the loop: to wait for events has failed, and always will."""
     atomic.lower_i64(&acceptor.context.stop_at, 0)
-    note_failure(acceptor.context, error)
+    note_failure(acceptor.context, call, error)
     if acceptor.context.bound_fd >= 0:
         close_listener(acceptor)
 

@@ -14,9 +14,9 @@ cdef inline int clone_process(int *pidfd) noexcept nogil:
     return <int>posix.syscall(posix.SYS_clone, posix.CLONE_PIDFD, NULL, pidfd, NULL, NULL)
 
 
-cdef inline void send_signal(int pidfd, int number) noexcept nogil:
-    """It can only fail when the process has ended."""
-    posix.syscall(posix.SYS_pidfd_send_signal, pidfd, number, NULL, 0)
+cdef inline int send_signal(int pidfd, int number) noexcept nogil:
+    """Where the call is allowed, it can only fail when the process has ended."""
+    return <int>posix.syscall(posix.SYS_pidfd_send_signal, pidfd, number, NULL, 0)
 
 
 cdef inline bint reap(int pidfd, int flags) noexcept nogil:

@@ -38,12 +38,13 @@ cdef struct Context:
     int64_t sweep_at                # when idle connections are looked for next, or NEVER
     int64_t resume_at               # when accepting, which is paused, is tried again, or NEVER
     bint full                       # accepting is paused until a connection closes
+    int failures                    # of accept or receive calls, in a row
     int64_t noticed_at              # when notice_fd was last written, ns
     UnsentPool unsent               # memory for clients that do not read
     # Shared with other threads
     int64_t stop_at                 # CLOCK_MONOTONIC ns; NEVER while serving; only ever lowered
-    int pause_errno                 # why accepting was last paused
-    int failed_errno                # why the worker cannot go on accepting, or 0
+    int pause_call, pause_errno     # why accepting was last paused: a call of transient.pxd
+    int failed_call, failed_errno   # why the worker cannot go on accepting, or 0
     Counters counters
 
 

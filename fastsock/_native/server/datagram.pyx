@@ -34,6 +34,7 @@ cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.loop_guard as loop_guard
 cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.ancillary cimport Arrival, Control
 from fastsock._native.busy_poll cimport BusyPoll
@@ -45,14 +46,12 @@ from fastsock._native.server.worker cimport Worker
 cdef enum:
     BATCH = 16                      # datagrams per call at most: 8 and 32 gain nothing
     SIZE_MAX = 65535                # bytes; no UDP datagram is longer
-    FAILURES_MAX = 64               # failed calls in a row before a pause
 
 cdef struct Loop:
     Context *context
     bint guarded
     SocketName own
     size_t control_size             # of the buffer for control messages
-    int failures                    # of recvmmsg, in a row
     posix.mmsghdr received[BATCH]
     posix.mmsghdr answers[BATCH]    # those of `received` that are sent back, without gaps
     int segments[BATCH]             # of each answer: the bytes of one datagram, if it is several
@@ -72,9 +71,11 @@ cdef class DatagramWorker(Worker):
     cdef Loop *loop
     cdef bint guarded
     cdef SocketName own
+    cdef str where
 
     def __init__(self, DatagramSocket socket not None, object options, *, int cpu=-1):
         self.guarded = options.loop_guard
+        self.where = socket.where
         self.own.size = sizeof(self.own.address)
         if posix.getsockname(socket.fd, <posix.sockaddr *>&self.own.address, &self.own.size) != 0:
             raise check.os_error(posix.errno, "getsockname", socket.where)
@@ -97,8 +98,23 @@ cdef class DatagramWorker(Worker):
             raise MemoryError
         for i in range(BATCH):
             make_ready(loop, i)
+        self.probe()
         self.main = run
         self.argument = loop
+        return 0
+
+    cdef int probe(self) except -1:
+        """Make the loop's calls once, with no datagram: what is forbidden is known at the start."""
+        cdef int fd = self.context.bound_fd, error
+        if posix.recvmmsg(fd, self.loop.received, 0, posix.MSG_DONTWAIT, NULL) < 0:
+            error = posix.errno
+            if not transient.can_pass(error):
+                raise check.os_error(error, "recvmmsg", self.where, check.forbidden(error))
+        if posix.sendmmsg(fd, self.loop.answers, 0, posix.MSG_DONTWAIT) < 0:
+            error = posix.errno
+            # With no answer to send, no firewall forbids one.
+            if error == posix.EPERM or not transient.ends_one_answer(error):
+                raise check.os_error(error, "sendmmsg", self.where, check.forbidden(error))
         return 0
 
     cdef void release(self) noexcept:
@@ -149,8 +165,8 @@ cdef void wait(Loop *loop) noexcept nogil:
     list[0].events = list[1].events = posix.POLLIN
     list[0].revents = list[1].revents = 0
     if (posix.poll(list, 2, deadlines.timeout_ms(loop.context)) < 0
-            and not poll_list.may_work_again(posix.errno)):
-        fail(loop, posix.errno)
+            and not poll_list.may_work_again(loop.context, posix.errno)):
+        fail(loop, transient.POLL, posix.errno)
     if list[1].revents:
         wakeup.clear(loop.context.wake_fd)
     loop.context.resume_at = clock.NEVER
@@ -163,7 +179,7 @@ cdef int echo_batch(Loop *loop) noexcept nogil:
                                     posix.MSG_DONTWAIT, NULL)
     if count < 0:
         return receive_failed(loop, posix.errno)
-    loop.failures = 0
+    loop.context.failures = 0
     for i in range(count):
         if prepare_answer(loop, i, &loop.segments[answers]):
             loop.answers[answers].msg_hdr = loop.received[i].msg_hdr
@@ -236,6 +252,8 @@ cdef void send_all(Loop *loop, int count) noexcept nogil:
             send_apart(loop, next)
         else:
             note_send_failure(loop, error, datagrams_of(loop, next))
+        if not transient.ends_one_answer(error):
+            fail(loop, transient.SENDMMSG, error)
         next += 1
 
 
@@ -280,23 +298,23 @@ cdef inline bint drop(Loop *loop, int reason, uint64_t datagrams) noexcept nogil
 
 cdef int receive_failed(Loop *loop, int error) noexcept nogil:
     if error == posix.EAGAIN:
-        loop.failures = 0
+        loop.context.failures = 0
         return 0
     if error == posix.EINTR:
         return -1
     counters.count_error(&loop.context.counters, error)
-    if error == posix.EBADF or error == posix.ENOTSOCK:
-        fail(loop, error)           # something else in the process closed the descriptor
+    if not transient.can_pass(error):
+        fail(loop, transient.RECVMMSG, error)
         return 0
     # Most errors report an answer that did not arrive (ICMP), once. One that stays, such as
     # ENOMEM, would make the loop spin.
-    loop.failures += 1
-    if loop.failures >= FAILURES_MAX:
-        loop.context.resume_at = clock.monotonic_ns() + acceptor.PAUSE_NS
+    loop.context.failures += 1
+    if loop.context.failures >= acceptor.FAILURES_MAX:
+        acceptor.pause(loop.context, transient.RECVMMSG, error)
         return 0
     return -1
 
 
-cdef void fail(Loop *loop, int error) noexcept nogil:
+cdef void fail(Loop *loop, int call, int error) noexcept nogil:
     atomic.lower_i64(&loop.context.stop_at, 0)
-    acceptor.note_failure(loop.context, error)
+    acceptor.note_failure(loop.context, call, error)

@@ -21,6 +21,7 @@ cimport fastsock._native.server.connection as connection
 cimport fastsock._native.server.connections as connections
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.connection cimport Connection
@@ -105,9 +106,8 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
     cdef uint64_t token
     cdef bint listener_ready = False
     count = wait(loop)
-    # SIGSTOP and SIGCONT cause EINTR even where all signals are blocked (signal(7)).
-    if count < 0 and posix.errno != posix.EINTR:
-        acceptor.fail(&loop.acceptor, posix.errno)
+    if count < 0 and not transient.epoll_wait_can_pass(posix.errno):
+        acceptor.fail(&loop.acceptor, transient.EPOLL_WAIT, posix.errno)
     acceptor.begin_turn(&loop.acceptor)
     for i in range(count):
         token = loop.events[i].data.u64
@@ -121,7 +121,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
         close_overdue(loop)
     if listener_ready and not loop.listener_watched:
         # A listener that is watched for nothing is reported only for an error or a hang-up.
-        acceptor.note_failure(loop.context, posix.EINVAL)
+        acceptor.note_failure(loop.context, transient.ACCEPT, posix.EINVAL)
         acceptor.close_listener(&loop.acceptor)
     elif listener_ready or acceptor.must_accept(&loop.acceptor):
         accept_clients(loop)
@@ -201,7 +201,7 @@ cdef void accept_clients(Loop *loop) noexcept nogil:
     while fd >= 0:
         error = add_connection(loop, fd)
         if error:
-            acceptor.hold(&loop.acceptor, fd, error)
+            acceptor.hold(&loop.acceptor, fd, transient.EPOLL_CTL, error)
         fd = acceptor.next_client(&loop.acceptor)
 
 
@@ -223,9 +223,11 @@ cdef inline void watch_listener(Loop *loop) noexcept nogil:
     """While accepting is paused, the listener stays readable: then watch it for nothing."""
     cdef bint wanted = acceptor.listening(&loop.acceptor)
     if wanted != loop.listener_watched and loop.context.bound_fd >= 0:
-        control(loop, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
-                posix.EPOLLIN if wanted else 0, connections.LISTENER)
-        loop.listener_watched = wanted
+        if control(loop, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
+                   posix.EPOLLIN if wanted else 0, connections.LISTENER) == 0:
+            loop.listener_watched = wanted
+        else:                       # it allocates nothing: what fails will always fail
+            acceptor.fail(&loop.acceptor, transient.EPOLL_CTL, posix.errno)
 
 
 # --- the end ------------------------------------------------------------------------------------

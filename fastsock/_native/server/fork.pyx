@@ -30,6 +30,7 @@ cimport fastsock._native.server.clone as clone
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.handlers as handlers
 cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.blocking cimport HandlerState
@@ -85,7 +86,10 @@ cdef class ForkWorker(Worker):
         if UNDER_TSAN:
             raise NotImplementedError("engine 'fork': ThreadSanitizer cannot follow clone()")
         if clone.close_range(<unsigned int>-1, <unsigned int>-1) != 0:
-            raise check.os_error(posix.errno, "close_range", "", "the fork engine needs Linux 5.9")
+            raise check.os_error(posix.errno, "close_range", "", likely_cause(posix.errno))
+        # Without it no child could be ended. Where it is allowed, no descriptor is EBADF.
+        if clone.send_signal(-1, 0) != 0 and posix.errno != posix.EBADF:
+            raise check.os_error(posix.errno, "pidfd_send_signal", "", likely_cause(posix.errno))
         loop.context = &self.context
         acceptor.init(&loop.acceptor, &self.context, 0, &loop.handlers.open)
         loop.buffer = <char *>malloc(self.context.buffer_size)
@@ -117,6 +121,12 @@ cdef class ForkWorker(Worker):
         handlers.add_counters(&self.loop.handlers, &self.context, total)
 
 
+cdef str likely_cause(int error):
+    if error == posix.ENOSYS:
+        return "the fork engine needs Linux 5.9, and a seccomp filter that allows this call"
+    return check.forbidden(error)
+
+
 cdef void *run(void *argument) noexcept nogil:
     cdef Loop *loop = <Loop *>argument
     cdef int fd
@@ -139,7 +149,7 @@ cdef void *run(void *argument) noexcept nogil:
 
 cdef void start_handler(Loop *loop, int fd) noexcept nogil:
     """Give a new connection its process; if none can be made it is held, and tried again."""
-    cdef int error = posix.ENOMEM
+    cdef int error = posix.ENOMEM, call = transient.MALLOC
     cdef int pid, pidfd = -1
     # Until the copy is made the connection itself is listed: an application that forks meanwhile
     # must find it, to close its own copy.
@@ -153,10 +163,10 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
             posix.close(fd)         # from now on the connection is the child's alone
             watch_child(loop, slot)
             return
-        error = posix.errno
+        call, error = transient.CLONE, posix.errno
         handlers.note_end(&loop.handlers, slot, by_itself=False)
         handlers.remove(&loop.handlers, slot)
-    acceptor.hold(&loop.acceptor, fd, error)
+    acceptor.hold(&loop.acceptor, fd, call, error)
 
 
 cdef void watch_child(Loop *loop, uint32_t slot) noexcept nogil:
@@ -171,7 +181,7 @@ cdef void watch_child(Loop *loop, uint32_t slot) noexcept nogil:
         clone.send_signal(pidfd, posix.SIGKILL)
         clone.reap(pidfd, 0)
         remove_handler(loop, slot)
-        acceptor.hold(&loop.acceptor, -1, error)
+        acceptor.hold(&loop.acceptor, -1, transient.EPOLL_CTL, error)
 
 
 cdef void reap_ended(Loop *loop, int timeout_ms) noexcept nogil:
@@ -180,6 +190,8 @@ cdef void reap_ended(Loop *loop, int timeout_ms) noexcept nogil:
     cdef int i
     cdef Handler *handler
     cdef int count = posix.epoll_wait(loop.pidfds, events, EVENTS_MAX, timeout_ms)
+    if count < 0 and not transient.epoll_wait_can_pass(posix.errno):
+        acceptor.fail(&loop.acceptor, transient.EPOLL_WAIT, posix.errno)
     for i in range(count):
         handler = handlers.at(&loop.handlers, <uint32_t>events[i].data.u64)
         # Not in use: it was removed, and a copy of its pidfd keeps on reporting it.
@@ -212,13 +224,16 @@ cdef void end_children(Loop *loop) noexcept nogil:
     """Tell all children to end, and kill those that do not, as a stopped one (SIGSTOP) does not."""
     cdef int64_t now = clock.monotonic_ns()
     cdef int64_t kill_at = now + KILL_AFTER_NS
+    cdef uint32_t slot
     signal_all(loop, END_SIGNAL)
     while loop.handlers.open and now < kill_at:
         reap_ended(loop, <int>((kill_at - now) // 1000000) + 1)
         now = clock.monotonic_ns()
     signal_all(loop, posix.SIGKILL)
-    while loop.handlers.open:
-        reap_ended(loop, -1)
+    for slot in range(loop.handlers.slots):     # also where epoll has failed
+        if handlers.at(&loop.handlers, slot).in_use:
+            clone.reap(handlers.at(&loop.handlers, slot).fd, 0)
+            remove_handler(loop, slot)
 
 
 cdef void signal_all(Loop *loop, int number) noexcept nogil:

@@ -7,6 +7,7 @@ cimport fastsock._native.busy_poll as busy_poll
 cimport fastsock._native.posix as posix
 cimport fastsock._native.server.acceptor as acceptor
 cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.context cimport Context
@@ -40,8 +41,8 @@ cdef inline void wait(Acceptor *accepting, posix.pollfd *list, uint32_t places,
     ready = busy_poll.poll(&context.busy_poll, list, places, deadlines.timeout_ms(context))
     if ready < 0:
         clear_results(list, places)
-        if not may_work_again(posix.errno):
-            acceptor.fail(accepting, posix.errno)
+        if not may_work_again(context, posix.errno):
+            acceptor.fail(accepting, transient.POLL, posix.errno)
     elif list[WAKE].revents:
         wakeup.clear(context.wake_fd)
     acceptor.begin_turn(accepting)
@@ -54,15 +55,14 @@ cdef inline void clear_results(posix.pollfd *list, uint32_t places) noexcept nog
         list[place].revents = 0
 
 
-cdef inline bint may_work_again(int error) noexcept nogil:
+cdef inline bint may_work_again(Context *context, int error) noexcept nogil:
     """After poll(2) failed: whether to try again; sleeps first where that would spin."""
     cdef posix.timespec time
-    if error == posix.EINTR:        # POSIX lets it come without a handler too
-        return True
-    # ENOMEM: no memory for the kernel's copy of the list. EINVAL: the list is longer than
-    # RLIMIT_NOFILE, which was lowered meanwhile. Both can pass.
-    if error != posix.ENOMEM and error != posix.EINVAL:
+    if not transient.poll_can_pass(error):
         return False
+    if error == posix.EINTR:
+        return True
+    acceptor.note_pause(context, transient.POLL, error)
     time.tv_sec = 0
     time.tv_nsec = POLL_AGAIN_NS
     posix.nanosleep(&time, NULL)

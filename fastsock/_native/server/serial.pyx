@@ -23,6 +23,7 @@ cimport fastsock._native.server.connections as connections
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.connection cimport Connection
@@ -98,7 +99,7 @@ cdef void accept_clients(Loop *loop) noexcept nogil:
     cdef int fd = acceptor.next_client(&loop.acceptor)
     while fd >= 0:
         if connections.add(&loop.connections, loop.context, fd) == connections.NO_SLOT:
-            acceptor.hold(&loop.acceptor, fd, posix.ENOMEM)
+            acceptor.hold(&loop.acceptor, fd, transient.MALLOC, posix.ENOMEM)
             return
         if not deadlines.stop_requested(loop.context):
             return

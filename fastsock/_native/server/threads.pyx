@@ -18,6 +18,7 @@ cimport fastsock._native.server.blocking as blocking
 cimport fastsock._native.server.handlers as handlers
 cimport fastsock._native.server.poll_list as poll_list
 cimport fastsock._native.server.thread as thread
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.context cimport Context
@@ -83,7 +84,7 @@ cdef void *run(void *argument) noexcept nogil:
 
 cdef void start_handler(Loop *loop, int fd) noexcept nogil:
     """Give a new connection its thread; without memory or threads it is held, and tried again."""
-    cdef int error = posix.ENOMEM
+    cdef int error = posix.ENOMEM, call = transient.MALLOC
     cdef Handler *handler
     cdef uint32_t slot = handlers.add(&loop.handlers, fd)
     if slot != handlers.NO_SLOT:
@@ -92,13 +93,14 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
         handler.buffer = <char *>malloc(loop.context.buffer_size)
         if handler.buffer != NULL:
             # It inherits that all signals are blocked.
+            call = transient.PTHREAD_CREATE
             error = thread.start(&handler.thread, loop.stack_bytes, -1, serve, handler)
         if not error:
             return
         free(handler.buffer)
         handlers.note_end(&loop.handlers, slot, by_itself=False)
         handlers.remove(&loop.handlers, slot)
-    acceptor.hold(&loop.acceptor, fd, error)
+    acceptor.hold(&loop.acceptor, fd, call, error)
 
 
 cdef void *serve(void *argument) noexcept nogil:

@@ -15,6 +15,7 @@ cimport fastsock._native.posix as posix
 cimport fastsock._native.server.context as context
 cimport fastsock._native.server.counters as counting
 cimport fastsock._native.server.thread as thread
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.server.unsent as unsent
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.counters cimport Counters
@@ -152,13 +153,15 @@ cdef class Worker:
         }
 
     def notice(self) -> tuple:
-        """Clear `notice_fd`; return two errnos, 0 where nothing happened.
+        """Clear `notice_fd`; return the last pause and what ended the service.
 
-        Why accepting was last paused, and why the worker cannot go on accepting.
+        Each is an errno, or 0, and the call that failed with it.
         """
         wakeup.clear(self.context.notice_fd)
-        return (atomic.load_int(&self.context.pause_errno, atomic.RELAXED),
-                atomic.load_int(&self.context.failed_errno, atomic.RELAXED))
+        return ((atomic.load_int(&self.context.pause_errno, atomic.RELAXED),
+                 transient.name_of(atomic.load_int(&self.context.pause_call, atomic.RELAXED))),
+                (atomic.load_int(&self.context.failed_errno, atomic.RELAXED),
+                 transient.name_of(atomic.load_int(&self.context.failed_call, atomic.RELAXED))))
 
     cdef int prepare(self) except -1:
         """Engine: get everything the loop needs, and set `main` and `argument`."""

@@ -10,6 +10,7 @@ from libc.string cimport memset
 
 cimport fastsock._native.pages as pages
 cimport fastsock._native.posix as posix
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.server.uring.liburing as liburing
 
 cdef enum:
@@ -131,14 +132,14 @@ cdef inline liburing.io_uring_sqe *new_entry(Ring *ring) noexcept nogil:
 
 cdef inline int check_result(Ring *ring, int result) noexcept nogil:
     """What io_uring_enter() returned; its negative errno if the ring can be used no more."""
-    if result >= 0 or result == -posix.ETIME or result == -posix.EINTR:
+    if result >= 0:
         return 0
-    # EAGAIN: no memory for a request now. EBUSY: completions wait for room. Both pass.
+    if not transient.io_uring_enter_can_pass(-result):
+        ring.failed = True
+        return result
     if result == -posix.EAGAIN or result == -posix.EBUSY:
         posix.poll(NULL, 0, 1)      # never a spin
-        return 0
-    ring.failed = True
-    return result
+    return 0
 
 
 cdef inline int submit_and_wait(Ring *ring, int timeout_ms) noexcept nogil:

@@ -27,6 +27,7 @@ cimport fastsock._native.server.acceptor as acceptor
 cimport fastsock._native.server.connections as connections
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
+cimport fastsock._native.server.transient as transient
 cimport fastsock._native.server.uring.liburing as liburing
 cimport fastsock._native.server.uring.ring as ring
 cimport fastsock._native.server.uring.uring_connection as uring_connection
@@ -245,10 +246,11 @@ cdef void on_listener_or_wake(Loop *loop, uint64_t token, int32_t result,
 
 cdef void on_accepted(Loop *loop, int fd) noexcept nogil:
     atomic.count(&loop.context.counters.accepted, 1)
+    loop.context.failures = 0
     if uring_connection.add(&loop.connections, fd):
         loop.accepted = True
     elif loop.acceptor.held < 0:
-        acceptor.hold(&loop.acceptor, fd, posix.ENOMEM)
+        acceptor.hold(&loop.acceptor, fd, transient.MALLOC, posix.ENOMEM)
         stop_multishot(loop)
     else:
         posix.close(fd)             # there was no memory for two connections
@@ -294,7 +296,7 @@ cdef void accept_clients(Loop *loop) noexcept nogil:
     fd = acceptor.next_client(&loop.acceptor)
     while fd >= 0:
         if not uring_connection.add(&loop.connections, fd):
-            acceptor.hold(&loop.acceptor, fd, posix.ENOMEM)
+            acceptor.hold(&loop.acceptor, fd, transient.MALLOC, posix.ENOMEM)
         fd = acceptor.next_client(&loop.acceptor)
     if loop.acceptor.attempts > 0 and acceptor.listening(&loop.acceptor):
         loop.one_at_a_time = must_accept_one_at_a_time(loop)
@@ -321,7 +323,7 @@ cdef void watch_wake(Loop *loop) noexcept nogil:
 cdef void fail_ring(Loop *loop, int error) noexcept nogil:
     """io_uring itself failed, as when something else in the process closed its descriptor."""
     loop.ring.failed = True
-    acceptor.fail(&loop.acceptor, error)
+    acceptor.fail(&loop.acceptor, transient.IO_URING_ENTER, error)
 
 
 cdef void close_all(Loop *loop) noexcept nogil:
