@@ -12,6 +12,7 @@ import ipaddress
 import select
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 from .control import Control, Phase
@@ -29,9 +30,12 @@ USUAL_HOPS = 128
 # From <linux/in.h>, for Pythons whose socket module does not have them.
 IP_PKTINFO = 8
 IP_RECVTTL = 12
+IPV6_FREEBIND = 78  # from <linux/in6.h>
 
 #: What recvmsg() and getsockname() give: (host, port, ...), a path, or bytes if it is abstract.
 SocketName = tuple[Any, ...] | str | bytes
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Ancillary data: level and type to value.
 Ancillary = dict[tuple[int, int], bytes]
@@ -47,6 +51,17 @@ def set_options(sock: socket.socket, dual_stack: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ANSWER_HOPS)
+
+
+def answer_from_any(sock: socket.socket) -> None:
+    """Let IPv6 answers leave from every address at which datagrams come in; after bind().
+
+    A route can make a whole prefix local, with no address on an interface. Before bind() this would
+    let bind() take every address.
+    """
+    if sock.family == socket.AF_INET6:
+        with suppress(OSError):  # since Linux 4.15
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
 
 
 def run(sock: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
@@ -81,11 +96,12 @@ def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
     counters.datagrams_in += 1
     counters.datagram_bytes_in += len(data)
     ancillary = {(level, kind): value for level, kind, value in messages}
-    if reason := reason_to_drop(source, flags, hops_left(ancillary), own):
+    asked = destination(ancillary)
+    if reason := reason_to_drop(source, flags, hops_left(ancillary), own, asked):
         counters.dropped[reason] += 1
         return True
     try:
-        sock.sendmsg([data], answer_source(ancillary), 0, source)
+        sock.sendmsg([data], answer_source(asked, ancillary), 0, source)
     except OSError as error:
         counters.count_error(error)
         counters.dropped["send_error"] += 1
@@ -95,30 +111,37 @@ def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
     return True
 
 
-def reason_to_drop(source: SocketName | None, flags: int, hops: int, own: SocketName) -> str:
+def reason_to_drop(
+    source: SocketName | None, flags: int, hops: int, own: SocketName, asked: Address | None
+) -> str:
     """Return why a datagram must not be answered, or an empty string."""
     if flags & socket.MSG_TRUNC:
         return "truncated"  # the kernel dropped its end
     if not source:
         return "unnamed"
-    return "loop_guard" if may_loop(source, hops, own) else ""
+    # To every host of a network: all of them would answer one forged source.
+    everyone = asked is not None and is_shared(asked)
+    return "loop_guard" if everyone or may_loop(source, hops, own) else ""
 
 
 def may_loop(source: SocketName, hops: int, own: SocketName) -> bool:
     """Whether a datagram may be a server's answer: two servers would answer each other for ever."""
     if not isinstance(source, tuple):
         return source == own  # the name of a Unix socket cannot be forged
-    address = ipaddress.ip_address(source[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
     return (
         source[1] < SERVICE_PORTS
         or source[1] == own[1]
         or USUAL_HOPS < hops <= ANSWER_HOPS
-        or address.is_multicast
-        or address.is_unspecified
-        or (address.version == 4 and address.is_reserved)  # the broadcast address too
+        or is_shared(ipaddress.ip_address(source[0].partition("%")[0]))
     )
+
+
+def is_shared(address: Address) -> bool:
+    """Whether it is an address of more than one host, or of none."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    reserved = address.version == 4 and address.is_reserved  # the broadcast address too
+    return address.is_multicast or address.is_unspecified or reserved
 
 
 def hops_left(ancillary: Ancillary) -> int:
@@ -131,15 +154,27 @@ def hops_left(ancillary: Ancillary) -> int:
     return 0
 
 
-def answer_source(ancillary: Ancillary) -> list[tuple[int, int, bytes]]:
-    """Return ancillary data that sends the answer from the address the client sent to.
-
-    The interface is left to the routing table.
-    """
+def destination(ancillary: Ancillary) -> Address | None:
+    """Return the address that the client sent to; for a broadcast, that of the broadcast."""
     info = ancillary.get((socket.IPPROTO_IP, IP_PKTINFO))
     if info:  # interface, local address, address in the datagram
-        return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + info[4:])]
+        interface, local, asked = info[:4], info[4:8], info[8:12]
+        # A datagram that was queued before IP_PKTINFO was set has no interface and no local one.
+        broadcast = any(interface) and local != asked
+        return ipaddress.IPv4Address("255.255.255.255" if broadcast else asked)
     info = ancillary.get((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO))
-    if info:  # address, interface
-        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info[:16] + bytes(4))]
-    return []
+    return ipaddress.IPv6Address(info[:16]) if info else None
+
+
+def answer_source(asked: Address | None, ancillary: Ancillary) -> list[tuple[int, int, bytes]]:
+    """Return ancillary data that sends the answer from the address the client sent to.
+
+    The interface is left to the routing table, but a link-local address belongs to one.
+    """
+    if isinstance(asked, ipaddress.IPv4Address):
+        return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + asked.packed + bytes(4))]
+    if asked is None:
+        return []
+    info = ancillary[socket.IPPROTO_IPV6, socket.IPV6_PKTINFO]
+    interface = info[16:] if asked.is_link_local else bytes(4)
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked.packed + interface)]

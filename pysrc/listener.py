@@ -56,6 +56,8 @@ def make_bound(
                 set_options(sock, endpoint)
         with step("bind", endpoint):
             sock.bind(address.name)
+        if not endpoint.is_stream:
+            datagrams.answer_from_any(sock)
         if endpoint.is_stream:
             with step("listen", endpoint):
                 sock.listen(backlog)
@@ -98,6 +100,7 @@ def duplicate(descriptor: int) -> socket.socket:
         sock = InheritedListener(fileno=sock.detach())
     elif not endpoint.is_unix:
         datagrams.set_options(sock, bool(endpoint.dual_stack))
+        datagrams.answer_from_any(sock)
     if endpoint.is_unix:
         refuse_descriptors(sock)
     sock.setblocking(False)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import fastsock.pure
 import pytest
 from clients import not_zero
 from implementations import IMPLEMENTATIONS, ServerProcess, usable_engines
+from networks import ip, own_network
 
 from fastsock import Endpoint, Server
 
@@ -39,7 +40,10 @@ def client(endpoint: Endpoint, host: str | None = None) -> closing[socket.socket
     host = host or endpoint.host
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(TIMEOUT)
-    sock.connect((host, endpoint.port))
+    if host.startswith("fe80:"):
+        sock.connect((host, endpoint.port, 0, socket.if_nametoindex("lo")))
+    else:
+        sock.connect((host, endpoint.port))
     return closing(sock)
 
 
@@ -163,6 +167,65 @@ def test_the_source_of_an_answer(make: Any, url: str) -> None:
                 assert echo(sock) == b"probe"
 
 
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("udp://[::]:0", "2001:db8:9::42"),
+        ("udp://[::]:0?dual_stack=1", "198.51.100.42"),
+        ("udp://0.0.0.0:0", "198.51.100.42"),
+    ],
+)
+def test_an_address_that_only_a_route_makes_local(make: Any, url: str, asked: str) -> None:
+    """A whole prefix may be local without one address of it on an interface (ip-route(8))."""
+    with own_network():
+        ip("-6", "route", "add", "local", "2001:db8:9::/64", "dev", "lo")
+        ip("route", "add", "local", "198.51.100.0/24", "dev", "lo")
+        with make(url) as server, client(server.endpoint, asked) as sock:
+            assert echo(sock) == b"probe"
+        assert server.stats().datagrams_out == 1
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_link_local_address(make: Any) -> None:
+    """It is local to one interface, by which the answer leaves."""
+    with own_network():
+        ip("-6", "addr", "add", "fe80::7/64", "dev", "lo", "nodad")
+        with make("udp://[::]:0") as server, client(server.endpoint, "fe80::7") as sock:
+            sock.settimeout(TIMEOUT / 10)
+            for _ in range(10):  # the kernel makes the new address reachable a little later
+                with suppress(TimeoutError):
+                    assert echo(sock) == b"probe"
+                    break
+        assert server.stats().datagrams_out > 0
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_multicast_of_ipv6_is_not_answered(make: Any) -> None:
+    """Every host of a link would answer one forged source; and no answer has a group as source."""
+    with own_network():
+        ip("link", "add", "one", "type", "veth", "peer", "name", "other")  # lo takes no multicast
+        for name in ("one", "other"):
+            ip("link", "set", name, "addrgenmode", "none", "up")
+        ip("-6", "addr", "add", "fe80::7/64", "dev", "one", "nodad")
+        with make("udp://[::]:0") as server, client(server.endpoint, "::1") as probe:
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                index = socket.if_nametoindex("one")
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+                sock.sendto(b"all", ("ff02::1", server.endpoint.port, 0, index))
+            assert echo(probe) == b"probe"
+        stats = server.stats()
+        assert stats.datagrams_out == 1
+        assert stats.dropped["loop_guard"] == stats.datagrams_in - 1 >= 1
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_foreign_address_is_not_bound(make: Any) -> None:
+    """That answers may have any local address opens no foreign one to bind()."""
+    with pytest.raises(OSError, match="not an address of this machine"):
+        make("udp://[2001:db8:9::42]:0").start()
+
+
 def test_ipv6_wildcard() -> None:
     """A wildcard socket of IPv6 without dual stack does not serve IPv4."""
     with Server("udp://[::]:0") as server:
@@ -228,9 +291,10 @@ def test_multicast_and_broadcast_sources_are_not_answered(make: Any, host: str) 
     assert stats.dropped["loop_guard"] == stats.datagrams_in - 200
 
 
-def test_a_broadcast_is_not_answered() -> None:
+@pytest.mark.parametrize("make", BOTH)
+def test_a_broadcast_is_not_answered(make: Any) -> None:
     """A broadcast is not answered: a forged source would get the answers of all hosts."""
-    with Server("udp://0.0.0.0:0") as server, client(server.endpoint, LOOPBACK) as probe:
+    with make("udp://0.0.0.0:0") as server, client(server.endpoint, LOOPBACK) as probe:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.sendto(b"all", ("127.255.255.255", server.endpoint.port))

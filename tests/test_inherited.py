@@ -28,6 +28,7 @@ from clients import (
 )
 from fastsock.pure.control import Phase
 from implementations import Implementation
+from networks import ip, own_network
 
 import fastsock
 from fastsock.server import inherited
@@ -121,6 +122,69 @@ def test_datagrams(package: Any, host: str) -> None:
             client.send(b"for the next")
             made.settimeout(TIMEOUT)
             assert made.recv(100) == b"for the next"
+
+
+@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+@pytest.mark.parametrize(
+    ("bound", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.5"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::", "127.0.0.5"),
+    ],
+)
+def test_datagrams_that_came_before_the_server(package: Any, bound: str, asked: str) -> None:
+    """What was queued before any option was set is answered, from the address that was asked."""
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with (
+        socket.socket(family, socket.SOCK_DGRAM) as made,
+        socket.socket(socket.AF_INET6 if ":" in asked else socket.AF_INET, socket.SOCK_DGRAM) as (
+            client
+        ),
+    ):
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind((bound, 0))
+        client.settimeout(TIMEOUT)
+        client.connect((asked, made.getsockname()[1]))
+        for number in range(5):
+            client.send(b"before %d" % number)
+        with package.Server(fds=[made.fileno()]) as server:
+            for number in range(5):
+                assert client.recv(100) == b"before %d" % number
+            client.send(b"after")
+            assert client.recv(100) == b"after"
+        assert sum(server.stats().dropped.values()) == 0
+
+
+@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+@pytest.mark.parametrize("target", ["127.255.255.255", "255.255.255.255", "224.0.0.1"])
+def test_broadcasts_that_came_before_the_server(package: Any, target: str) -> None:
+    """Of those too, what was sent to everyone is not answered, nor what may be an answer."""
+    with (
+        own_network(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        ip("route", "add", "default", "dev", "lo")
+        made.bind(("0.0.0.0", 0))
+        port = made.getsockname()[1]
+        client.settimeout(TIMEOUT)
+        client.bind(("127.0.0.1", 0))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        client.sendto(b"everyone", (target, port))
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 200)
+        client.sendto(b"an answer", ("127.0.0.1", port))
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+        client.sendto(b"last", ("127.0.0.1", port))
+        with package.Server(fds=[made.fileno()]) as server:
+            assert client.recv(100) == b"last"
+        stats = server.stats()
+        assert stats.datagrams_in - stats.datagrams_out == sum(stats.dropped.values()) >= 1
+        assert stats.datagrams_out == 1
 
 
 def test_a_datagram_socket_stays_blocking() -> None:

@@ -1,7 +1,7 @@
 # Control messages: what the kernel tells about a datagram, cmsg(3), ip(7), ipv6(7), udp(7).
 
 from libc.stdint cimport uint16_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport fastsock._native.posix as posix
 
@@ -41,6 +41,12 @@ cdef inline void read_arrival(posix.msghdr *message, Arrival *arrival) noexcept 
         elif header.cmsg_level == posix.SOL_UDP and header.cmsg_type == posix.UDP_GRO:
             memcpy(&arrival.segment, data, sizeof(arrival.segment))
         header = posix.CMSG_NXTHDR(message, header)
+    # The kernel looks up the interface and the local address when a datagram is queued, where
+    # IP_PKTINFO is set by then. One that was queued before has 0 for both, and none that came later
+    # has interface 0. Only the address that was asked is known: sendmsg() refuses it as a source
+    # (EINVAL) if it is a broadcast address.
+    if arrival.pktinfo == posix.IP_PKTINFO and arrival.ipv4.ipi_ifindex == 0:
+        arrival.ipv4.ipi_spec_dst = arrival.ipv4.ipi_addr
 
 
 cdef inline void answer_from_asked(posix.msghdr *message, Arrival *arrival) noexcept nogil:
@@ -54,6 +60,8 @@ cdef inline void answer_from_asked(posix.msghdr *message, Arrival *arrival) noex
     elif arrival.pktinfo == posix.IPV6_PKTINFO:
         if not posix.IN6_IS_ADDR_LINKLOCAL(&arrival.ipv6.ipi6_addr):
             arrival.ipv6.ipi6_ifindex = 0
+        if posix.IN6_IS_ADDR_MULTICAST(&arrival.ipv6.ipi6_addr):
+            memset(&arrival.ipv6.ipi6_addr, 0, sizeof(arrival.ipv6.ipi6_addr))  # no source
         add_message(message, posix.IPPROTO_IPV6, posix.IPV6_PKTINFO, &arrival.ipv6,
                     sizeof(arrival.ipv6))
 

@@ -140,6 +140,15 @@ cdef extern from "<netinet/in.h>" nogil:
 
     bint IN6_IS_ADDR_V4MAPPED(const in6_addr *address)
     bint IN6_IS_ADDR_LINKLOCAL(const in6_addr *address)
+    bint IN6_IS_ADDR_MULTICAST(const in6_addr *address)
+
+cdef extern from * nogil:
+    """
+    #ifndef IPV6_FREEBIND
+    #define IPV6_FREEBIND 78                /* linux/in6.h, since Linux 4.15 */
+    #endif
+    """
+    int IPV6_FREEBIND
 
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY, TCP_INFO

@@ -28,6 +28,7 @@ cdef class DatagramSocket(BoundSocket):
             self._report_addresses(dual_stack)
             self._merge_datagrams()
             self._bind(host, port, scope_id)
+            self._answer_from_any()
         except BaseException:
             self.close()
             raise
@@ -43,6 +44,15 @@ cdef class DatagramSocket(BoundSocket):
         cdef int yes = 1
         # Since Linux 5.0. Without it they come one by one.
         posix.setsockopt(self.fd, posix.SOL_UDP, posix.UDP_GRO, &yes, sizeof(yes))
+
+    def _answer_from_any(self):
+        """Let IPv6 answers leave from every address at which datagrams come in."""
+        cdef int yes = 1
+        # A route can make a whole prefix local, with no address on an interface (ip-route(8)), and
+        # as a source the kernel takes such an address only with this option, since Linux 4.15. It
+        # takes no rights. Not before bind(), which would take every address.
+        if self.family == posix.AF_INET6:
+            posix.setsockopt(self.fd, posix.IPPROTO_IPV6, posix.IPV6_FREEBIND, &yes, sizeof(yes))
 
     # On a wildcard socket the kernel would answer from the address of the route back, and a client
     # that asked another address would never see the answer. So each datagram comes with the address
@@ -94,3 +104,4 @@ cdef class InheritedDatagramSocket(DatagramSocket):
             self._refuse_descriptors()
         else:
             self._report_addresses(dual_stack)
+            self._answer_from_any()

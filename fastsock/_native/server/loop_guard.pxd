@@ -73,5 +73,6 @@ cdef inline bint is_shared_ipv6(const posix.in6_addr *address) noexcept nogil:
 cdef inline bint asked_group(const Arrival *arrival) noexcept nogil:
     """Whether all hosts of a network were asked: their answers would hit one victim."""
     if arrival.pktinfo == posix.IP_PKTINFO:
-        return arrival.ipv4.ipi_addr.s_addr != arrival.ipv4.ipi_spec_dst.s_addr     # ip(7)
+        return (arrival.ipv4.ipi_addr.s_addr != arrival.ipv4.ipi_spec_dst.s_addr    # ip(7)
+                or is_shared_ipv4(posix.ntohl(arrival.ipv4.ipi_addr.s_addr)))
     return arrival.pktinfo == posix.IPV6_PKTINFO and is_shared_ipv6(&arrival.ipv6.ipi6_addr)
