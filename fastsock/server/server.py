@@ -367,11 +367,13 @@ class Server:
             self._request_stop(self._deadline(None))
             return failed
         if paused:
-            stats = self.stats()
+            stats, reason = self.stats(), os.strerror(paused)
+            what = "receive" if call == "recvmmsg" else "accept"
+            why = reason if call in ("accept", "recvmmsg") else f"{call}: {reason}"
             line_writer.log(
                 logger,
                 logging.WARNING,
-                f"{call} paused: {os.strerror(paused)}; {stats.open} connections open, "
+                f"{what} paused: {why}; {stats.open} connections open, "
                 f"paused {stats.accept_pauses} times; trying again every 0.1 s",
             )
         return None
