@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import time
 
 from .. import line_writer
 from .counters import Counters
+from .transient import NETWORK, SHORTAGE
 
 log = logging.getLogger("fastsock.pure")
 
-#: Errors of one waiting connection, not of the listener: accept(2) says to accept the next one.
-CONNECTION_ERRORS = frozenset(
-    (
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.ENOPROTOOPT,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENONET,
-        errno.EOPNOTSUPP,
-        errno.ETIMEDOUT,
-        errno.EPERM,
-    )
-)
-
 PAUSE = 0.1  # seconds
 LOG_INTERVAL = 1.0  # seconds
+FAILURES_MAX = 64  # in a row, before a pause
 
 
 class Acceptor:
@@ -52,8 +36,12 @@ class Acceptor:
         """Return the next waiting connection, or None.
 
         After None, try again in `pause` seconds, or, if that is 0, when the listener is readable.
+
+        Raises OSError for an error that cannot pass: the listener is gone, or accept() is
+        forbidden.
         """
         self.pause = 0.0
+        failures = 0
         while True:
             try:
                 return self._listener.accept()[0]
@@ -61,9 +49,12 @@ class Acceptor:
                 return None
             except OSError as error:
                 self._counters.count_error(error)
-                if error.errno not in CONNECTION_ERRORS:
+                failures += 1
+                if error.errno in SHORTAGE or failures == FAILURES_MAX:
                     self._pause_after(error)
                     return None
+                if error.errno not in NETWORK:
+                    raise OSError(error.errno, f"accept: {error.strerror}") from None
 
     def _pause_after(self, error: OSError) -> None:
         self.pause = PAUSE

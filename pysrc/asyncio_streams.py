@@ -68,6 +68,7 @@ class AsyncioServer:
         self._tasks: set[asyncio.Task[str]] = set()
         self._finished = asyncio.Event()
         self._pause_timer: asyncio.TimerHandle | None = None
+        self._failure: OSError | None = None
 
     async def run(self) -> None:
         self._loop.add_reader(self._control.reader, self._wake)
@@ -78,6 +79,8 @@ class AsyncioServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._failure:
+            raise self._failure
 
     def _wake(self) -> None:
         self._control.clear()
@@ -89,7 +92,12 @@ class AsyncioServer:
             phase = self._control.phase
             if phase is Phase.STOPPED or self._listener.fileno() < 0:
                 break
-            sock = self._acceptor.accept()
+            try:
+                sock = self._acceptor.accept()
+            except OSError as error:  # the loop would log it and go on
+                self._failure = error
+                self._finished.set()
+                return
             if sock is None:
                 if self._acceptor.pause:
                     self._pause()

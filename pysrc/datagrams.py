@@ -7,7 +7,6 @@ if it was bound.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import select
 import socket
@@ -15,8 +14,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from .acceptor import PAUSE
 from .control import Control, Phase
 from .counters import Counters
+from .transient import NETWORK, SENDING_ENDS, SHORTAGE
 
 SIZE_MAX = 65535  # bytes; no UDP datagram is longer
 ANCILLARY_SIZE = 128  # bytes for the ancillary data that the kernel adds
@@ -72,14 +73,14 @@ def run(sock: socket.socket, control: Control, counters: Counters, buffer_size: 
     while control.phase is Phase.RUNNING:
         poll.poll()
         control.clear()
-        echo_one(sock, counters, own)
+        echo_one(sock, control, counters, own)
     # A drain answers what waits in the queue, until the deadline.
-    while control.phase is Phase.DRAINING and echo_one(sock, counters, own):
+    while control.phase is Phase.DRAINING and echo_one(sock, control, counters, own):
         pass
     sock.close()
 
 
-def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
+def echo_one(sock: socket.socket, control: Control, counters: Counters, own: SocketName) -> bool:
     """Answer a datagram; return False if none waits. An error of one client ends nothing."""
     # A Unix client may send open files (SCM_RIGHTS), which no socket can refuse before Linux 6.16.
     # They would use up our descriptors. Without room for ancillary data the kernel closes them.
@@ -90,8 +91,11 @@ def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
         return False
     except OSError as error:
         counters.count_error(error)
-        if error.errno in (errno.EBADF, errno.ENOTSOCK):
-            raise  # other code in the process closed the descriptor
+        if error.errno in SHORTAGE:
+            counters.accept_pauses += 1
+            control.wait(PAUSE)
+        elif error.errno not in NETWORK:
+            raise OSError(error.errno, f"recvmsg: {error.strerror}") from None
         return True
     counters.datagrams_in += 1
     counters.datagram_bytes_in += len(data)
@@ -105,6 +109,8 @@ def echo_one(sock: socket.socket, counters: Counters, own: SocketName) -> bool:
     except OSError as error:
         counters.count_error(error)
         counters.dropped["send_error"] += 1
+        if error.errno in SENDING_ENDS:
+            raise OSError(error.errno, f"sendmsg: {error.strerror}") from None
         return True
     counters.datagrams_out += 1
     counters.datagram_bytes_out += len(data)

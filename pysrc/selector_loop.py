@@ -55,6 +55,12 @@ class SelectorLoop:
         self._selector.register(control.reader, READ)
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._close_all()
+
+    def _run(self) -> None:
         control, select, echo = self._control, self._selector.select, self._echo
         while control.phase is Phase.RUNNING or self._connections or self._listening():
             for key, events in select(self._timeout()):
@@ -70,7 +76,6 @@ class SelectorLoop:
                 break
             if self._accept_at is not None and time.monotonic() >= self._accept_at:
                 self._resume()
-        self._close_all()
 
     def _timeout(self) -> float | None:
         return None if self._accept_at is None else max(0.0, self._accept_at - time.monotonic())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from .listener import InheritedListener, duplicate, open_socket, step
 from .options import check_int, check_mode, check_number
 from .signals import signals_to, wait_for_end
 from .waker import Waker
+
+log = logging.getLogger("fastsock.pure")
 
 
 class Engine(Protocol):
@@ -92,6 +95,8 @@ class Server:
         self._file: SocketFile | None = None
         self._stopped = False
         self._ended = False
+        self._failure: OSError | None = None
+        self._foreground = False  # served by serve_forever()
         # A stop() during start() waits for it. Reentrant: a signal handler may call stop() while
         # its thread is in start().
         self._lock = threading.RLock()
@@ -157,6 +162,12 @@ class Server:
             with listener:
                 run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
                 run(listener, control, self._counters, self._buffer_size)
+        except OSError as error:  # that cannot pass; its text begins with the call
+            *call, text = (error.strerror or str(error)).split(": ", 1)
+            where = " ".join((*call, str(self._endpoint)))
+            self._failure = OSError(error.errno, f"{where}: {text}")
+            if not self._foreground:  # serve_forever() raises it
+                log.error("%s", self._failure.strerror)
         finally:
             self._remove_file()  # after a crash of the engine
             self._counters.shut_down()  # after a crash of the engine, clients must not wait
@@ -191,10 +202,12 @@ class Server:
 
         Start the server if it is not started, and call `ready` when clients can connect. The first
         signal drains for `drain_timeout` seconds, the second ends the drain. Other threads do not
-        handle signals. Return the counters; raise what start() raises.
+        handle signals. Return the counters; raise what start() raises, or the OSError that ended
+        the service.
         """
         came: list[None] = []  # a signal handler must take no lock
         with closing(Waker()) as waker, signals_to(waker, lambda: came.append(None)):
+            self._foreground = True
             try:
                 with self._lock:
                     if not self._thread:
@@ -209,6 +222,8 @@ class Server:
                     self._wait_and_drain(waker)
             finally:
                 self.stop(0)
+        if self._failure:
+            raise self._failure
         return self.stats()
 
     def _wait_and_drain(self, waker: Waker) -> None:

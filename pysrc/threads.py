@@ -24,7 +24,7 @@ def run(listener: socket.socket, control: Control, counters: Counters, buffer_si
         serve_client(connection, control, counters, bytearray(buffer_size))
         finished.append(threading.current_thread())
 
-    for connection in accept_connections(listener, control, counters):
+    def start(connection: Connection) -> None:
         # Join finished threads here: a server that runs for months must not keep them all.
         while finished:
             thread = finished.popleft()
@@ -38,6 +38,14 @@ def run(listener: socket.socket, control: Control, counters: Counters, buffer_si
         except RuntimeError:  # no thread can be made (EAGAIN): only this client is closed
             threads.remove(thread)
             counters.close(connection, "error")
-    listener.close()
-    for thread in threads:
-        thread.join()
+
+    try:
+        for connection in accept_connections(listener, control, counters):
+            start(connection)
+    except BaseException:
+        counters.shut_down()  # wakes the threads
+        raise
+    finally:
+        listener.close()
+        for thread in threads:
+            thread.join()

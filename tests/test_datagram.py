@@ -6,6 +6,7 @@ injected with strace(1).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -562,6 +563,31 @@ def test_a_call_that_is_forbidden(call: str, error: str) -> None:
     assert re.fullmatch(
         rf"Error: {call} udp://127.0.0.1:\d+: .* \(a seccomp filter may forbid it\)\n", done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("recvmsg", "ENOSYS"), ("recvmsg", "EBADF"), ("sendmsg", "ENOSYS")]
+)
+def test_the_twin_ends_on_an_error_that_cannot_pass(call: str, error: str) -> None:
+    """It says so in one line; to try again would take a whole CPU."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    tracing = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}")
+    command = [sys.executable, "-m", "fastsock.pure", "serve", "udp://127.0.0.1:0"]
+    with subprocess.Popen(
+        [strace, "-f", "-qq", "-o", "/dev/null", *tracing, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        endpoint = Endpoint.parse(process.stderr.readline().split()[2])
+        with client(endpoint) as sock:
+            sock.send(b"last")
+            _, said = process.communicate(timeout=TIMEOUT)
+    number = getattr(errno, error)
+    assert process.returncode == 1
+    assert said == f"fastsock.pure: {call} {endpoint}: {os.strerror(number)}\n"
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", "EFAULT"])

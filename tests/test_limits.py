@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -171,6 +172,47 @@ def test_a_closed_connection_ends_the_pause(engine: str, monkeypatch: pytest.Mon
             wait_until(lambda: server.stats().accept_pauses > 0)
         with waiting:
             finish_exactly(waiting, b"at last")
+
+
+@pytest.mark.parametrize("engine", pure.ENGINES)
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOSYS])
+def test_the_twin_ends_on_an_error_that_cannot_pass(
+    engine: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accept() that is forbidden, or whose listener is gone, is not tried again for ever."""
+
+    def refuse(_: socket.socket) -> None:
+        raise OSError(number, os.strerror(number))
+
+    server = pure.Server("tcp://127.0.0.1:0", engine=engine)
+    server.start()
+    with connect(server.endpoint) as sock:
+        echo_exactly(sock, b"before")
+        monkeypatch.setattr(socket.socket, "accept", refuse)
+        if engine == "serial":  # it accepts when its client has ended
+            half_close(sock)
+        with suppress(ConnectionError):  # it may have called accept() once more by now
+            connect(server.endpoint).close()
+        expected = f"accept {server.endpoint}: {os.strerror(number)}"
+        with pytest.raises(OSError, match=re.escape(expected)):
+            server.serve_forever()
+        assert has_ended(sock)
+    assert server.stats().open == 0
+
+
+@pytest.mark.parametrize("engine", pure.ENGINES)
+def test_the_twin_pauses_after_many_failures(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that may pass and does not is no reason to spin."""
+
+    def fail(_: socket.socket) -> None:
+        raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+
+    with pure.Server("tcp://127.0.0.1:0", engine=engine) as server:
+        monkeypatch.setattr(socket.socket, "accept", fail)
+        with connect(server.endpoint):
+            wait_until(lambda: server.stats().accept_pauses >= 2)
+    stats = server.stats()
+    assert stats.errors == {"ECONNABORTED": 64 * stats.accept_pauses}
 
 
 @pytest.mark.parametrize(
