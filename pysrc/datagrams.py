@@ -7,7 +7,9 @@ if it was bound.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import select
 import socket
 import sys
@@ -67,11 +69,14 @@ def answer_from_any(sock: socket.socket) -> None:
 
 def run(sock: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(sock, select.POLLIN | select.POLLRDHUP)
     poll.register(control.reader, select.POLLIN)
     own = sock.getsockname()
     while control.phase is Phase.RUNNING:
-        poll.poll()
+        events = dict(poll.poll())
+        if events.get(sock.fileno(), 0) & (select.POLLHUP | select.POLLRDHUP):
+            # Another holder of the socket has shut it down: it stays readable, with nothing there.
+            raise OSError(errno.EINVAL, f"recvmsg: {os.strerror(errno.EINVAL)}")
         control.clear()
         echo_one(sock, control, counters, own)
     # A drain answers what waits in the queue, until the deadline.

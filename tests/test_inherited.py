@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,23 @@ def test_datagrams_that_came_before_the_server(package: Any, bound: str, asked: 
             client.send(b"after")
             assert client.recv(100) == b"after"
         assert sum(server.stats().dropped.values()) == 0
+
+
+@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+@pytest.mark.parametrize("how", [socket.SHUT_RDWR, socket.SHUT_RD])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_datagram_socket_that_is_shut_down(
+    package: Any, family: socket.AddressFamily, how: int
+) -> None:
+    """Another holder can do that; it stays readable then, with nothing to receive."""
+    with socket.socket(family, socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.1", 0) if family == socket.AF_INET else f"\0fastsock-{os.getpid()}")
+        server = package.Server(fds=[made.fileno()])
+        server.start()
+        with suppress(OSError):  # ENOTCONN, and yet it is done
+            made.shutdown(how)
+        with pytest.raises(OSError, match=r"recvm+sg .*Invalid argument"):
+            server.serve_forever()
 
 
 @pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])

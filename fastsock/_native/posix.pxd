@@ -164,7 +164,7 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
 
 cdef extern from "<poll.h>" nogil:
-    short POLLIN, POLLOUT
+    short POLLIN, POLLOUT, POLLHUP, POLLRDHUP
     ctypedef unsigned long nfds_t
 
     struct pollfd:

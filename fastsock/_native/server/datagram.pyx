@@ -162,13 +162,18 @@ cdef void wait(Loop *loop) noexcept nogil:
     cdef posix.pollfd list[2]
     list[0].fd = -1 if acceptor.paused(loop.context) else loop.context.bound_fd
     list[1].fd = loop.context.wake_fd
-    list[0].events = list[1].events = posix.POLLIN
+    list[0].events = posix.POLLIN | posix.POLLRDHUP
+    list[1].events = posix.POLLIN
     list[0].revents = list[1].revents = 0
     if (posix.poll(list, 2, deadlines.timeout_ms(loop.context)) < 0
             and not poll_list.may_work_again(loop.context, posix.errno)):
         fail(loop, transient.POLL, posix.errno)
     if list[1].revents:
         wakeup.clear(loop.context.wake_fd)
+    # Another holder of an inherited socket has shut it down: it stays readable, with nothing to
+    # receive. There is no errno for it; accept() on a listener that was shut down says EINVAL.
+    if list[0].revents & (posix.POLLHUP | posix.POLLRDHUP):
+        fail(loop, transient.RECVMMSG, posix.EINVAL)
     loop.context.resume_at = clock.NEVER
 
 
