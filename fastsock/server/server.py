@@ -157,7 +157,7 @@ class Server:
 
         """
         self._check_process()
-        failed = 0
+        failed: tuple[int, str] | None = None
         with stop_signals(self._on_signal) as signal_fd:
             try:
                 if self._state != "running":
