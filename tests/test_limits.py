@@ -207,10 +207,9 @@ def test_the_twin_pauses_after_many_failures(engine: str, monkeypatch: pytest.Mo
     def fail(_: socket.socket) -> None:
         raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
 
-    with pure.Server("tcp://127.0.0.1:0", engine=engine) as server:
-        monkeypatch.setattr(socket.socket, "accept", fail)
-        with connect(server.endpoint):
-            wait_until(lambda: server.stats().accept_pauses >= 2)
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    with pure.Server("tcp://127.0.0.1:0", engine=engine) as server, connect(server.endpoint):
+        wait_until(lambda: server.stats().accept_pauses >= 2)
     stats = server.stats()
     assert stats.errors == {"ECONNABORTED": 64 * stats.accept_pauses}
 

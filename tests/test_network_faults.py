@@ -104,7 +104,7 @@ def test_idle_timeout_when_the_clock_jumps(
     implementation: Implementation, jumping_clock: tuple[str, ...]
 ) -> None:
     """idle_timeout uses a monotonic clock: busy clients stay, an idle one is closed."""
-    server = ServerProcess(implementation, under=jumping_clock, idle_timeout=0.7)
+    server = ServerProcess(implementation, under=jumping_clock, idle_timeout=2.0)
     with closing(server), ExitStack() as stack:
         idle, *busy = (stack.enter_context(connect(server.endpoint)) for _ in range(3))
         echo_exactly(idle, b"hello")
