@@ -12,6 +12,7 @@ import errno
 import grp
 import os
 import pwd
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAX_ID = 2**32 - 2  # the next number is -1, which setresuid(2) takes for "unchanged"
+_THREAD_END = 1.0  # seconds, at most, until a thread that is ending has ended
 _HELD = ("CapPrm", "CapEff", "CapAmb")  # proc(5): usable now, or in a program that is started
 
 
@@ -110,19 +112,36 @@ def become(user: User) -> None:
 
 def _verify(user: User) -> None:
     """Check every thread: a process may be set to keep capabilities (SECBIT_KEEP_CAPS)."""
-    for task in Path("/proc/self/task").iterdir():
-        lines = (task / "status").read_text().splitlines()
-        status = dict(line.split(":", 1) for line in lines)
-        ids = [status[name].split() for name in ("Uid", "Gid", "Groups")]
-        if ids != [[str(user.uid)] * 4, [str(user.gid)] * 4, []]:
-            raise _refused(user, f"thread {task.name} is still another user")
-        if any(int(status[name], 16) for name in _HELD):
-            raise _refused(user, f"thread {task.name} keeps capabilities")
+    deadline = time.monotonic() + _THREAD_END
+    while faults := list(filter(None, (_held(task, user) for task in _threads()))):
+        # glibc leaves out a thread that is ending, such as one that has looked a name up.
+        if time.monotonic() > deadline:
+            raise _refused(user, faults[0])
+        time.sleep(0.001)
     try:
         os.setresuid(-1, 0, -1)
     except PermissionError:
         return
     raise _refused(user, "root could be regained")
+
+
+def _threads() -> Iterator[Path]:
+    return Path("/proc/self/task").iterdir()
+
+
+def _held(task: Path, user: User) -> str:
+    """The privileges that a thread still has, in words; empty if it has none or has ended."""
+    try:
+        lines = (task / "status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    status = dict(line.split(":", 1) for line in lines)
+    ids = [status[name].split() for name in ("Uid", "Gid", "Groups")]
+    if ids != [[str(user.uid)] * 4, [str(user.gid)] * 4, []]:
+        return f"thread {task.name} is still another user"
+    if any(int(status[name], 16) for name in _HELD):
+        return f"thread {task.name} keeps capabilities"
+    return ""
 
 
 @contextmanager
