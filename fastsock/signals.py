@@ -53,6 +53,27 @@ def in_main_thread() -> bool:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Have the handlers of signals run after the body, not within it, in the main thread.
+
+    For a body that must not be left half done, such as making a process and noting its number.
+    """
+    came: list[int] = []
+    before = {}
+    if in_main_thread():
+        for stop in STOP_SIGNALS:
+            if callable(signal.getsignal(stop)):
+                before[stop] = signal.signal(stop, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+
+@contextmanager
 def handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
     """Have signals call these handlers in the main thread, also if they were inherited as blocked.
 

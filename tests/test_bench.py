@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import signal
@@ -330,3 +331,24 @@ def test_the_end_of_a_server_process() -> None:
         assert server.wait() == server.wait() == -signal.SIGKILL
         assert server.processes() == [child]
     wait_until(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")
+
+
+def test_ctrl_c_while_a_server_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes with the new process is handled when the process is known."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        made.append(popen(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return made[0]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ServerProcess([sys.executable, "-m", "fastsock", "serve", "tcp://127.0.0.1:0"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    gc.collect()
+    assert made[0].returncode == -signal.SIGKILL

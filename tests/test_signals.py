@@ -278,7 +278,7 @@ def test_bench_ends(number: signal.Signals, code: int) -> None:
         wait_until(lambda: len(children(process.pid)) == 2)
         servers = children(process.pid)
         assert_ends(process, number, code=code)
-        assert not any(Path(f"/proc/{pid}").exists() for pid in servers)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers))
 
 
 def test_load_leaves_signals_of_a_program_alone(server: Server) -> None:

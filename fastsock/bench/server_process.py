@@ -15,11 +15,13 @@ import struct
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from fastsock import signals
 from fastsock.endpoint import Endpoint
 
 START_TIMEOUT = 20.0  # seconds
@@ -54,22 +56,30 @@ class Process:
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         try:
-            # A group, so that children are killed with it. Not a session: a group that is stopped
-            # is ended by the kernel when this process dies, but only if both share a session.
-            self._process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=self._log if stdout is None else stdout,
-                stderr=self._log,
-                pass_fds=pass_fds,
-                process_group=0,
-                text=True,
-            )
+            # A signal that raises an exception in between would leave a server running.
+            with signals.deferred():
+                self._process = self._start(command, stdin, stdout, pass_fds)
+                self._finalizer = weakref.finalize(self, kill_group, self._process)
         except BaseException:
             self._log.close()
             raise
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
+
+    def _start(
+        self, command: Sequence[str], stdin: int, stdout: int | None, pass_fds: Sequence[int]
+    ) -> subprocess.Popen[str]:
+        # A group, so that children are killed with it. Not a session: a group that is stopped is
+        # ended by the kernel when this process dies, but only if both share a session.
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=self._log if stdout is None else stdout,
+            stderr=self._log,
+            pass_fds=pass_fds,
+            process_group=0,
+            text=True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -194,14 +204,19 @@ class Process:
 
     def close(self) -> None:
         """End every process of the group, also those that the first one has left behind."""
-        if self._process.returncode is not None:
+        if not self._finalizer.alive:
             return
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._finalizer()
         os.close(self._pidfd)
         for file in (self._log, self._process.stdin, self._process.stdout):
             if file is not None:
                 file.close()
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    if process.returncode is None:  # until it is reaped, no other group can have its number
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class ServerProcess(Process):
