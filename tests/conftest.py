@@ -14,7 +14,7 @@ import pytest
 from implementations import (
     IMPLEMENTATIONS,
     Implementation,
-    ServerProcess,
+    ServedProcess,
     any_endpoint,
     left_out,
 )
@@ -32,7 +32,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -147,8 +147,8 @@ def serve_process(implementation: Implementation, socket_kind: str) -> Iterator[
     """A function that starts a server in a process of its own; all are killed at the end."""
     with ExitStack() as stack:
 
-        def start(**options: Any) -> ServerProcess:
+        def start(**options: Any) -> ServedProcess:
             options.setdefault("endpoint", any_endpoint(socket_kind))
-            return stack.enter_context(closing(ServerProcess(implementation, **options)))
+            return stack.enter_context(closing(ServedProcess(implementation, **options)))
 
         yield start

@@ -141,7 +141,7 @@ class Child(Process):
         return answer
 
 
-class ServerProcess(Child):
+class ServedProcess(Child):
     """An implementation's serve() in a process of its own, perhaps run under another program.
 
     ``under`` is that program and its arguments, ``alarm_every`` seconds between two SIGALRM.

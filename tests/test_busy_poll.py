@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from clients import TIMEOUT, connect, echo_exactly, finish_exactly, random_chunks, wait_until
-from implementations import Implementation, ServerProcess
+from implementations import Implementation, ServedProcess
 
 import fastsock
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 LONGEST = 0.01  # seconds
 WAITS_IN_ONE_PLACE = pytest.mark.native("epoll", "poll", "serial", "io_uring")
@@ -76,7 +76,7 @@ def test_blocks_when_nothing_comes(serve_process: ServeProcess) -> None:
         wait_until(lambda: cpu_share(server) < 0.02)
 
 
-def cpu_share(server: ServerProcess) -> float:
+def cpu_share(server: ServedProcess) -> float:
     began, before = time.monotonic(), server.cpu_seconds()
     time.sleep(0.1)
     return (server.cpu_seconds() - before) / (time.monotonic() - began)

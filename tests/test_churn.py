@@ -26,11 +26,11 @@ from clients import (
     wait_until,
     wait_until_still,
 )
-from implementations import Implementation, ServerProcess
+from implementations import Implementation, ServedProcess
 from leftovers import everything
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 THREADS = 4
 MIB = 1 << 20

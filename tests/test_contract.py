@@ -33,7 +33,7 @@ from clients import (
     wait_until,
     wait_until_still,
 )
-from implementations import KINDS, ServerProcess
+from implementations import KINDS, ServedProcess
 from leftovers import descriptors
 
 # Each case on each kind of socket where that makes a difference; what costs seconds and is about
@@ -45,7 +45,7 @@ two_kinds = pytest.mark.kinds("tcp", "unix")  # TCP is the same over IPv6 there
 KIB, MIB = 1 << 10, 1 << 20
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 
 # --- bytes --------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_memory_of_clients_that_do_not_read_is_given_back(serve_process: ServePr
     assert server.own_bytes() - before < 64 * KIB
 
 
-def stall_and_close(server: ServerProcess, clients: int) -> None:
+def stall_and_close(server: ServedProcess, clients: int) -> None:
     before = server.own_bytes()
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(clients)]
@@ -176,7 +176,7 @@ def stall_and_close(server: ServerProcess, clients: int) -> None:
     wait_until(lambda: server.stats()["open"] == 0, "all closed")
 
 
-def stall_and_finish(server: ServerProcess, clients: int) -> None:
+def stall_and_finish(server: ServedProcess, clients: int) -> None:
     with ExitStack() as stack:
         socks = [
             stack.enter_context(connect(server.endpoint, rcvbuf=64 * KIB, sndbuf=64 * KIB))
@@ -305,7 +305,7 @@ def test_descriptor_limit(serve_process: ServeProcess) -> None:
     assert "Too many open files" in lines[0]
 
 
-def starved_cpu_seconds(server: ServerProcess, sock: socket.socket) -> float:
+def starved_cpu_seconds(server: ServedProcess, sock: socket.socket) -> float:
     """CPU time that the server takes in a second in which it echoes only ten times."""
     before = server.cpu_seconds()
     for _ in range(10):

@@ -33,7 +33,7 @@ from implementations import (
     IMPLEMENTATIONS,
     KINDS,
     Implementation,
-    ServerProcess,
+    ServedProcess,
     any_endpoint,
     in_fresh_process,
 )
@@ -49,7 +49,7 @@ KIB, MIB = 1 << 10, 1 << 20
 STILL_ACCEPTS = 0.05  # seconds for which a stop without a drain goes on accepting
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 
 # --- stopping -----------------------------------------------------------------------------------

@@ -21,12 +21,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fastsock.pure
 import pytest
 from clients import not_zero, wait_until
-from implementations import IMPLEMENTATIONS, ServerProcess, usable_engines
+from implementations import IMPLEMENTATIONS, ServedProcess, usable_engines
 from networks import ip, own_network
 
+import fastsock.pure
 from fastsock import Endpoint, Server
 
 TIMEOUT = 20.0  # seconds; only something that hangs takes so long
@@ -434,12 +434,12 @@ def test_stop_under_load() -> None:
             thread.join()
 
 
-def serving(**options: Any) -> ServerProcess:
+def serving(**options: Any) -> ServedProcess:
     """A datagram server in a process of its own."""
-    return ServerProcess(IMPLEMENTATIONS["native-epoll"], endpoint="udp://127.0.0.1:0", **options)
+    return ServedProcess(IMPLEMENTATIONS["native-epoll"], endpoint="udp://127.0.0.1:0", **options)
 
 
-def stopped(server: ServerProcess) -> dict[str, Any]:
+def stopped(server: ServedProcess) -> dict[str, Any]:
     """Stop it, and return its counters."""
     server.signal(signal.SIGTERM)
     stats: dict[str, Any] = server.finish()["stats"]
@@ -461,7 +461,7 @@ def test_drain() -> None:
 
 
 @contextmanager
-def injecting(call: str, fault: str) -> Iterator[ServerProcess]:
+def injecting(call: str, fault: str) -> Iterator[ServedProcess]:
     """A server whose system call `call` fails as `fault` says (strace(1), inject=)."""
     strace = shutil.which("strace")
     if strace is None:

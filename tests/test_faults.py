@@ -27,14 +27,14 @@ from clients import (
     reset,
     wait_until,
 )
-from implementations import Implementation, ServerProcess, in_fresh_process
+from implementations import Implementation, ServedProcess, in_fresh_process
 
 import fastsock
 from fastsock.server import engines
 
 Figure = Callable[[str], None]
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 SERVERS = [*engines.WORKERS, "datagram"]
 

@@ -20,7 +20,7 @@ from clients import (
     stall,
     wait_until,
 )
-from implementations import ANY_PORT, IMPLEMENTATIONS, ServerProcess, in_fresh_process
+from implementations import ANY_PORT, IMPLEMENTATIONS, ServedProcess, in_fresh_process
 from leftovers import children
 
 from fastsock import Server
@@ -70,7 +70,7 @@ def serve_beside_children() -> None:
 def test_children_die_with_the_server() -> None:
     """When the server is killed, the kernel ends its children, idle or not, and their clients."""
     with (
-        closing(ServerProcess(IMPLEMENTATIONS["native-fork"])) as server,
+        closing(ServedProcess(IMPLEMENTATIONS["native-fork"])) as server,
         connect(server.endpoint) as idle,
         connect(server.endpoint) as stalled,
     ):

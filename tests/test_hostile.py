@@ -26,7 +26,7 @@ from clients import (
     sending,
     wait_until,
 )
-from implementations import IMPLEMENTATIONS, Implementation, ServerProcess, in_fresh_process
+from implementations import IMPLEMENTATIONS, Implementation, ServedProcess, in_fresh_process
 
 import fastsock
 
@@ -251,7 +251,7 @@ def test_udp_overload_is_dropped_by_the_kernel_alone(name: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made, ExitStack() as stack:
         made.bind(("127.0.0.1", 0))
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * KIB)
-        server = ServerProcess(IMPLEMENTATIONS[name], fds=[made.fileno()])
+        server = ServedProcess(IMPLEMENTATIONS[name], fds=[made.fileno()])
         stack.enter_context(closing(server))
         socks = [stack.enter_context(udp_client(made.getsockname())) for _ in range(4)]
         blast(socks, 100)

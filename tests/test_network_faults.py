@@ -28,7 +28,7 @@ from clients import (
     wait_until,
 )
 from conftest import Serve, ServeProcess
-from implementations import GENEROUS, Implementation, ServerProcess
+from implementations import GENEROUS, Implementation, ServedProcess
 from networks import SERVER, inside, own_network, two_networks
 
 FAST_OPEN = 0x1 | 0x2 | 0x4 | 0x200 | 0x400  # clients and every listener, without a cookie
@@ -104,7 +104,7 @@ def test_idle_timeout_when_the_clock_jumps(
     implementation: Implementation, jumping_clock: tuple[str, ...]
 ) -> None:
     """idle_timeout uses a monotonic clock: busy clients stay, an idle one is closed."""
-    server = ServerProcess(implementation, under=jumping_clock, idle_timeout=2.0)
+    server = ServedProcess(implementation, under=jumping_clock, idle_timeout=2.0)
     with closing(server), ExitStack() as stack:
         idle, *busy = (stack.enter_context(connect(server.endpoint)) for _ in range(3))
         echo_exactly(idle, b"hello")
@@ -121,7 +121,7 @@ def test_drain_timeout_when_the_clock_jumps(
     implementation: Implementation, jumping_clock: tuple[str, ...]
 ) -> None:
     """drain_timeout uses a monotonic clock: the drain does not end early."""
-    server = ServerProcess(implementation, under=jumping_clock, drain_timeout=GENEROUS)
+    server = ServedProcess(implementation, under=jumping_clock, drain_timeout=GENEROUS)
     with closing(server), connect(server.endpoint) as sock:
         echo_exactly(sock, b"before")
         server.signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from implementations import IMPLEMENTATIONS, ServerProcess
+from implementations import IMPLEMENTATIONS, ServedProcess
 
 import fastsock
 from fastsock._native.client.process_tree import descendants
@@ -67,7 +67,7 @@ def test_server_cpu_is_that_of_all_its_processes(script: str) -> None:
 
 def test_fork_is_one_process_a_connection() -> None:
     """With the fork engine there is one more process per connection."""
-    server = ServerProcess(IMPLEMENTATIONS["native-fork"])
+    server = ServedProcess(IMPLEMENTATIONS["native-fork"])
     try:
         alone = len(descendants(server.pid))
         seen: list[int] = []

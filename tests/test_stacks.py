@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clients import assert_serves
-from implementations import Implementation, ServerProcess
+from implementations import Implementation, ServedProcess
 
 pytestmark = pytest.mark.native
 
@@ -34,7 +34,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_large_thread_local_storage(implementation: Implementation, library: Path) -> None:
     """Every engine starts its threads and serves beside it."""
     preloaded = f"LD_PRELOAD={os.environ.get('LD_PRELOAD', '')} {library}"
-    server = ServerProcess(implementation, under=("env", preloaded))
+    server = ServedProcess(implementation, under=("env", preloaded))
     try:
         for _ in range(3):
             assert_serves(server.endpoint)

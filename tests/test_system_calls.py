@@ -36,12 +36,12 @@ from clients import (
     tagged,
     wait_until,
 )
-from implementations import ANY_PORT, Child, Implementation, ServerProcess, say
+from implementations import ANY_PORT, Child, Implementation, ServedProcess, say
 
 from fastsock import Endpoint, Server
 
 Serve = Callable[..., Any]
-ServeProcess = Callable[..., ServerProcess]
+ServeProcess = Callable[..., ServedProcess]
 
 pytestmark = [pytest.mark.native, pytest.mark.many_clients]
 
@@ -93,14 +93,14 @@ def test_stop_and_a_new_client_in_one_batch(implementation: Implementation) -> N
 @contextmanager
 def injecting(
     implementation: Implementation, call: str, fault: str, log: Path, **options: Any
-) -> Iterator[ServerProcess]:
+) -> Iterator[ServedProcess]:
     """A server in which the system call `call` fails as `fault` says, see strace(1)."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     tracing = ("-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-e", "signal=none")
     under = (strace, "-f", "-qq", "-o", str(log), *tracing)
-    server = ServerProcess(implementation, under=under, **options)
+    server = ServedProcess(implementation, under=under, **options)
     try:
         yield server
         assert "(INJECTED)" in log.read_text(), "nothing was injected"

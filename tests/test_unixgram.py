@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from clients import SO_PASSRIGHTS, not_zero, skip_if_rights_always_pass, wait_until
-from implementations import IMPLEMENTATIONS, ServerProcess
+from implementations import IMPLEMENTATIONS, ServedProcess
 
 import fastsock
 from fastsock import pure
@@ -32,7 +32,7 @@ SIZES = (0, 1, 64, 65507, 65535)  # bytes; the last is the most that is answered
 FAR_TOO_MANY = 1000  # datagrams, more than a send buffer of the default size holds
 
 MakeServer = Callable[..., Any]
-StartProcess = Callable[..., ServerProcess]
+StartProcess = Callable[..., ServedProcess]
 
 
 @pytest.fixture(params=[fastsock, pure], ids=["native", "pure"])
@@ -47,8 +47,8 @@ def start_process(request: pytest.FixtureRequest) -> Iterator[StartProcess]:
     """A function that starts a server in a process of its own, which can be paused."""
     with ExitStack() as stack:
 
-        def start(endpoint: str, **options: Any) -> ServerProcess:
-            server = ServerProcess(IMPLEMENTATIONS[request.param], endpoint=endpoint, **options)
+        def start(endpoint: str, **options: Any) -> ServedProcess:
+            server = ServedProcess(IMPLEMENTATIONS[request.param], endpoint=endpoint, **options)
             return stack.enter_context(closing(server))
 
         yield start
@@ -125,7 +125,7 @@ def send_and_close(server: Path, name: Path | str, payload: bytes) -> None:
         sock.send(payload)
 
 
-def end(server: ServerProcess) -> dict[str, Any]:
+def end(server: ServedProcess) -> dict[str, Any]:
     """Stop it; return its counters, which are complete then."""
     server.signal(signal.SIGTERM)
     stats: dict[str, Any] = server.finish()["stats"]

@@ -42,7 +42,7 @@ from implementations import (
     ANY_PORT,
     GENEROUS,
     IMPLEMENTATIONS,
-    ServerProcess,
+    ServedProcess,
     in_fresh_process,
     left_out,
 )
@@ -362,7 +362,7 @@ def test_a_burst_is_received_one_buffer_at_a_time() -> None:
         pytest.skip("Linux before 6.17 cannot limit what a multishot receive brings")
     sizes = {"buffer_size": 8192, "sndbuf": 1, "rcvbuf": 1 << 20}
     with (
-        closing(ServerProcess(IMPLEMENTATIONS["native-io_uring"], **sizes)) as server,
+        closing(ServedProcess(IMPLEMENTATIONS["native-io_uring"], **sizes)) as server,
         connect(server.endpoint, rcvbuf=4096) as sock,
     ):
         echo_exactly(sock, b"hello")
@@ -378,7 +378,7 @@ def test_a_burst_is_received_one_buffer_at_a_time() -> None:
 def test_an_end_right_behind_unsent_data() -> None:
     """Data and the client's end, seen at once, when the socket takes only some: all comes back."""
     with (
-        closing(ServerProcess(IMPLEMENTATIONS["native-io_uring"], sndbuf=1)) as server,
+        closing(ServedProcess(IMPLEMENTATIONS["native-io_uring"], sndbuf=1)) as server,
         connect(server.endpoint, rcvbuf=4096) as sock,
     ):
         echo_exactly(sock, b"hello")
@@ -407,7 +407,7 @@ def submissions(endpoint: str, log: Path) -> int:
     if strace is None:
         pytest.skip("strace is not installed")
     under = (strace, "-f", "-qq", "-o", str(log), "-e", "trace=io_uring_enter")
-    server = ServerProcess(IMPLEMENTATIONS["native-io_uring"], under=under, endpoint=endpoint)
+    server = ServedProcess(IMPLEMENTATIONS["native-io_uring"], under=under, endpoint=endpoint)
     with closing(server), connect(server.endpoint) as sock:
         for _ in range(100):
             echo_exactly(sock, b"hello")
@@ -434,7 +434,7 @@ def test_descriptor_limit_from_the_beginning() -> None:
     It keeps to the limit that held when it began, and so one that comes later does not stop it.
     """
     limited = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
-    server = ServerProcess(IMPLEMENTATIONS["native-io_uring"], under=limited)
+    server = ServedProcess(IMPLEMENTATIONS["native-io_uring"], under=limited)
     with closing(server), ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(80)]
         wait_until(lambda: server.stats()["accept_pauses"] > 0)
