@@ -12,24 +12,58 @@ can hold two buffers, one read of the transport (256 KiB), and the buffer that i
 from __future__ import annotations
 
 import asyncio
+import selectors
 import socket
+from collections.abc import Generator
 from functools import partial
 
 from .acceptor import Acceptor
 from .control import Control, Phase
 from .counters import Connection, Counters
+from .selector_loop import open_selector
+from .transient import call
 
 #: Connections accepted at a time, so that many new clients do not delay the connected ones.
 ACCEPT_BATCH = 64
 
 
-def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+def run(
+    listener: socket.socket, control: Control, counters: Counters, buffer_size: int
+) -> Generator[None, None, None]:
     async def serve() -> None:
         await AsyncioServer(listener, control, counters, buffer_size).run()
 
-    # The standard library's loop, even if a policy sets another: this is the baseline.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        runner.run(serve())
+    loop = open_loop()
+    try:
+        yield
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+    finally:
+        loop.close()
+
+
+def open_loop() -> asyncio.AbstractEventLoop:
+    """Return the standard library's loop, even if a policy sets another: this is the baseline."""
+    selector = open_selector()
+    try:
+        with call("socketpair"):
+            return EventLoop(selector)
+    except OSError:
+        selector.close()
+        raise
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """One whose making may fail without a traceback from its finalizer on stderr."""
+
+    _made = False
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        super().__init__(selector)
+        self._made = True
+
+    def is_closed(self) -> bool:
+        return not self._made or super().is_closed()
 
 
 async def echo(connection: Connection, counters: Counters, buffer_size: int) -> str:

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
@@ -67,11 +68,14 @@ def answer_from_any(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
 
 
-def run(sock: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+def run(
+    sock: socket.socket, control: Control, counters: Counters, buffer_size: int
+) -> Generator[None, None, None]:
     poll = select.poll()
     poll.register(sock, select.POLLIN | select.POLLRDHUP)
     poll.register(control.reader, select.POLLIN)
     own = sock.getsockname()
+    yield
     while control.phase is Phase.RUNNING:
         events = dict(poll.poll())
         if events.get(sock.fileno(), 0) & (select.POLLHUP | select.POLLRDHUP):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+from collections.abc import Generator
 
 from .acceptor import Acceptor
 from .control import Control, Phase
 from .counters import Connection, Counters
+from .transient import call
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -33,8 +35,20 @@ class BufferedConnection(Connection):
         self.unsent = NOTHING
 
 
-def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
-    SelectorLoop(listener, control, counters, buffer_size).run()
+def run(
+    listener: socket.socket, control: Control, counters: Counters, buffer_size: int
+) -> Generator[None, None, None]:
+    loop = SelectorLoop(listener, control, counters, buffer_size)
+    try:
+        yield
+        loop.run()
+    finally:
+        loop.close()
+
+
+def open_selector() -> selectors.BaseSelector:
+    with call("epoll_create1"):
+        return selectors.DefaultSelector()
 
 
 class SelectorLoop:
@@ -50,17 +64,16 @@ class SelectorLoop:
         # One buffer for all: only a connection with unsent bytes needs one of its own.
         self._buffer = bytearray(buffer_size)
         self._view = memoryview(self._buffer)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, READ)
-        self._selector.register(control.reader, READ)
+        self._selector = open_selector()
+        try:
+            with call("epoll_ctl"):
+                self._selector.register(listener, READ)
+                self._selector.register(control.reader, READ)
+        except OSError:
+            self._selector.close()
+            raise
 
     def run(self) -> None:
-        try:
-            self._run()
-        finally:
-            self._close_all()
-
-    def _run(self) -> None:
         control, select, echo = self._control, self._selector.select, self._echo
         while control.phase is Phase.RUNNING or self._connections or self._listening():
             for key, events in select(self._timeout()):
@@ -174,7 +187,7 @@ class SelectorLoop:
         if self._accept_at is not None:
             self._accept_at = 0.0  # a descriptor is free now
 
-    def _close_all(self) -> None:
+    def close(self) -> None:
         self._listener.close()
         for connection in self._connections:
             self._counters.close(connection, "stopped")

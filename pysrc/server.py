@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
+from .. import line_writer
 from ..endpoint import DEFAULT_ENDPOINT, Endpoint
 from ..interruptible import CancelledError
 from ..server.hints import hinted
@@ -26,13 +27,18 @@ from .waker import Waker
 
 log = logging.getLogger("fastsock.pure")
 
+EngineRun = Generator[None, None, None]
+
 
 class Engine(Protocol):
-    """Serve until `control` ends it; leave no socket and no thread behind."""
+    """A generator: make what is needed, yield once, and serve until `control` ends it.
+
+    It leaves no socket and no thread behind, also if it is closed in place of serving.
+    """
 
     def __call__(
         self, listener: socket.socket, control: Control, counters: Counters, buffer_size: int
-    ) -> None: ...
+    ) -> EngineRun: ...
 
 
 ENGINES: dict[str, Engine] = {
@@ -129,15 +135,12 @@ class Server:
             try:
                 with hinted(self._endpoint), step("socketpair", self._endpoint):
                     control = Control()
-                thread = threading.Thread(
-                    target=self._run, args=(listener, control), name="fastsock.pure", daemon=True
-                )
                 if isinstance(listener, InheritedListener):
                     listener.control = control
                 if not self._endpoint.is_unix:
                     self._endpoint = self._endpoint.with_port(listener.getsockname()[1])
                 try:
-                    thread.start()
+                    thread = self._start_engine(listener, control)
                 except BaseException:
                     control.close()
                     raise
@@ -146,6 +149,29 @@ class Server:
                 listener.close()
                 raise
             self._control, self._thread = control, thread
+
+    def _start_engine(self, listener: socket.socket, control: Control) -> threading.Thread:
+        run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
+        engine = run(listener, control, self._counters, self._buffer_size)
+        with hinted(self._endpoint):
+            try:
+                next(engine)  # it makes what it needs
+            except OSError as error:
+                raise self._where(error) from None
+        thread = threading.Thread(
+            target=self._run, args=(listener, engine), name="fastsock.pure", daemon=True
+        )
+        try:
+            thread.start()
+        except BaseException:
+            engine.close()
+            raise
+        return thread
+
+    def _where(self, error: OSError) -> OSError:
+        """Put the endpoint into the text of an engine's error, which begins with the call."""
+        *call, text = (error.strerror or str(error)).split(": ", 1)
+        return OSError(error.errno, f"{' '.join((*call, str(self._endpoint)))}: {text}")
 
     def _open(self, cancelled: Callable[[], bool]) -> tuple[socket.socket, SocketFile | None]:
         if self._fds:
@@ -157,17 +183,14 @@ class Server:
             if self._file:
                 self._file.remove()
 
-    def _run(self, listener: socket.socket, control: Control) -> None:
+    def _run(self, listener: socket.socket, engine: EngineRun) -> None:
         try:
             with listener:
-                run = ENGINES[self._engine] if self._endpoint.is_stream else datagrams.run
-                run(listener, control, self._counters, self._buffer_size)
-        except OSError as error:  # that cannot pass; its text begins with the call
-            *call, text = (error.strerror or str(error)).split(": ", 1)
-            where = " ".join((*call, str(self._endpoint)))
-            self._failure = OSError(error.errno, f"{where}: {text}")
+                next(engine, None)
+        except OSError as error:  # that cannot pass
+            self._failure = self._where(error)
             if not self._foreground:  # serve_forever() raises it
-                log.error("%s", self._failure.strerror)
+                line_writer.log(log, logging.ERROR, str(self._failure.strerror))
         finally:
             self._remove_file()  # after a crash of the engine
             self._counters.shut_down()  # after a crash of the engine, clients must not wait

@@ -9,13 +9,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from collections.abc import Generator
 
 from .blocking import accept_connections, serve_client
 from .control import Control
 from .counters import Connection, Counters
 
 
-def run(listener: socket.socket, control: Control, counters: Counters, buffer_size: int) -> None:
+def run(
+    listener: socket.socket, control: Control, counters: Counters, buffer_size: int
+) -> Generator[None, None, None]:
+    yield
     control.on_stop(counters.shut_down)
     threads: set[threading.Thread] = set()
     finished: deque[threading.Thread] = deque()

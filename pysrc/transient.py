@@ -7,6 +7,9 @@ it looks alive, and serves no client.
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Something has run out, and comes back when something else ends.
 SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -34,3 +37,13 @@ NETWORK = frozenset(
 
 #: Of sendmsg(): these are about the call; every other error is about the one answer and its route.
 SENDING_ENDS = frozenset((errno.EBADF, errno.ENOTSOCK, errno.ENOSYS, errno.EFAULT))
+
+
+@contextmanager
+def call(name: str) -> Iterator[None]:
+    """Name the call in an OSError, which ends the server."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise OSError(number, f"{name}: {os.strerror(number)}") from None
