@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from .. import line_writer
 from ..client.report import LoadReport
-from . import ENGINES, Server, load, serve
+from ..signals import ignore_signals
+from . import ENGINES, Server, load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,14 +59,15 @@ def run_server(options: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
         line_writer.say(f"listening on {server.endpoint} ({options.engine})")
 
-    serve(
+    server = Server(
         options.endpoint,
         engine=options.engine,
         unix_mode=options.unix_mode,
         drain_timeout=options.drain_timeout,
-        ready=announce,
     )
-    return 0
+    server.serve_forever(ready=announce)
+    ignore_signals()  # the exit code is decided
+    return 130 if server.stopped_by is signal.SIGINT else 0
 
 
 def run_load(options: argparse.Namespace) -> int:

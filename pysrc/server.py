@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -107,6 +108,8 @@ class Server:
         # its thread is in start().
         self._lock = threading.RLock()
         self._wakers: list[Waker] = []  # of the threads in serve_forever()
+        #: The signal that ended serve_forever(), if one did; SIGINT if that was one of several.
+        self.stopped_by: signal.Signals | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -228,13 +231,12 @@ class Server:
         handle signals. Return the counters; raise what start() raises, or the OSError that ended
         the service.
         """
-        came: list[None] = []  # a signal handler must take no lock
-        with closing(Waker()) as waker, signals_to(waker, lambda: came.append(None)):
+        with closing(Waker()) as waker, signals_to(waker, self._on_signal):
             self._foreground = True
             try:
                 with self._lock:
                     if not self._thread:
-                        self._start(lambda: self._stopped or bool(came))
+                        self._start(lambda: self._stopped or self.stopped_by is not None)
             except CancelledError:  # stopped before it was bound
                 self.stop(0)
                 return self.stats()
@@ -248,6 +250,10 @@ class Server:
         if self._failure:
             raise self._failure
         return self.stats()
+
+    def _on_signal(self, number: signal.Signals) -> None:  # a handler must take no lock
+        if self.stopped_by is not signal.SIGINT:
+            self.stopped_by = number
 
     def _wait_and_drain(self, waker: Waker) -> None:
         wait_for_end(waker, None)

@@ -13,7 +13,9 @@ from .waker import WAKE, Waker
 
 
 @contextmanager
-def signals_to(waker: Waker, on_signal: Callable[[], object]) -> Iterator[None]:
+def signals_to(
+    waker: Waker, on_signal: Callable[[signal.Signals], object]
+) -> Iterator[None]:
     """Make STOP_SIGNALS wake `waker` and call `on_signal`, if this is the main thread.
 
     A Python signal handler alone cannot end a sleep: it runs in the main thread, between bytecodes.
@@ -26,7 +28,8 @@ def signals_to(waker: Waker, on_signal: Callable[[], object]) -> Iterator[None]:
         return
     descriptor = signal.set_wakeup_fd(waker.writer.fileno(), warn_on_full_buffer=False)
     try:
-        with handled(dict.fromkeys(answered(), lambda *_: on_signal())):
+        call = dict.fromkeys(answered(), lambda number, frame: on_signal(signal.Signals(number)))
+        with handled(call):
             yield
     finally:
         signal.set_wakeup_fd(descriptor)

@@ -75,7 +75,7 @@ def assert_ends(process: Any, *numbers: signal.Signals, code: int) -> None:
         ("fastsock.cli", "load", INT, 130),
         ("fastsock.cli", "load", TERM, 143),
         ("fastsock.cli", "load", HUP, 129),
-        ("fastsock.pure.__main__", "serve", INT, 0),
+        ("fastsock.pure.__main__", "serve", INT, 130),
         ("fastsock.pure.__main__", "serve", TERM, 0),
         ("fastsock.pure.__main__", "load", INT, 130),
     ],
@@ -211,10 +211,12 @@ def test_a_unix_file_is_removed(number: signal.Signals, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("package", ["fastsock", "fastsock.pure"])
 @pytest.mark.parametrize("numbers", [(INT, TERM), (INT, HUP), (TERM, INT), (INT, TERM, INT)])
-def test_ctrl_c_and_other_signals(numbers: tuple[signal.Signals, ...]) -> None:
+def test_ctrl_c_and_other_signals(numbers: tuple[signal.Signals, ...], package: str) -> None:
     """Exit code 130 after Ctrl-C, whatever comes before or after it."""
-    with child(*FASTSOCK, "serve", ANY_PORT, "--drain-timeout", "20s") as process:
+    command = (sys.executable, "-m", package, "serve", ANY_PORT, "--drain-timeout", "20")
+    with child(*command) as process:
         endpoint = fastsock.Endpoint.parse(process.stderr.readline().split()[2])
         with connect(endpoint) as sock:
             echo_exactly(sock, b"hello")

@@ -91,8 +91,7 @@ def test_a_signal_at_the_limit_removes_the_file(
                 _, log = process.communicate(timeout=LONG)
         finally:
             process.kill()
-    ended = 130 if number == signal.SIGINT and package == "fastsock" else 0
-    assert process.returncode == ended, log
+    assert process.returncode == (130 if number == signal.SIGINT else 0), log
 
 
 @pytest.mark.parametrize("package", ["fastsock", "fastsock.pure"])
