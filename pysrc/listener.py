@@ -32,7 +32,9 @@ def open_socket(
     """
     make = partial(make_bound, endpoint, endpoint.resolve(cancelled), backlog, unix_mode)
     with hinted(endpoint):
-        return bind_unix(endpoint, unix_mode, make) if endpoint.is_unix else (make(), None)
+        if endpoint.is_unix:
+            return bind_unix(endpoint, unix_mode, make, cancelled)
+        return make(), None
 
 
 def make_bound(

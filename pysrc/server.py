@@ -126,7 +126,7 @@ class Server:
 
         Raises OSError (or a subclass, such as PermissionError) that names the step that failed, and
         RuntimeError if the server was started or stopped before, or (CancelledError) stopped while
-        a host name was looked up.
+        a host name was looked up or a lock was waited for.
         """
         self._start(lambda: self._stopped)
 

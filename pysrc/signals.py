@@ -13,9 +13,7 @@ from .waker import WAKE, Waker
 
 
 @contextmanager
-def signals_to(
-    waker: Waker, on_signal: Callable[[signal.Signals], object]
-) -> Iterator[None]:
+def signals_to(waker: Waker, on_signal: Callable[[signal.Signals], object]) -> Iterator[None]:
     """Make STOP_SIGNALS wake `waker` and call `on_signal`, if this is the main thread.
 
     A Python signal handler alone cannot end a sleep: it runs in the main thread, between bytecodes.

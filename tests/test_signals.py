@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from misbehaving import MisbehavingServer, swallows
 
 import fastsock
 from fastsock import Server
+from fastsock.interruptible import CancelledError
+from fastsock.server import unix_file
 
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 SOON = 2.0  # seconds, on a busy machine
@@ -96,6 +98,67 @@ def test_stop_during_a_look_up(package: str, monkeypatch: pytest.MonkeyPatch) ->
     """stop() from another thread ends start(), which says so; nothing listens later."""
     asked, answer = slow_name_server(monkeypatch)
     server = IMPLEMENTATIONS[package].server("tcp://echo.example:0")
+    with starting(server):
+        assert asked.wait(TIMEOUT)
+        server.stop()
+    answer.set()
+    with pytest.raises(RuntimeError, match=r"stopped|once only"):
+        server.start()
+
+
+#: The command where another program holds the lock of the path for longer than any test waits.
+PATIENT = """
+import sys
+from fastsock.server import unix_file
+unix_file._LOCK_TIMEOUT = 3600.0
+from {module} import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["fastsock.cli", "fastsock.pure.__main__"])
+@pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, 0), (HUP, 0)])
+def test_a_signal_during_a_wait_for_the_lock(
+    module: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """A foreign lock of a Unix path does not keep the command."""
+    path = str(tmp_path / "s")
+    script = PATIENT.replace("{module}", module)
+    with (
+        unix_file._lock(path, "here"),
+        child(sys.executable, "-c", script, "serve", f"unix://{path}") as process,
+    ):
+        wait_until(lambda: opened(process.pid, f"{path}.lock"))
+        assert_ends(process, number, code=code)
+        assert "listening" not in process.stderr.read()
+    assert not list(tmp_path.iterdir())
+
+
+def opened(pid: int, path: str) -> int:
+    """How many descriptors that process has of the file."""
+    links = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(each.readlink()))
+    return links.count(path)
+
+
+@pytest.mark.parametrize("package", ["native-epoll", "pure-threads"])
+def test_stop_during_a_wait_for_the_lock(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_file, "_LOCK_TIMEOUT", 3600.0)
+    path = str(tmp_path / "s")
+    server = IMPLEMENTATIONS[package].server(f"unix://{path}")
+    with unix_file._lock(path, "here"), starting(server):
+        wait_until(lambda: opened(os.getpid(), f"{path}.lock") == 2)
+        server.stop()
+    assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def starting(server: Any) -> Iterator[None]:
+    """Call start() in a thread; afterwards it must have been cancelled."""
     errors: list[BaseException] = []
 
     def start() -> None:
@@ -104,15 +167,11 @@ def test_stop_during_a_look_up(package: str, monkeypatch: pytest.MonkeyPatch) ->
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=start)
+    thread = threading.Thread(target=start, daemon=True)
     thread.start()
-    assert asked.wait(TIMEOUT)
-    server.stop()
+    yield
     thread.join(TIMEOUT)
-    answer.set()
-    assert [type(error).__mro__[1] for error in errors] == [RuntimeError]
-    with pytest.raises(RuntimeError, match=r"stopped|once only"):
-        server.start()
+    assert [type(error) for error in errors] == [CancelledError]
 
 
 def slow_name_server(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:

@@ -51,7 +51,8 @@ def bind(
     """Bind a socket to each endpoint, as many as it has workers, and duplicate each descriptor.
 
     Raises:
-        CancelledError: `cancelled` returned true while a host name was looked up.
+        CancelledError: `cancelled` returned true while a host name was looked up, or while another
+            program held the lock of a Unix path.
         OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
         ValueError: a descriptor is not a socket that can be served on.
 
@@ -60,7 +61,7 @@ def bind(
     try:
         for endpoint in endpoints:
             if endpoint.is_unix:
-                binding.endpoints.append(_bind_unix(endpoint, options, binding))
+                binding.endpoints.append(_bind_unix(endpoint, options, binding, cancelled))
             else:
                 address = endpoint.resolve(cancelled)
                 binding.endpoints.append(_bind_inet(endpoint, address, options, binding))
@@ -72,13 +73,15 @@ def bind(
     return binding
 
 
-def _bind_unix(endpoint: Endpoint, options: ServerOptions, binding: Binding) -> Endpoint:
+def _bind_unix(
+    endpoint: Endpoint, options: ServerOptions, binding: Binding, cancelled: Callable[[], bool]
+) -> Endpoint:
     make: Callable[..., BoundSocket] = partial(UnixDatagramSocket, sndbuf=options.sndbuf)
     if endpoint.is_stream:
         make = partial(UnixListener, backlog=options.backlog)
     make = partial(make, endpoint.path, str(endpoint), mode=options.unix_mode)
     with hinted(endpoint):
-        sock, file = bind_unix(endpoint, options.unix_mode, make)
+        sock, file = bind_unix(endpoint, options.unix_mode, make, cancelled)
     binding.sockets.append(sock)
     if file:
         binding.files.append(file)

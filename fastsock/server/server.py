@@ -98,7 +98,7 @@ class Server:
             OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
             ValueError: one of `fds` is no longer what it was.
             RuntimeError: started before, stopped before, stopped while a host name was looked up
-                (CancelledError), or this process is a fork.
+                or a lock was waited for (CancelledError), or this process is a fork.
 
         """
         self._check_process()

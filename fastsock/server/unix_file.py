@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fastsock.endpoint import Endpoint
+from fastsock.interruptible import CancelledError
 from fastsock.server.hints import unix_hint
 
 _LOCK_TIMEOUT = 1.0  # seconds; a holder needs well under a millisecond
+_LAST_LOCK_TIMEOUT = 0.02  # seconds; of a server that stops, which can do without
 _LOCK_INTERVAL = 0.001  # seconds
 
 _FCHMODAT2 = 452  # its number, the same on every architecture that Python is built for but Alpha
@@ -74,7 +76,10 @@ class SocketFile:
 
 
 def bind_unix(
-    endpoint: Endpoint, mode: int, make_bound: Callable[[], _Socket]
+    endpoint: Endpoint,
+    mode: int,
+    make_bound: Callable[[], _Socket],
+    cancelled: Callable[[], bool],
 ) -> tuple[_Socket, SocketFile | None]:
     """Call `make_bound` when the path is free; return its socket and the file it made.
 
@@ -83,6 +88,7 @@ def bind_unix(
     no rights.
 
     Raises:
+        CancelledError: `cancelled` returned true while another program held the lock.
         OSError: EADDRINUSE when something other than a stale socket is at the path, or the error of
             a step; the text names the step and the endpoint. Nothing is left behind.
 
@@ -90,7 +96,7 @@ def bind_unix(
     path = endpoint.path
     if path.startswith("@"):
         return make_bound(), None
-    with _lock(path, str(endpoint)):
+    with _lock(path, str(endpoint), cancelled):
         with _step("bind", endpoint):
             _clear(path)
         bound = make_bound()
@@ -188,8 +194,9 @@ def _remove(path: str, descriptor: int, owner: int, *, bound: bool = False) -> N
             # Gone already, or out of reach: then the file stays, stale, and the next server
             # replaces it.
             with suppress(OSError):
+                timeout = _LAST_LOCK_TIMEOUT if bound else _LOCK_TIMEOUT
                 try:
-                    with _lock(path, path):
+                    with _lock(path, path, timeout=timeout):
                         _unlink(path, descriptor)
                 except OSError:
                     if bound:
@@ -204,11 +211,16 @@ def _unlink(path: str, descriptor: int) -> None:
 
 
 @contextmanager
-def _lock(path: str, where: str) -> Iterator[None]:
+def _lock(
+    path: str,
+    where: str,
+    cancelled: Callable[[], bool] = lambda: False,
+    timeout: float | None = None,
+) -> Iterator[None]:
     """Keep every other server that takes this lock from binding or removing `path`."""
     name = Path(f"{path}.lock")
     try:
-        descriptor = _acquire(name)
+        descriptor = _acquire(name, cancelled, _LOCK_TIMEOUT if timeout is None else timeout)
     except OSError as error:
         helps = unix_hint("open", error.errno or errno.EIO)
         raise _named("bind", where, error, f"for its lock, {name}; {helps}") from None
@@ -222,28 +234,30 @@ def _lock(path: str, where: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(name: Path) -> int:
-    deadline = time.monotonic() + _LOCK_TIMEOUT
+def _acquire(name: Path, cancelled: Callable[[], bool], timeout: float) -> int:
+    deadline = time.monotonic() + timeout
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600)
+        locked = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before may have removed the file since it was opened.
-            if os.path.samestat(os.fstat(descriptor), name.lstat()):
+            locked = os.path.samestat(os.fstat(descriptor), name.lstat())
+            if locked:
                 return descriptor
         except FileNotFoundError:
             pass
         except BlockingIOError:
             # flock() has no time limit, and a wait without one could hang a server.
             if time.monotonic() >= deadline:
-                os.close(descriptor)
                 raise OSError(errno.EADDRINUSE, "") from None
+            if cancelled():
+                raise CancelledError from None
             time.sleep(_LOCK_INTERVAL)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        finally:
+            if not locked:
+                os.close(descriptor)
 
 
 @contextmanager
