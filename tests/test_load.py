@@ -27,6 +27,7 @@ from load_runs import (
 from misbehaving import MisbehavingServer
 
 import fastsock
+from fastsock.client.load import _server_cpu
 
 # --- counting -----------------------------------------------------------------------------------
 
@@ -279,6 +280,14 @@ def test_an_error_in_progress_ends_the_run(server: fastsock.Server) -> None:
         fastsock.load(server.endpoint, duration=10, wait="block", progress=fail)
     assert threading.active_count() == before
     wait_until(lambda: server.stats().open == 0)
+
+
+@pytest.mark.parametrize(
+    ("ns", "seconds"), [(None, None), (-10_000_000, 0.0), (0, 0.0), (1_500_000_000, 1.5)]
+)
+def test_server_cpu_is_never_negative(ns: int | None, seconds: float | None) -> None:
+    """The tick of a child that ended may have been counted before the window, and never after."""
+    assert _server_cpu(ns) == seconds
 
 
 def test_server_cpu(server: fastsock.Server) -> None:

@@ -217,7 +217,6 @@ def _report(
     datagrams = None
     if not target.is_stream:
         datagrams = {kind: sum(r["datagrams"][kind] for r in results) for kind in DATAGRAM_COUNTS}
-    server_cpu_ns = results[0]["server_cpu_ns"]
     other_errno = max(result["other_errno"] for result in results)
     connects = _latency([loader.connects for loader in loaders if isinstance(loader, Loader)])
     silent = connects.count > 0 and total("received_bytes") == 0
@@ -249,9 +248,14 @@ def _report(
             *_rate_reasons(options, messages, duration),
         ),
         client_busy=max(0.0, 1 - idle_ns / 1e9 / duration / len(results)) if duration else 0.0,
-        server_cpu=None if server_cpu_ns is None else server_cpu_ns / 1e9,
+        server_cpu=_server_cpu(results[0]["server_cpu_ns"]),
         host=host_facts(),
     )
+
+
+def _server_cpu(ns: int | None) -> float | None:
+    """Seconds, never less than 0: the last tick of a child that ends in the window is not seen."""
+    return None if ns is None else max(ns, 0) / 1e9
 
 
 def _interrupt_reasons(number: signal.Signals | None) -> list[str]:
