@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib
 import importlib.abc
+import logging
 import os
 import random
 import re
@@ -36,7 +37,7 @@ from clients import (
 from implementations import ANY_PORT, GENEROUS, in_fresh_process
 from leftovers import threads
 
-from fastsock import Endpoint, Server, ServerStats, serve
+from fastsock import Endpoint, Server, ServerStats, line_writer, serve
 from fastsock.server import engines
 
 ENGINES = ", ".join(engines.NAMES)
@@ -397,6 +398,52 @@ def test_shut_listener_ends_serve_forever() -> None:
         assert ready.wait(TIMEOUT)
         shut_listener(server.endpoint)
     assert server.stats().errors == {"EINVAL": 1}
+
+
+@pytest.mark.parametrize("way", ["stats", "stop", "with", "async with"])
+def test_shut_listener_is_logged_in_the_background(way: str) -> None:
+    """Once, with the text that serve_forever() raises, when the program comes by."""
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lines.append  # type: ignore[method-assign]
+    logging.getLogger("fastsock").addHandler(handler)
+
+    async def serve_async() -> None:
+        async with server:
+            shut()
+
+    def shut() -> None:
+        shut_listener(server.endpoint)
+        wait_until(lambda: server._workers[0].counters()["errors"].get("EINVAL"))
+
+    try:
+        server = Server(ANY_PORT)
+        if way == "async with":
+            asyncio.run(serve_async())
+        else:
+            with server:
+                shut()
+                if way == "stats":
+                    server.stats()
+                    wait_until(lambda: lines)
+                elif way == "stop":
+                    server.stop()
+        server.stats()
+        assert line_writer.flush(TIMEOUT)
+    finally:
+        logging.getLogger("fastsock").removeHandler(handler)
+    said = [line.getMessage() for line in lines]
+    assert said == [f"accept {server.endpoint}: Invalid argument (the listener was shut)"]
+
+
+def test_serve_forever_after_a_look_at_the_counters() -> None:
+    """It raises what was logged before."""
+    server = Server(ANY_PORT)
+    server.start()
+    shut_listener(server.endpoint)
+    wait_until(lambda: server.stats().errors.get("EINVAL"))
+    with pytest.raises(OSError, match="listener was shut"):
+        server.serve_forever()
 
 
 def test_shut_listener_does_not_spin() -> None:

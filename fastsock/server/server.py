@@ -85,6 +85,8 @@ class Server:
         self._files: list[SocketFile] = []
         self._last_counters: list[dict[str, Any]] = []
         self._pid = os.getpid()
+        self._foreground = False  # serve_forever() raises what ended the service
+        self._failure_logged = False
         #: The signal that ended serve_forever(), if one did; SIGINT if that was one of several.
         self.stopped_by: signal.Signals | None = None
 
@@ -140,8 +142,11 @@ class Server:
             if self._state == "running":
                 self._remove_files()  # first: no client should find a path that refuses
                 _wait_readable({worker.done_fd for worker in self._workers})
+                self._log_failure()
                 self._finish()
             self._state = "stopped"
+        if self._failure_logged:
+            line_writer.flush(_LAST_LINES)
 
     def serve_forever(self, *, bound: Hook | None = None, ready: Hook | None = None) -> ServerStats:
         """Serve until `stop()` is called or, in the main thread, Ctrl-C, SIGTERM or SIGHUP comes.
@@ -157,7 +162,8 @@ class Server:
 
         """
         self._check_process()
-        failed: tuple[int, str] | None = None
+        failed: OSError | None = None
+        self._foreground = True
         with stop_signals(self._on_signal) as signal_fd:
             try:
                 if self._state != "running":
@@ -171,14 +177,7 @@ class Server:
                 self.stop(0)
         line_writer.flush(_LAST_LINES)
         if failed:
-            number, call = failed
-            where = ", ".join(map(str, self._bound))
-            hint = ""
-            if number in (errno.EINVAL, errno.EBADF) and call in ("accept", "recvmmsg"):
-                hint = " (the listener was shut)" if call == "accept" else " (the socket was shut)"
-            elif number in (errno.ENOSYS, errno.EPERM):
-                hint = " (a seccomp filter may forbid it)"
-            raise OSError(number, f"{call} {where}: {os.strerror(number)}{hint}")
+            raise failed
         return self.stats()
 
     @property
@@ -196,6 +195,7 @@ class Server:
     def stats(self) -> ServerStats:
         """Return the counters so far, without stopping or locking anything."""
         self._check_process()
+        self._log_failure()
         counters = self._last_counters or [worker.counters() for worker in self._workers]
         closed = sum((Counter(c["closed"]) for c in counters), Counter())
         accepted = sum(c["accepted"] for c in counters)
@@ -338,12 +338,13 @@ class Server:
         self._workers = ()
         _running.discard(self)
 
-    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> tuple[int, str] | None:
+    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> OSError | None:
         """Wait until all loops have ended, and log their notices; return what failed, if it did."""
+        for worker in workers:  # stats() may have cleared a notice
+            self._on_notice(worker)
         by_notice = {worker.notice_fd: worker for worker in workers}
         running = {worker.done_fd for worker in workers}
         signals = set() if signal_fd is None else {signal_fd}
-        failed = None
         while running:
             # As in stop(), which may be running in another thread and then has the lock.
             if self._stop_at != _NEVER and self._lock.acquire(blocking=False):
@@ -357,16 +358,43 @@ class Server:
                 elif fd in signals:
                     os.read(fd, 4096)  # its handler has run, or runs before the next wait
                 else:
-                    failed = self._on_notice(by_notice[fd]) or failed
-        return failed
+                    self._on_notice(by_notice[fd])
+        return self._failure(workers)
 
-    def _on_notice(self, worker: Worker) -> tuple[int, str] | None:
-        """Log a pause; return the errno of what ended the service, and the call, if it did."""
-        (paused, call), failed = worker.notice()
-        if failed[0]:
+    def _failure(self, workers: tuple[Worker, ...]) -> OSError | None:
+        """Return what ended the service of one of them, if it did."""
+        for worker in workers:
+            _, (number, call) = worker.notice()
+            if number:
+                break
+        else:
+            return None
+        where = ", ".join(map(str, self._bound))
+        hint = ""
+        if number in (errno.EINVAL, errno.EBADF) and call in ("accept", "recvmmsg"):
+            hint = " (the listener was shut)" if call == "accept" else " (the socket was shut)"
+        elif number in (errno.ENOSYS, errno.EPERM):
+            hint = " (a seccomp filter may forbid it)"
+        return OSError(number, f"{call} {where}: {os.strerror(number)}{hint}")
+
+    def _log_failure(self) -> None:
+        """Log, once, what ended the service in the background."""
+        if self._foreground or self._failure_logged:
+            return
+        failed = self._failure(self._workers)
+        if failed is None:
+            return
+        self._failure_logged = True
+        line_writer.log(logger, logging.ERROR, str(failed.strerror))
+        if self._foreground:  # since a moment: its notice was cleared here
             self._request_stop(self._deadline(None))
-            return failed
-        if paused:
+
+    def _on_notice(self, worker: Worker) -> None:
+        """Log a pause; stop when the service has failed."""
+        (paused, call), (failed, _) = worker.notice()
+        if failed:
+            self._request_stop(self._deadline(None))
+        elif paused:
             stats, reason = self.stats(), os.strerror(paused)
             what = "receive" if call == "recvmmsg" else "accept"
             why = reason if call in ("accept", "recvmmsg") else f"{call}: {reason}"
@@ -376,7 +404,6 @@ class Server:
                 f"{what} paused: {why}; {stats.open} connections open, "
                 f"paused {stats.accept_pauses} times; trying again every 0.1 s",
             )
-        return None
 
     def _on_signal(self, number: signal.Signals) -> None:
         again = self.stopped_by is not None
