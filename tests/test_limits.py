@@ -20,10 +20,10 @@ from clients import (
     receive_all,
     wait_until,
 )
+from fastsock.pure.acceptor import Acceptor
 
 import fastsock
 from fastsock import pure
-from fastsock.pure.acceptor import Acceptor
 
 
 @pytest.mark.native

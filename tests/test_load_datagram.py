@@ -19,13 +19,13 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from clients import running, wait_until
+from fastsock.pure.__main__ import main
 from load_runs import until_counted
 
 import fastsock
 from fastsock import pure
 from fastsock.cli import cli
 from fastsock.cli.load import lines_of
-from fastsock.pure.__main__ import main
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
 QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where datagrams are lost
