@@ -71,21 +71,73 @@ def send_until_full(sock: socket.socket) -> None:
             return
 
 
+# --- a queue of unknown length ------------------------------------------------------------------
+
+#: accept4() works only once TCP_INFO was asked for, which a stop does; 4 bytes of that are valid.
+SHORT_TCP_INFO = """\
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static volatile int asked;
+int getsockopt(int fd, int level, int name, void *value, socklen_t *size) {
+    if (level != SOL_TCP || name != TCP_INFO)
+        return (int)syscall(SYS_getsockopt, fd, level, name, value, size);
+    asked = 1;
+    memset(value, 0, *size);
+    *size = 4;
+    return 0;
+}
+int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
+    int (*real)(int, struct sockaddr *, socklen_t *, int) = dlsym(RTLD_NEXT, "accept4");
+    if (asked)
+        return real(fd, address, size, flags);
+    errno = EMFILE;
+    return -1;
+}
+"""
+
+
+@pytest.mark.native("epoll", "poll", "threads", "fork")
+def test_stop_where_the_length_of_the_queue_is_not_told(
+    implementation: Implementation, tmp_path: Path
+) -> None:
+    """As under qemu-user: every client that waits is served, not only a turn's 64."""
+    source, library = tmp_path / "short.c", tmp_path / "short.so"
+    source.write_text(SHORT_TCP_INFO)
+    server = ServerProcess(implementation, under=preloading(source, library), drain_timeout=60)
+    with closing(server), ExitStack() as stack:
+        socks = [stack.enter_context(connect(server.endpoint)) for _ in range(150)]
+        server.signal(signal.SIGTERM)
+        for sock in socks:
+            finish_exactly(sock, b"hello")
+            sock.close()
+        assert server.finish()["stats"]["closed"]["eof"] == 150
+
+
+def preloading(source: Path, library: Path) -> tuple[str, ...]:
+    """A command that runs another one with a library of that source loaded before all others."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc or gcc) on PATH")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    # A sanitizer's runtime has to come first.
+    return ("env", f"LD_PRELOAD={os.environ.get('LD_PRELOAD', '')} {library}")
+
+
 # --- clocks that jump ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A command that runs another one with a wall clock that jumps by hours."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc or gcc) on PATH")
     library = tmp_path_factory.mktemp("shim") / "jumping_clock.so"
-    source = Path(__file__).with_name("jumping_clock.c")
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"]
-    subprocess.run(command, check=True)
-    # A sanitizer's runtime has to come first.
-    under = ("env", f"LD_PRELOAD={os.environ.get('LD_PRELOAD', '')} {library}")
+    under = preloading(Path(__file__).with_name("jumping_clock.c"), library)
     reads = "import time; print(max(abs(time.time() - time.time()) for _ in range(50)))"
     done = run(*under, sys.executable, "-c", reads)
     assert float(done) > 3600
