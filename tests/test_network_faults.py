@@ -109,7 +109,7 @@ def test_stop_where_the_length_of_the_queue_is_not_told(
     """As under qemu-user: every client that waits is served, not only a turn's 64."""
     source, library = tmp_path / "short.c", tmp_path / "short.so"
     source.write_text(SHORT_TCP_INFO)
-    server = ServerProcess(implementation, under=preloading(source, library), drain_timeout=60)
+    server = ServedProcess(implementation, under=preloading(source, library), drain_timeout=60)
     with closing(server), ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(150)]
         server.signal(signal.SIGTERM)
