@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 __all__ = ["DEFAULT_ENDPOINT", "Endpoint", "EndpointLike", "SocketAddress", "SocketName"]
@@ -62,6 +63,13 @@ class SocketAddress:
     port: int = 0
     scope_id: int = 0
     path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return self.path
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        host = f"[{self.host}{scope}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
     @property
     def name(self) -> SocketName:
@@ -167,7 +175,14 @@ class Endpoint:
         return replace(self, port=port)
 
     def resolve(self, cancelled: Callable[[], bool] | None = None) -> SocketAddress:
-        """Return the socket address; a host name gives the first that getaddrinfo(3) lists.
+        """Return the first of `resolve_all()`."""
+        return self.resolve_all(cancelled)[0]
+
+    def resolve_all(self, cancelled: Callable[[], bool] | None = None) -> tuple[SocketAddress, ...]:
+        """Return the socket addresses: those that getaddrinfo(3) lists for a host name.
+
+        They are in its order, but the families take turns (RFC 8305 4), so that a family without a
+        route costs one attempt.
 
         Only host names and interface names are looked up. May block as long as the name
         server takes; meanwhile the handlers of signals run, and `cancelled` is called again and
@@ -182,12 +197,12 @@ class Endpoint:
         import socket
 
         if self.is_unix:
-            return SocketAddress(int(socket.AF_UNIX), path=self.path)
+            return (SocketAddress(int(socket.AF_UNIX), path=self.path),)
         if ":" in self.host:
             address, _, scope = self.host.partition("%")
-            return _ipv6_address(address, self.port, self._scope_id(scope))
+            return (_ipv6_address(address, self.port, self._scope_id(scope)),)
         if _is_dotted_quad(self.host):
-            return SocketAddress(int(socket.AF_INET), self.host, self.port)
+            return (SocketAddress(int(socket.AF_INET), self.host, self.port),)
         return self._look_up(cancelled)
 
     def _scope_id(self, scope: str) -> int:
@@ -203,7 +218,7 @@ class Endpoint:
             message = f"resolve {self}: no network interface {scope!r}"
             raise OSError(errno.ENODEV, message) from None
 
-    def _look_up(self, cancelled: Callable[[], bool] | None) -> SocketAddress:
+    def _look_up(self, cancelled: Callable[[], bool] | None) -> tuple[SocketAddress, ...]:
         import socket
 
         from fastsock import interruptible
@@ -218,11 +233,24 @@ class Endpoint:
         except OSError as error:
             reason = error.strerror or str(error)
             raise type(error)(error.errno, f"resolve {self}: {reason}") from None
-        family, _, _, _, address = found[0]
-        host = str(address[0]).partition("%")[0]
-        if len(address) == 4:
-            return _ipv6_address(host, self.port, address[3])
-        return SocketAddress(int(family), host, self.port)
+        return _families_in_turn([_found_address(each[4], self.port) for each in found])
+
+
+def _found_address(name: Any, port: int) -> SocketAddress:
+    """The address of a socket name of getaddrinfo(3)."""
+    import socket
+
+    host = str(name[0]).partition("%")[0]
+    if len(name) == 4:
+        return _ipv6_address(host, port, name[3])
+    return SocketAddress(int(socket.AF_INET), host, port)
+
+
+def _families_in_turn(addresses: list[SocketAddress]) -> tuple[SocketAddress, ...]:
+    first = [each for each in addresses if each.family == addresses[0].family]
+    other = [each for each in addresses if each.family != addresses[0].family]
+    in_turn = [each for pair in zip_longest(first, other) for each in pair if each]
+    return tuple(dict.fromkeys(in_turn))
 
 
 def _ipv6_address(host: str, port: int, scope_id: int) -> SocketAddress:

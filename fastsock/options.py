@@ -213,6 +213,26 @@ class Line(Kind):
         return os.fsdecode(value)
 
 
+class Text(Kind):
+    """A line of text for people to read: without control characters."""
+
+    metavar = "TEXT"
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.limits = f"at most {longest} characters"
+
+    def check(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
+        if len(value) > self.longest or not value.isprintable():
+            raise ValueError(
+                f"{name} {value[:40]!r} is not a line of at most {self.longest} characters "
+                "without control characters"
+            )
+        return value
+
+
 class Descriptors(Kind):
     """Numbers of open files."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..client.report import LoadReport
+from ..client.evidence import ClientEvidence
+from ..client.report import Finding, LoadReport
 from ..endpoint import Endpoint
 from ..host import host_facts
 from .load_datagrams import HEADER_SIZE, LONGEST, DatagramRun
@@ -87,6 +88,7 @@ def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
         options=asdict(plan),
         duration=run.duration,
         messages=run.messages,
+        answered_in_window=run.messages,
         bytes=run.messages * plan.size,
         latency=run.from_intended.summary(),
         latency_from_send=run.from_send.summary(),
@@ -96,7 +98,7 @@ def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
         corrupt_bytes=run.corrupt_bytes,
         datagrams=run.datagrams,
         reasons=reasons(run, plan),
-        client_busy=run.busy,
+        client=ClientEvidence(busy=run.busy),
         host=host_facts(),
     )
 
@@ -118,25 +120,29 @@ def check(plan: Plan) -> None:
         raise ValueError("depth does not go with rate, which sends whether or not answers came")
 
 
-def reasons(run: LoadRun, plan: Plan) -> tuple[str, ...]:
+def reasons(run: LoadRun, plan: Plan) -> tuple[Finding, ...]:
     """Return why the figures of a run should not be trusted."""
-    found = [f"connections failed ({kind}): {count}" for kind, count in run.errors.items()]
+    found = [
+        Finding("errors", f"connections failed ({kind}): {count}")
+        for kind, count in run.errors.items()
+    ]
     if run.lost_bytes:
-        found.append(f"{run.lost_bytes} bytes lost")
+        found.append(Finding("lost", f"{run.lost_bytes} bytes lost"))
     if run.corrupt_bytes:
-        found.append(f"{run.corrupt_bytes} bytes corrupt")
+        found.append(Finding("corrupt", f"{run.corrupt_bytes} bytes corrupt"))
     if run.datagrams:
         sent, lost, doubled = (run.datagrams[name] for name in ("sent", "lost", "duplicated"))
         if lost > max(sent / 100, 2):
-            found.append(f"{lost} of {sent} datagrams lost")
+            found.append(Finding("lost", f"{lost} of {sent} datagrams lost"))
         if doubled:
-            found.append(f"{doubled} datagrams answered more than once")
+            found.append(Finding("duplicated", f"{doubled} datagrams answered more than once"))
     if not run.messages:
-        found.append("no message was answered in the window")
+        found.append(Finding("no_messages", "no message was answered in the window"))
     elif plan.rate and plan.messages is None:
         offered = plan.rate * run.duration
         # About as many messages are outstanding at the start of the window as at its end.
         if offered - run.messages > max(offered / 100, 2):
             achieved = run.messages / run.duration
-            found.append(f"offered {plan.rate:g} messages/s, achieved {achieved:g}")
+            text = f"offered {plan.rate:g} messages/s, achieved {achieved:g}"
+            found.append(Finding("not_steady", text))
     return tuple(found)

@@ -27,7 +27,7 @@ from load_runs import (
 from misbehaving import MisbehavingServer
 
 import fastsock
-from fastsock.client.load import _server_cpu
+from fastsock.client.results import _server_cpu
 
 # --- counting -----------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ def test_a_window_of_time(server: fastsock.Server, threads: int, wait: str) -> N
     assert report.messages <= report.latency.count <= report.messages + 2 * 4
     assert report.messages_per_s == pytest.approx(report.messages / 0.3)
     assert report.bytes_per_s == pytest.approx(report.messages_per_s * 64)
-    assert 0 <= report.client_busy <= 1
+    assert 0 <= report.client.busy <= 1
 
 
 def test_both_latencies_are_equal_in_a_closed_loop(server: fastsock.Server) -> None:

@@ -20,14 +20,14 @@ import pytest
 from click.testing import CliRunner
 from clients import running, wait_until
 from fastsock.pure.__main__ import main
-from load_runs import until_counted
+from load_runs import SERVED, faults, until_counted
 
 import fastsock
 from fastsock import pure
 from fastsock.cli import cli
 from fastsock.cli.load import lines_of
 
-SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
+SCHEMA = Path(__file__).parents[1] / "docs" / "load-2.schema.json"
 QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where datagrams are lost
 PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where none are
 
@@ -164,11 +164,9 @@ def test_gso_sends_several_in_one_call(tmp_path: Path) -> None:
     with fastsock.Server("udp://127.0.0.1:0") as server:
         options = ["--gso", "--depth", "32", "--messages", "32", "--loss-timeout", "20s"]
         load = [sys.executable, "-m", "fastsock", "load", str(server.endpoint), *options]
-        subprocess.run(
-            ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=sendmsg", *load],
-            check=True,
-            capture_output=True,
-        )
+        command = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=sendmsg", *load]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode in SERVED, done.stderr
     assert len(re.findall(r"sendmsg\(.*= 2048$", log.read_text(), re.MULTILINE)) == 1
 
 
@@ -271,7 +269,7 @@ def test_answers_in_another_order(load: Load) -> None:
     with misbehaving(swap) as url:
         report = load(url, messages=100, depth=2, **PATIENT)
     assert counts(report) == expected(100, reordered=50)
-    assert report.valid
+    assert not faults(report)
 
 
 def test_answers_that_come_late(load: Load) -> None:
@@ -390,7 +388,7 @@ def test_a_unix_server_that_is_slow(load: Load, tmp_path: Path) -> None:
     with misbehaving(lambda number, payload: [payload], f"{tmp_path}/s") as url:
         report = load(url, messages=2000, connections=4, depth=50, **PATIENT)
     assert counts(report) == expected(2000)
-    assert report.valid
+    assert not faults(report)
 
 
 # --- options and output -------------------------------------------------------------------------
@@ -420,7 +418,7 @@ def test_the_command_line(server: fastsock.Server) -> None:
     """The command prints the datagram counts."""
     arguments = ["load", str(server.endpoint), "-n", "100", "--loss-timeout", "20s"]
     result = CliRunner().invoke(cli, arguments, standalone_mode=False)
-    assert result.return_value == 0
+    assert result.return_value in SERVED
     line = "datagrams sent 100, received 100, lost 0, duplicated 0, reordered 0, late 0"
     assert line in result.output
     assert line in list(lines_of(fastsock.load(server.endpoint, messages=100, **PATIENT)))

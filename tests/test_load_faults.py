@@ -57,7 +57,6 @@ def test_a_full_accept_queue(wait: str) -> None:
         pytest.param(misbehaving.resets_at_eof, {"reset"}, id="resets at the end"),
         pytest.param(misbehaving.stalls_after(0), {"timeout"}, id="stalls at once"),
         pytest.param(misbehaving.stalls_after(1000), {"timeout"}, id="stalls later"),
-        pytest.param(misbehaving.never_closes, {"timeout"}, id="never closes"),
         pytest.param(misbehaving.drops_byte(0), {"mismatch", "timeout"}, id="drops the first"),
         pytest.param(misbehaving.drops_byte(999), {"mismatch", "timeout"}, id="drops a byte"),
         pytest.param(misbehaving.doubles_byte(999), {"mismatch"}, id="doubles a byte"),
@@ -146,12 +145,20 @@ def test_swapped_connections_are_seen() -> None:
     assert report.corrupt_bytes > 0
 
 
-def test_a_lost_tail_is_seen() -> None:
+@pytest.mark.parametrize(
+    ("finish", "kind"),
+    [
+        pytest.param("wait", "timeout", id="waiting for the answer"),
+        pytest.param("half-close", "closed_early", id="after a half-close"),
+    ],
+)
+def test_a_lost_tail_is_seen(finish: str, kind: str) -> None:
     """A server that closes at half-close with 10 bytes unsent has lost 10 bytes."""
     with MisbehavingServer(misbehaving.loses_tail(10)) as server:
-        report = fastsock.load(server.address, size=100, depth=3, **SHORT)
+        report = fastsock.load(server.address, size=100, depth=3, finish=finish, **SHORT)
     assert_bad(report)
-    assert failures(report) == {"closed_early": 1}
+    assert failures(report) == {kind: 1}
+    assert any("proxy_half_close" in each for each in report.reasons) is (finish == "half-close")
     assert report.messages == 99
     assert report.lost_bytes == 10
     assert report.corrupt_bytes == 0
@@ -159,9 +166,19 @@ def test_a_lost_tail_is_seen() -> None:
 
 
 def test_a_server_that_never_closes_loses_nothing() -> None:
-    """Every message is answered, but the half-close is not: a timeout, and no byte is lost."""
+    """Every message is answered, but the half-close is not: that is a note."""
     with MisbehavingServer(misbehaving.never_closes) as server:
         report = fastsock.load(server.address, **SHORT)
+    assert_good(report)
+    assert report.messages == 100
+    assert report.no_eof == 1
+    assert [note.code for note in report.notes if note.code == "no_eof"]
+
+
+def test_a_missing_end_fails_where_it_is_tested() -> None:
+    """With finish "half-close" the server must close too."""
+    with MisbehavingServer(misbehaving.never_closes) as server:
+        report = fastsock.load(server.address, finish="half-close", **SHORT)
     assert_bad(report)
     assert failures(report) == {"timeout": 1}
     assert report.messages == 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import misbehaving
 import pytest
 from clients import wait_until
-from load_runs import WAITS, answer_of, loading
+from load_runs import WAITS, answer_of, faults_in, loading
 from misbehaving import MisbehavingServer
 
 import fastsock
@@ -28,7 +28,7 @@ def test_ctrl_c_gives_a_report(
         process.send_signal(signal.SIGINT)
         answer = answer_of(process)
     report = answer["report"]
-    assert report["reasons"] == ["interrupted by Ctrl-C"]
+    assert faults_in(report) == ["interrupted by Ctrl-C"]
     assert not report["valid"]
     assert 0 < report["duration_s"] < 25
     assert report["messages"] >= 900
@@ -76,7 +76,11 @@ def test_a_second_ctrl_c_does_not_wait(wait: str) -> None:
     with MisbehavingServer(misbehaving.swallows) as server:
         host, port = server.address
         with loading(
-            f"tcp://{host}:{port}", connections=1, duration=50, timeout=50, wait=wait
+            f"tcp://{host}:{port}",
+            duration=50,
+            timeout=50,
+            wait=wait,
+            finish="half-close",
         ) as process:
             assert server.received.wait(20)
             process.send_signal(signal.SIGINT)
@@ -84,7 +88,7 @@ def test_a_second_ctrl_c_does_not_wait(wait: str) -> None:
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
             answer = answer_of(process)
-    assert "interrupted by Ctrl-C" in answer["report"]["reasons"]
+    assert "interrupted by Ctrl-C" in faults_in(answer["report"])
     assert not answer["report"]["valid"]
     assert answer["report"]["messages"] == 0
     assert answer["alive"] == ["MainThread"]

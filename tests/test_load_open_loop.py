@@ -106,7 +106,6 @@ def test_an_offered_rate_that_was_not_reached() -> None:
         )
     assert not report.failed
     assert not report.valid
-    (reason,) = report.reasons
-    assert "offered 400 messages/s" in reason
-    assert f"achieved {report.messages_per_s:g}" in reason
-    assert report.latency.count == pytest.approx(120, abs=3)
+    assert {"not_steady", "overload"} & {reason.code for reason in report.reasons}
+    assert report.latency.count == report.messages <= report.offered == 120
+    assert report.messages_per_s == report.answered_in_window / report.duration < 200

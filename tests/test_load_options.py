@@ -139,15 +139,20 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
         "messages": None,
         "warmup": pytest.approx(0.01),
         "rate": None,
+        "arrivals": "uniform",
+        "seed": 1,
         "verify": True,
         "wait": "spin",
         "threads": 1,
         "nodelay": True,
         "reconnect_every": None,
         "timeout": 5.0,
+        "finish": None,
+        "on_disconnect": None,
         "loss_timeout": 0.2,
         "gso": False,
         "server_pid": None,
+        "label": None,
     }
 
 

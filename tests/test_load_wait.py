@@ -15,14 +15,14 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from clients import wait_until
-from load_runs import answer_of, assert_good, loading
+from load_runs import SERVED, answer_of, assert_good, faults_in, loading
 from misbehaving import MisbehavingServer, closes_late
 
 import fastsock
 from fastsock.cli import cli
 from fastsock.client.options import WAITS
 
-SCHEMA = Path(__file__).parents[1] / "docs" / "load-1.schema.json"
+SCHEMA = Path(__file__).parents[1] / "docs" / "load-2.schema.json"
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 
@@ -81,7 +81,7 @@ def test_auto_loses_nothing(endpoint: str, messages: int, rate: float | None) ->
         )
     assert not report.failed
     assert report.messages == report.latency.count == messages
-    assert 0 < report.client_busy <= 1
+    assert 0 < report.client.busy <= 1
     assert report.options["wait"] == "auto"
     jsonschema.validate(report.as_dict(), json.loads(SCHEMA.read_text()))
 
@@ -92,7 +92,7 @@ def test_time_after_the_last_answer_is_not_counted(wait: str) -> None:
     with MisbehavingServer(closes_late(0.5)) as server:
         report = fastsock.load(server.address, messages=20, wait=wait, timeout=10.0)
     assert_good(report)
-    assert 0 < report.client_busy <= 1
+    assert 0 < report.client.busy <= 1
 
 
 @kinds
@@ -106,14 +106,14 @@ def test_auto_is_interrupted(endpoint: str) -> None:
         wait_until(lambda: server.stats().bytes_out > 64 * 1000)
         process.send_signal(signal.SIGINT)
         answer = answer_of(process)
-    assert answer["report"]["reasons"] == ["interrupted by Ctrl-C"]
+    assert faults_in(answer["report"]) == ["interrupted by Ctrl-C"]
 
 
 def test_on_the_command_line() -> None:
     with fastsock.Server(ENDPOINTS["tcp"]) as server:
         arguments = ["load", str(server.endpoint), "-n", "10", "--wait", "auto", "--json", "-"]
         done = CliRunner().invoke(cli, arguments)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code in SERVED, done.output
     assert json.loads(done.stdout)["options"]["wait"] == "auto"
 
 

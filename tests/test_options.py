@@ -29,6 +29,7 @@ from fastsock.options import (
     Rate,
     Seconds,
     Size,
+    Text,
     declared,
 )
 from fastsock.server import engines
@@ -52,6 +53,7 @@ GIVEN: dict[type, Any] = {
     Descriptors: Iterable[int],
     Cpus: Iterable[int] | None,
     Ranges: Iterable[str],
+    Text: str,
 }
 
 
@@ -66,9 +68,9 @@ def test_the_keywords_are_the_options(command: str, options: type, keywords: typ
 
 def given(option: Option) -> Any:
     if isinstance(option.kind, Choice):
-        return option.kind.literal
-    if isinstance(option.kind, Count):
-        expected: Any = int | str if option.kind.units else int
+        expected: Any = option.kind.literal
+    elif isinstance(option.kind, Count):
+        expected = int | str if option.kind.units else int
     else:
         expected = GIVEN[type(option.kind)]
     return expected | None if option.default is None else expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from jsonschema import Draft202012Validator
 from misbehaving import MisbehavingServer
 
 import fastsock
+from fastsock.client import hdr, verdict
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import LOAD_ERRORS, LOAD_SCHEMA, Latency, LoadReport
 
@@ -26,7 +28,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((DOCS / "load-1.schema.json").read_text())
+    loaded: dict[str, Any] = json.loads((DOCS / "load-2.schema.json").read_text())
     return loaded
 
 
@@ -34,20 +36,29 @@ def schema() -> dict[str, Any]:
 def reports() -> dict[str, LoadReport]:
     """The report of one real run of each sort."""
     found = {}
-    with fastsock.Server("tcp://127.0.0.1:0") as server:
+    with fastsock.Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0") as server:
 
         def run(**options: Any) -> LoadReport:
-            return fastsock.load(server.endpoint, wait="block", **options)
+            return fastsock.load(server.endpoints[0], wait="block", **options)
 
         found["closed"] = run(duration=0.1, connections=2)
         found["messages"] = run(messages=50, depth=4, verify=False)
         found["open"] = run(rate=500, duration=0.2, warmup=0)
         found["open with messages"] = run(rate=1000, messages=20, threads=2, connections=3)
+        found["poisson"] = run(rate=500, messages=50, arrivals="poisson", label="one")
+        found["reconnect"] = run(messages=20, on_disconnect="reconnect", finish="half-close")
+        found["datagrams"] = fastsock.load(server.endpoints[1], messages=20, wait="block")
         found["server_pid"] = run(duration=0.1, server_pid=os.getpid(), warmup=0)
     with fastsock.Server("tcp://127.0.0.1:0", service="discard") as server:
         found["send"] = fastsock.load(server.endpoint, mode="send", duration=0.1, wait="block")
     with fastsock.Server("tcp://127.0.0.1:0", service="chargen") as server:
         found["receive"] = fastsock.load(server.endpoint, mode="receive", messages=9, wait="block")
+    with MisbehavingServer(misbehaving.never_closes) as bad:
+        found["no_eof"] = fastsock.load(bad.address, messages=5, wait="block")
+    with MisbehavingServer(misbehaving.serves_slowly(64, 0.01)) as bad:
+        found["overload"] = fastsock.load(
+            bad.address, rate=800, duration=0.3, warmup=0, wait="block"
+        )
     with misbehaving.refusing_address() as address:
         found["refused"] = fastsock.load(address, messages=5, wait="block")
     with MisbehavingServer(misbehaving.flips_byte(70)) as bad:
@@ -57,14 +68,28 @@ def reports() -> dict[str, LoadReport]:
     return found
 
 
+#: The names of histograms, and of the distributions that they are.
+HISTOGRAMS = {
+    "connect": "connect",
+    "latency": "from_intended_send",
+    "latency_from_send": "from_actual_send",
+    "latency_without_away": "from_intended_send_without_away",
+    "send_delay": "send_delay",
+}
+
 SORTS = (
     "closed",
     "messages",
     "open",
     "open with messages",
+    "poisson",
+    "reconnect",
+    "datagrams",
     "server_pid",
     "send",
     "receive",
+    "no_eof",
+    "overload",
     "refused",
     "corrupt",
     "lost",
@@ -78,7 +103,7 @@ def validate(document: Any, schema: dict[str, Any]) -> list[str]:
 def objects_of(schema: Any) -> Iterator[dict[str, Any]]:
     """Every subschema that describes an object, at any depth."""
     if isinstance(schema, dict):
-        if schema.get("type") == "object":
+        if schema.get("type") in ("object", ["object", "null"]):
             yield schema
         for value in schema.values():
             yield from objects_of(value)
@@ -87,20 +112,27 @@ def objects_of(schema: Any) -> Iterator[dict[str, Any]]:
             yield from objects_of(value)
 
 
+def codes_of(schema: dict[str, Any], findings: str) -> set[str]:
+    found = schema["properties"][findings]["items"]["properties"]["code"]["enum"]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
 def test_the_schema_is_one(schema: dict[str, Any]) -> None:
     """The schema is valid, and has the version that reports have."""
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["properties"]["schema"]["const"] == LOAD_SCHEMA == "fastsock.load/1"
+    assert schema["properties"]["schema"]["const"] == LOAD_SCHEMA == "fastsock.load/2"
 
 
 def test_the_schema_is_strict(schema: dict[str, Any]) -> None:
     """Every object of the schema requires and describes each field, and allows no others."""
     found = list(objects_of(schema))
-    assert len(found) == 6
+    assert len(found) == 13
     for part in found:
         assert part["additionalProperties"] is False
-        assert sorted(part["required"]) == sorted(part["properties"])
+        if part is not schema["properties"]["histograms"]:  # of the distributions that there are
+            assert sorted(part["required"]) == sorted(part["properties"])
         assert all("description" in p or "$ref" in p for p in part["properties"].values())
 
 
@@ -121,7 +153,7 @@ def test_reports_survive_json(sort: str, reports: dict[str, LoadReport]) -> None
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]) -> None:
-    """Rates are counts divided by the duration; `valid` means that there are no reasons."""
+    """Rates are counts over the duration, without steady state those of the window itself."""
     report = reports[sort]
     document = report.as_dict()
     assert document["bytes"] == document["messages"] * document["options"]["size"]
@@ -130,38 +162,77 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
     assert set(document["errors"]) == set(LOAD_ERRORS)
     assert report.failed is (sort in ("refused", "corrupt", "lost"))
     if document["duration_s"]:
-        assert document["messages_per_s"] == document["messages"] / document["duration_s"]
-        assert document["bytes_per_s"] == document["bytes"] / document["duration_s"]
+        codes = {reason["code"] for reason in document["reasons"]}
+        counted = "answered_in_window" if codes & {"overload", "not_steady"} else "messages"
+        assert document["messages_per_s"] == document[counted] / document["duration_s"]
     else:
-        assert document["messages_per_s"] == document["bytes_per_s"] == 0
+        assert document["messages_per_s"] == 0
+    assert document["bytes_per_s"] == document["messages_per_s"] * document["options"]["size"]
     answered = sort not in ("send", "receive")
-    for start in ("from_intended_send", "from_actual_send"):
-        assert (document["latency_us"][start] is not None) is answered
+    for start in HISTOGRAMS.values():
+        if start.startswith("from_"):
+            assert (document["latency_us"][start] is not None) is answered
     assert math.isnan(report.latency.p99) is not answered
     open_loop = document["options"]["rate"] is not None
     assert (document["latency_us"]["send_delay"] is not None) is open_loop
+    if open_loop:
+        assert document["offered"] == document["messages"] + document["unanswered"]
+    else:
+        assert document["offered"] is None and document["unanswered"] == 0
+        assert document["answered_in_window"] == document["messages"]
+    assert (document["outages"] is None) is (sort != "reconnect")
+    assert (document["datagrams"] is None) is (sort != "datagrams")
+    assert document["label"] == ("one" if sort == "poisson" else None)
+    assert document["no_eof"] == (sort == "no_eof")
     assert (document["server_cpu_s"] is None) is (sort != "server_pid")
     assert document["host"]["fastsock"] == fastsock.__version__
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_histograms_are_the_distributions(sort: str, reports: dict[str, LoadReport]) -> None:
+    """Each histogram of the JSON has the count and the percentiles that the report says."""
+    document = json.loads(json.dumps(reports[sort].as_dict()))
+    latencies = document["latency_us"]
+    assert set(document["histograms"]) == {
+        name for name, place in HISTOGRAMS.items() if latencies[place] is not None
+    }
+    for name, text in document["histograms"].items():
+        said = latencies[HISTOGRAMS[name]]
+        decoded = hdr.decode(text)
+        assert len(decoded) == said["count"]
+        for percent in (50, 90, 99, 99.9, 99.99):
+            # The text does not have the exact maximum, which limits the percentiles of a report.
+            value = min(decoded.percentile(percent) / 1e3, said["max"])
+            assert value == said[f"p{percent:g}"], (name, percent)
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema",), "fastsock.load/2"),
+        (("schema",), "fastsock.load/1"),
         (("endpoint",), "http://127.0.0.1:1"),
         (("messages",), -1),
         (("messages",), 1.5),
         (("duration_s",), -0.1),
         (("duration_s",), None),
-        (("client_busy",), 1.1),
-        (("valid",), False),
+        (("client", "busy"), 1.1),
+        (("client", "schedstat"), None),
+        (("valid",), None),
         (("reasons",), ["why"]),
+        (("notes",), [{"code": "unknown", "text": "why"}]),
+        (("notes",), [{"code": "no_eof"}]),
+        (("started_at",), "yesterday"),
+        (("histograms", "latency"), "text"),
+        (("histograms", "surprise"), ""),
+        (("intervals",), []),
         (("offered_per_s",), 0),
         (("options", "mode"), "both"),
         (("options", "wait"), "sleep"),
         (("options", "messages"), 5),
         (("options", "duration"), None),
         (("options", "progress"), None),
+        (("options", "arrivals"), "random"),
+        (("options", "finish"), "reset"),
         (("errors", "surprise"), 1),
         (("errors", "reset"), None),
         (("latency_us", "p50"), 1),
@@ -188,6 +259,16 @@ def test_the_schema_refuses(
     assert validate(document, schema)
 
 
+def test_valid_means_no_reasons(reports: dict[str, LoadReport], schema: dict[str, Any]) -> None:
+    """A document that is valid and has reasons does not match, nor the opposite."""
+    document = reports["closed"].as_dict()
+    reason = {"code": "errors", "text": "why"}
+    for valid, reasons in ((True, [reason]), (False, [])):
+        assert validate({**document, "valid": valid, "reasons": reasons}, schema)
+    for valid, reasons in ((False, [reason]), (True, [])):
+        assert not validate({**document, "valid": valid, "reasons": reasons}, schema)
+
+
 def test_the_schema_refuses_a_missing_field(
     reports: dict[str, LoadReport], schema: dict[str, Any]
 ) -> None:
@@ -198,9 +279,9 @@ def test_the_schema_refuses_a_missing_field(
 
 
 def test_the_schema_has_every_option(schema: dict[str, Any]) -> None:
-    """The schema's options are those of the library, in its order."""
+    """The schema's options are those of the library, in its order; the label has its own place."""
     known = list(schema["properties"]["options"]["properties"])
-    assert known == [option.name for option in fields(LoadOptions)]
+    assert [*known, "label"] == [option.name for option in fields(LoadOptions)]
 
 
 def test_every_field_is_described(schema: dict[str, Any]) -> None:
@@ -211,16 +292,41 @@ def test_every_field_is_described(schema: dict[str, Any]) -> None:
         assert set(part["properties"]) <= described
 
 
-def test_every_reason_is_described(reports: dict[str, LoadReport]) -> None:
-    """docs/results.md has the text of the reasons that these runs gave."""
-    text = (DOCS / "results.md").read_text()
-    assert "no message was answered in the window" in reports["refused"].reasons
-    assert "connections refused: 1" in reports["refused"].reasons
-    for words in ("no message was answered in the window", "connections refused: N"):
-        assert f"`{words}`" in text
-    assert any(reason.endswith("bytes lost") for reason in reports["lost"].reasons)
-    assert any(reason.endswith("bytes corrupt") for reason in reports["corrupt"].reasons)
-    assert "`N bytes lost`" in text and "`N bytes corrupt`" in text
+@pytest.mark.parametrize(("findings", "judge"), [("reasons", "reasons_of"), ("notes", "notes_of")])
+def test_every_code_is_described(findings: str, judge: str, schema: dict[str, Any]) -> None:
+    """docs/results.md has a table row for every code, and the schema has those of the verdict."""
+    source = inspect.getsource(verdict)
+    given = set(re.findall(r'Finding\(\s*"(\w+)"', source)) | set(verdict._CAUSES)
+    given |= set(re.findall(r'code = "(\w+)"', source))
+    of_notes = set(re.findall(r'Finding\("(\w+)"', inspect.getsource(verdict.notes_of)))
+    codes = codes_of(schema, findings)
+    assert codes == (of_notes if findings == "notes" else given - of_notes)
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "results.md").read_text(), re.MULTILINE)
+    assert codes <= set(rows)
+
+
+def test_the_examples_of_reasons_are_given(reports: dict[str, LoadReport]) -> None:
+    """A reason of each failed run has the code and the text of an example in docs/results.md."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "results.md").read_text(), re.MULTILINE
+    )
+    examples = {
+        (code, without_numbers(text))
+        for code, row in rows
+        for text in re.findall(r"`([^`]+)`", row)
+    }
+    for sort, codes in {
+        "refused": {"errors", "no_messages"},
+        "corrupt": {"corrupt"},
+        "lost": {"lost"},
+        "overload": {"overload"},
+    }.items():
+        given = {(each.code, without_numbers(each.text)) for each in reports[sort].reasons}
+        assert codes <= {code for code, _ in given & examples}, given
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d+(\.\d+)?", "N", text)
 
 
 def test_an_empty_report() -> None:

@@ -21,6 +21,7 @@ from clients import (
     stream,
     wait_until_still,
 )
+from load_runs import faults
 
 import fastsock
 from fastsock.bench.server_process import ServerProcess
@@ -93,7 +94,7 @@ def test_every_byte_of_many_clients(rival: ServerProcess, reconnect_every: int |
         wait="block",
         reconnect_every=reconnect_every,
     )
-    assert report.valid, report.reasons
+    assert not faults(report)
     assert report.messages == 2000
 
 

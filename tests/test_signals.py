@@ -21,6 +21,7 @@ import pytest
 from clients import TIMEOUT, connect, connect_to, echo_exactly, has_ended, refuses, wait_until
 from implementations import ANY_PORT, IMPLEMENTATIONS, Implementation, in_fresh_process
 from leftovers import children
+from load_runs import faults_in
 from misbehaving import MisbehavingServer, swallows
 
 import fastsock
@@ -313,17 +314,18 @@ def test_load_ends_with_a_report(
     with child(*FASTSOCK, "load", *arguments, "--json", str(target), preexec_fn=mask) as process:
         wait_until(lambda: server.stats().bytes_in > 64_000)
         assert_ends(process, number, code=code)
-        assert f"valid     NO: interrupted by {name}" in process.stdout.read()
+        assert f"valid     NO\n          interrupted by {name}\n" in process.stdout.read()
     report = json.loads(target.read_text())
     assert report["messages"] > 0
-    assert report["reasons"] == [f"interrupted by {name}"]
+    assert faults_in(report) == [f"interrupted by {name}"]
 
 
 def test_two_signals_end_a_load_at_once() -> None:
     """The first waits for what a silent server has not answered; another one does not."""
     with MisbehavingServer(swallows) as server:
         endpoint = "tcp://{}:{}".format(*server.address)
-        with child(*FASTSOCK, "load", endpoint, "-d", "50s", "--timeout", "50s") as process:
+        options = ("-d", "50s", "--timeout", "50s", "--finish", "half-close")
+        with child(*FASTSOCK, "load", endpoint, *options) as process:
             assert server.received.wait(TIMEOUT)
             process.send_signal(TERM)
             assert server.ended.wait(TIMEOUT)  # it has half-closed, and waits
@@ -390,7 +392,7 @@ from {library} import {patch}
 {patch}()
 import fastsock
 with fastsock.Server("tcp://127.0.0.1:0") as server:
-    assert fastsock.load(server.endpoint, messages=10, wait="block").valid
+    assert not fastsock.load(server.endpoint, messages=10, wait="block").failed
 for number in signal.SIGTERM, signal.SIGINT:
     fastsock.serve("tcp://localhost:0", ready=lambda _: os.kill(os.getpid(), number))
 """

@@ -46,6 +46,7 @@ from implementations import (
     in_fresh_process,
     left_out,
 )
+from load_runs import faults
 
 import fastsock
 from fastsock import Server
@@ -120,7 +121,7 @@ def serve_by_default() -> None:
     """Serve without naming an engine."""
     with Server(ANY_PORT, "udp://127.0.0.1:0") as server:
         report = fastsock.load(server.endpoint, connections=4, messages=100)
-        assert report.valid
+        assert not faults(report)
     assert "io_uring" in engines.states()
     print("served")
 
@@ -219,7 +220,7 @@ def test_busy_connections_with_small_rings(start: Start, sizes: tuple[int, int, 
     """64 connections that send all the while get every byte, whatever the rings run out of."""
     server = start(sizes)
     report = fastsock.load(server.endpoint, connections=64, size=100, depth=4, messages=30_000)
-    assert report.valid, report.reasons
+    assert not faults(report)
     wait_until(lambda: server.stats().open == 0)
     stats = server.stats()
     assert stats.closed["eof"] == 64

@@ -220,8 +220,13 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void *address, size_t size)
     int madvise(void *address, size_t size, int advice)
 
+cdef extern from "<fcntl.h>" nogil:
+    int O_RDONLY, O_CLOEXEC
+    int open(const char *path, int flags)
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t pread(int fd, void *buffer, size_t size, long offset)
     ssize_t read(int fd, void *buffer, size_t size)
     ssize_t write(int fd, const void *buffer, size_t size)
     int getpid()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +15,14 @@ from fastsock.cli.output import json_option, progress_bar, write_json, write_res
 from fastsock.cli.parameters import options_of
 from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
-from fastsock.client.report import Latency, LoadReport
+from fastsock.client.report import Latency, LoadReport, Outages
+from fastsock.client.verdict import too_many_spinning
 from fastsock.line_writer import say
 from fastsock.options import from_given
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
 
 COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
+COLUMNS = 80
 TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 
 
@@ -33,7 +37,11 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
     throughput one way, with a server that runs --service discard or chargen.
     """
     try:
-        with usage_errors(), progress_of(from_given(LoadOptions, options)) as progress:
+        with usage_errors():
+            checked = from_given(LoadOptions, options)
+        if warning := too_many_spinning(checked, len(os.sched_getaffinity(0))):
+            say(f"warning: {warning}")
+        with usage_errors(), progress_of(checked) as progress:
             report = client.load(endpoint, progress=progress, **options)
     except client.LoadInterrupted as interrupted:
         return show(interrupted.report, json_path) or 128 + interrupted.signal
@@ -48,9 +56,11 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
 def show(report: LoadReport, json_path: str | None) -> int:
     """Write the report, or one line that says why there is none; return an exit code."""
     code = write_json(report.as_dict(), json_path) if json_path else OK
-    if report.messages and json_path != "-" and code == OK:  # else JSON is on stdout
+    if (
+        (report.messages or report.answered_in_window) and json_path != "-" and code == OK
+    ):  # else JSON is on stdout
         write_result("\n".join(lines_of(report)))
-    elif report.reasons:
+    elif report.reasons and code == OK:
         say(f"Error: {report.endpoint}: {'; '.join(report.reasons)}")
     return code
 
@@ -70,7 +80,7 @@ def lines_of(report: LoadReport) -> Iterator[str]:
     )
     latencies = list(latencies_of(report))
     if latencies:
-        yield " " * 9 + "".join(f" {title:>9}" for title in TITLES)
+        yield " " * 9 + "".join(f" {title:>8}" for title in TITLES)
     for name, latency in latencies:
         yield latency_line(name, latency)
     if report.datagrams is not None:
@@ -78,8 +88,35 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         yield f"datagrams {counts}"
     if report.server_cpu is not None and report.messages:
         yield f"server    {report.server_cpu / report.messages * 1e6:.2f} us of CPU per message"
-    yield f"client    busy {report.client_busy:.0%}"
-    yield f"valid     {'yes' if report.valid else 'NO: ' + '; '.join(report.reasons)}"
+    if report.tcp is not None and report.tcp.retransmits:
+        yield (
+            f"tcp       {plural(report.tcp.retransmits, 'retransmit')}, round trip "
+            f"{format_duration(report.tcp.rtt_us / 1e6)}"
+        )
+    if report.outages is not None:
+        yield outage_line(report.outages)
+    yield f"client    busy {report.client.busy:.0%}"
+    for note in report.notes:
+        yield from wrapped("note", note)
+    yield from wrapped("valid", "yes" if report.valid else "NO")
+    for reason in report.reasons:
+        yield from wrapped("", reason)
+
+
+def outage_line(outages: Outages) -> str:
+    if not outages.count:
+        return "outages   none"
+    return (
+        f"outages   {outages.count}, {format_duration(outages.seconds)} in all, longest "
+        f"{format_duration(outages.longest_s)}, {outages.messages} messages without an answer"
+    )
+
+
+def wrapped(title: str, text: str) -> Iterator[str]:
+    """A titled text over as many lines as it takes."""
+    lines = textwrap.wrap(text, COLUMNS - 10, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines):
+        yield f"{title if number == 0 else '':9} {line}"
 
 
 def load_of(options: Mapping[str, Any]) -> Iterator[str]:
@@ -102,7 +139,7 @@ def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
             yield "sent", report.latency_from_send
     if report.options["rate"] is not None:
         yield "delay", report.send_delay
-    if report.options["reconnect_every"] is not None:
+    if report.connect_latency.count:
         yield "connect", report.connect_latency
 
 
@@ -116,7 +153,11 @@ def latency_line(name: str, latency: Latency) -> str:
         latency.p99_9,
         latency.max,
     )
-    return f"{name:9} " + " ".join(f"{value:9.1f}" for value in values) + "  us"
+    return f"{name:9} " + " ".join(map(microseconds, values)) + " us"
+
+
+def microseconds(value: float) -> str:
+    return f"{value:8.1f}" if value < 1e6 else f"{value:8.0f}"
 
 
 @contextmanager

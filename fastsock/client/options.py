@@ -13,6 +13,7 @@ from fastsock.options import (
     Rate,
     Seconds,
     Size,
+    Text,
     check_all,
     check_int,
     option,
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Mode = Literal["echo", "send", "receive"]
 Wait = Literal["spin", "block", "auto"]
+Arrivals = Literal["uniform", "poisson"]
+Finish = Literal["wait", "half-close"]
+OnDisconnect = Literal["stop", "reconnect"]
 
 WAITS: tuple[str, ...] = get_args(Wait)
 DATAGRAM_SIZES = (8, 65507)  # bytes; the first eight number it, and IPv4 takes no more
@@ -89,6 +93,18 @@ class LoadOptions:
         help="Send on schedule, this many messages per second in all (open loop).",
         more="Over all connections in turn, whether or not answers came. Not to receive.",
     )
+    arrivals: str = option(
+        "uniform",
+        Choice(Arrivals),
+        help="Space the messages of an open loop evenly, or at random (Poisson).",
+        more="Independent users come at random; a queue then forms below the capacity too.",
+    )
+    seed: int = option(
+        1,
+        Count(0, (1 << 63) - 1),
+        help="Draw the random times of Poisson arrivals from this number.",
+        more="The same number gives the same times.",
+    )
     verify: bool = option(True, Flag(), help="Compare every byte that comes with what must come.")
     wait: str = option(
         "spin",
@@ -115,8 +131,25 @@ class LoadOptions:
         5.0,
         _TIME,
         help="Fail a connection after this long without progress.",
-        more="Answers still outstanding at the end get the length of the run so far and this "
-        "long. Streams only.",
+        more="At the end a connection that is still answered is given up after one more window "
+        "(at least 1s); "
+        "in a closed loop after the length of the run so far and this long. Streams only.",
+    )
+    finish: str | None = option(
+        None,
+        Choice(Finish),
+        shown="wait",
+        help="Half-close after the last answer (wait), or at once (half-close).",
+        more="At once tests that a server and the path to it send back what is under way, and a "
+        "server that does not close then fails. Echoes on streams only.",
+    )
+    on_disconnect: str | None = option(
+        None,
+        Choice(OnDisconnect),
+        shown="stop",
+        help="After a failure leave the connection closed, or connect again.",
+        more="Connecting again counts an outage instead of an error, for a reload or a failover. "
+        "Not to receive, and on streams only.",
     )
     loss_timeout: float = option(
         0.2, _TIME, help="Count a datagram as lost after this long without an answer."
@@ -136,6 +169,9 @@ class LoadOptions:
         more="It is the time over the window, with that of the processes it has started by the "
         "middle of the warm-up and of those that end in the window.",
     )
+    label: str | None = option(
+        None, Text(200), help="Put this text into the report, to find the run again."
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
@@ -147,10 +183,15 @@ class LoadOptions:
             )
         if self.depth > 1:
             self._check_depth()
+        if self.rate is None and self.arrivals != "uniform":
+            raise ValueError(
+                f"arrivals {self.arrivals!r} needs a rate: a closed loop has no schedule"
+            )
         if self.mode == "receive" and (self.rate is not None or self.reconnect_every is not None):
             raise ValueError(
                 "rate and reconnect_every do not go with mode 'receive': the server sends"
             )
+        self._check_end()
 
     def _fill_in(self) -> None:
         """Set the defaults that depend on other options: of size, duration and warm-up."""
@@ -167,6 +208,14 @@ class LoadOptions:
         size = _DEFAULT_SIZES[self.mode] if size is None else size
         for name, value in {"size": size, "duration": duration, "warmup": warmup}.items():
             object.__setattr__(self, name, value)
+
+    def _check_end(self) -> None:
+        if self.finish is not None and self.mode != "echo":
+            raise ValueError(
+                f"finish does not go with mode {self.mode!r}, in which nothing is answered"
+            )
+        if self.on_disconnect is not None and self.mode == "receive":
+            raise ValueError("on_disconnect does not go with mode 'receive'")
 
     def _check_depth(self) -> None:
         if self.depth * self.size > _MAX_IN_FLIGHT:
@@ -189,8 +238,9 @@ class LoadOptions:
                     f"{target}: mode {self.mode!r} goes with streams, not with datagrams"
                 )
             check_int("size of a datagram", self.size, *DATAGRAM_SIZES)
-            if self.reconnect_every is not None:
-                raise ValueError(f"{target}: reconnect_every goes with streams, not with datagrams")
+            for name in ("reconnect_every", "finish", "on_disconnect"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{target}: {name} goes with streams, not with datagrams")
         if self.gso and target.scheme != "udp":
             raise ValueError(f"{target}: gso goes with udp")
         if not target.is_unix and target.port == 0:
@@ -216,12 +266,17 @@ class LoadKeywords(TypedDict, total=False):
     messages: int | str | None
     warmup: float | str | None
     rate: float | str | None
+    arrivals: Arrivals
+    seed: int
     verify: bool
     wait: Wait
     threads: int
     nodelay: bool
     reconnect_every: int | str | None
     timeout: float | str
+    finish: Finish | None
+    on_disconnect: OnDisconnect | None
     loss_timeout: float | str
     gso: bool
     server_pid: int | None
+    label: str | None

@@ -1,17 +1,19 @@
 """What a load run measured: frozen records, and their JSON form.
 
 Times are seconds and latencies microseconds, both from CLOCK_MONOTONIC. The JSON form of a
-LoadReport is the public format ``fastsock.load/1``, described in docs/results.md.
+LoadReport is the public format ``fastsock.load/2``, described in docs/results.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-LOAD_SCHEMA = "fastsock.load/1"
+from fastsock.client.evidence import ClientEvidence
+
+LOAD_SCHEMA = "fastsock.load/2"
 
 #: Every way in which a connection of a load run can fail.
 LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
@@ -19,6 +21,28 @@ LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other
 
 #: What is counted of the datagrams of a load run.
 DATAGRAM_COUNTS = ("sent", "received", "lost", "duplicated", "reordered", "late")
+
+
+class Finding(str):
+    """A line about a run for people to read, with a code for programs."""
+
+    __slots__ = ("code",)
+    code: str
+
+    def __new__(cls, code: str, text: str) -> Finding:
+        self = super().__new__(cls, text)
+        self.code = code
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return self.code, str(self)
+
+    @property
+    def text(self) -> str:
+        return str(self)
+
+    def as_dict(self) -> dict[str, str]:
+        return {"code": self.code, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +78,66 @@ NO_LATENCY = Latency(0, *[math.nan] * 8)
 
 
 @dataclass(frozen=True, slots=True)
+class TcpStory:
+    """TCP's own figures, read from the kernel at the end of each connection (TCP_INFO, tcp(7)).
+
+    ``retransmits`` is of all ``connections``. ``rtt_us`` is the mean of the smoothed round-trip
+    times of the connections, ``max_rtt_us`` the largest, ``min_rtt_us`` the smallest that any saw.
+    """
+
+    connections: int
+    retransmits: int
+    rtt_us: float
+    max_rtt_us: float
+    min_rtt_us: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Outages:
+    """How often connections failed and were opened again, and for how long they were not there.
+
+    ``messages`` were outstanding when an outage began, and have no answer.
+    """
+
+    count: int
+    seconds: float
+    longest_s: float
+    messages: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """What one load run saw.
 
-    ``messages`` and ``bytes`` count complete, verified answers that arrived inside the measured
-    window of ``duration`` seconds. ``latency`` is measured from the intended send time and
-    ``latency_from_send`` from the actual one; in a closed loop a message is intended when it is
-    sent, so the two are equal. ``connect_latency`` is that of every connection opened, also before
-    the window. ``send_delay`` is how late messages were sent, of all sent since the window began:
-    the client's own pacing error, and the wait for room in a socket that the server does not empty;
-    ``NO_LATENCY`` in a closed loop. The first two also hold the answers outstanding when the window
-    ended, so that a stall at the end is not hidden. ``valid`` is False, with ``reasons``, when the
-    figures should not be trusted. ``client_busy`` is the share of the window in which the client
-    had something to do, over its threads; close to 1 the rate may be the client's own limit.
+    In an open loop ``messages`` and ``bytes`` count complete, verified answers to the messages that
+    were to be sent in the window of ``duration`` seconds, whenever they came; ``offered`` is how
+    many such messages there were. In a closed loop they count the answers that came inside the
+    window. ``answered_in_window`` counts those in both. ``messages_per_s`` is ``messages`` over the
+    window; where there was no steady state, ``answered_in_window``.
+
+    ``latency`` is measured from the intended send time and ``latency_from_send`` from the actual
+    one; in a closed loop a message is intended when it is sent, so the two are equal, and also hold
+    the answers outstanding when the window ended, so that a stall at the end is not hidden.
+    ``latency_without_away`` is ``latency`` without the time in which the client itself was away.
+    ``connect_latency`` is that of every connection opened, also before the window. ``send_delay``
+    is how late messages were sent: the client's own pacing error, and the wait for room in a socket
+    that the server does not empty; ``NO_LATENCY`` in a closed loop. ``histograms`` has the whole
+    distributions (fastsock.client.hdr).
+
+    ``valid`` is False, with ``reasons``, when the figures should not be trusted; ``notes`` say what
+    to know of a valid run. ``client`` is the evidence on which the client judged itself.
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid``, and
-    those that descend from it, used in the window. ``datagrams`` counts, over the whole run, what
+    those that descend from it, used in the window. ``tcp`` is None where there is no TCP.
+    ``outages`` is None if connections were not to be opened again. ``no_eof`` counts connections
+    that the server did not close after our half-close.
+
+    ``datagrams`` counts, over the whole run, what
     became of the datagrams that were "sent": "received" in time or "lost"; and of the answers, how
     many were "duplicated", "reordered", or "late", after their datagram was given up as lost. It is
     None for streams.
@@ -85,25 +154,49 @@ class LoadReport:
     bytes: int
     latency: Latency
     latency_from_send: Latency
+    latency_without_away: Latency = NO_LATENCY
     connect_latency: Latency = Latency()
     send_delay: Latency = NO_LATENCY
+    histograms: Mapping[str, str] = field(default_factory=dict)
+    started_at: str = ""
+    address: str = ""
     offered_per_s: float | None = None
+    offered: int | None = None
+    answered_in_window: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     lost_bytes: int = 0
     corrupt_bytes: int = 0
+    no_eof: int = 0
     datagrams: Mapping[str, int] | None = None
-    reasons: tuple[str, ...] = ()
-    client_busy: float = 0.0
+    outages: Outages | None = None
+    tcp: TcpStory | None = None
+    reasons: tuple[Finding, ...] = ()
+    notes: tuple[Finding, ...] = ()
+    client: ClientEvidence = field(default_factory=ClientEvidence)
     server_cpu: float | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def messages_per_s(self) -> float:
-        return self.messages / self.duration if self.duration > 0 else 0.0
+        steady = not {"overload", "not_steady"} & {reason.code for reason in self.reasons}
+        messages = self.messages if steady else self.answered_in_window
+        return messages / self.duration if self.duration > 0 else 0.0
 
     @property
     def bytes_per_s(self) -> float:
-        return self.bytes / self.duration if self.duration > 0 else 0.0
+        size: int = self.options.get("size", 0)
+        return self.messages_per_s * size
+
+    @property
+    def unanswered(self) -> int:
+        """Messages of an open loop's window without an answer."""
+        return 0 if self.offered is None else self.offered - self.messages
+
+    @property
+    def label(self) -> str | None:
+        """The text that was given to find the run again."""
+        label: str | None = self.options.get("label")
+        return label
 
     @property
     def failed(self) -> bool:
@@ -115,31 +208,46 @@ class LoadReport:
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
-        """The run as a ``fastsock.load/1`` document."""
+        """The run as a ``fastsock.load/2`` document."""
         return {
             "schema": LOAD_SCHEMA,
+            "label": self.label,
+            "started_at": self.started_at,
             "endpoint": self.endpoint,
-            "options": dict(self.options),
+            "address": self.address,
+            "options": {key: value for key, value in self.options.items() if key != "label"},
             "duration_s": self.duration,
             "messages": self.messages,
             "bytes": self.bytes,
+            "offered": self.offered,
+            "unanswered": self.unanswered,
+            "answered_in_window": self.answered_in_window,
             "messages_per_s": self.messages_per_s,
             "bytes_per_s": self.bytes_per_s,
             "offered_per_s": self.offered_per_s,
             "latency_us": {
                 "from_intended_send": _distribution(self.latency),
+                "from_intended_send_without_away": _distribution(self.latency_without_away),
                 "from_actual_send": _distribution(self.latency_from_send),
                 "connect": self.connect_latency.as_dict(),
                 "send_delay": _distribution(self.send_delay),
             },
+            "histograms": dict(self.histograms),
             "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
             "lost_bytes": self.lost_bytes,
             "corrupt_bytes": self.corrupt_bytes,
+            "no_eof": self.no_eof,
             "datagrams": None if self.datagrams is None else dict(self.datagrams),
+            "outages": self.outages and self.outages.as_dict(),
+            "tcp": self.tcp and self.tcp.as_dict(),
             "valid": self.valid,
-            "reasons": list(self.reasons),
-            "client_busy": self.client_busy,
+            "reasons": [reason.as_dict() for reason in self.reasons],
+            "notes": [note.as_dict() for note in self.notes],
+            "client": self.client.as_dict(),
             "server_cpu_s": self.server_cpu,
+            "intervals": None,
+            "stages": None,
+            "targets": None,
             "host": dict(self.host),
         }
 

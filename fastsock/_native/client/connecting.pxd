@@ -58,6 +58,20 @@ cdef inline void try_connect(StreamRun *run, uint32_t i) noexcept nogil:
 cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
     """Create the socket and start to connect; return the errno of socket(), or 0."""
     cdef Connection *conn = &run.connections[i]
+    cdef int error
+    conn.state = connection.CONNECTING
+    conn.reopen_after = conn.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
+    conn.opened_at = conn.progress_at = clock.monotonic_ns()
+    error = make_socket(run, conn)
+    if error:
+        return error
+    run.connecting_count += 1
+    try_connect(run, i)
+    return 0
+
+
+cdef inline int make_socket(StreamRun *run, Connection *conn) noexcept nogil:
+    """Step 1; return the errno, or 0."""
     cdef int on = 1
     conn.fd = posix.socket(run.address.ss_family,
                            posix.SOCK_STREAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
@@ -66,13 +80,8 @@ cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
     if run.nodelay and run.address.ss_family != posix.AF_UNIX:
         # Otherwise Nagle's algorithm delays a small message until the last answer's ACK.
         posix.setsockopt(conn.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
-    conn.state = connection.CONNECTING
-    conn.reopen_after = conn.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
-    conn.opened_at = conn.progress_at = clock.monotonic_ns()
-    run.connecting_count += 1
     if run.reconnect_every:
         vary_source(run, conn.fd)
-    try_connect(run, i)
     return 0
 
 
@@ -86,14 +95,24 @@ cdef inline void reopen(StreamRun *run, uint32_t i) noexcept nogil:
 
 
 cdef inline void retry_connects(StreamRun *run) noexcept nogil:
-    """Call connect() again for each connection that found the listener's queue full."""
+    """Call connect() again for each connection that found the queue full or has an outage."""
     cdef uint32_t i
+    cdef Connection *conn
+    cdef int error
     for i in range(run.base.count):
-        if run.connections[i].must_retry:
-            connection.end_retry(run, &run.connections[i])
-            try_connect(run, i)
-            if run.connections[i].must_retry:
-                return              # still full, for all other connections too
+        conn = &run.connections[i]
+        if not conn.must_retry:
+            continue
+        connection.end_retry(run, conn)
+        if conn.fd < 0:
+            conn.opened_at = conn.progress_at = clock.monotonic_ns()
+            error = make_socket(run, conn)
+            if error:
+                connection.fail_with_errno(run, conn, error)
+                continue
+        try_connect(run, i)
+        if conn.must_retry:
+            return                  # not yet, for all other connections too
 
 
 cdef inline int64_t next_retry(StreamRun *run) noexcept nogil:

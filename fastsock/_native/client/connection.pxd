@@ -2,7 +2,8 @@
 #
 # A connection is first connecting (again and again while a Unix listener's queue is full), then
 # open, half-closed (all its bytes are sent) and closed. With `reconnect_every` it is opened again,
-# with the same number and its place in the pattern.
+# with the same number and its place in the pattern. With `reconnect` it is opened again after a
+# failure too: that is an outage, and the messages that were outstanding are dropped.
 #
 # In the mode echo a message is complete when it has come back, in an upload when the socket has
 # taken it, in a download when it was received.
@@ -10,7 +11,9 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cimport fastsock._native.client.load_run as load_run
+cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
+from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.histogram cimport Recorder
 from fastsock._native.client.load_run cimport LoadRun
 
@@ -18,6 +21,9 @@ cdef enum:
     MODE_ECHO
     MODE_SEND                       # upload, to a discard service
     MODE_RECEIVE                    # download, from a chargen service
+
+cdef enum:
+    RECONNECT_NS = 10000000         # between two tries in an outage
 
 cdef enum:                          # state of a connection
     CONNECTING
@@ -39,11 +45,13 @@ cdef struct Connection:
     int fd
     int state
     bint must_retry                 # while CONNECTING: connect() is to be tried again
+    bint was_open                   # once
     uint32_t watched                # the events that epoll reports
     uint32_t send_offset            # into the pattern, of the next byte to send
     uint32_t receive_offset         # into the pattern, of the next byte to receive
     uint32_t ring_mask              # `sent_at` has ring_mask + 1 places
     int64_t *sent_at                # ns, by message number & ring_mask, while outstanding
+    DueTimes due_times
     uint64_t due                    # messages that may have started so far
     uint64_t started                # messages: sent, or counted in `unsent`
     uint64_t completed              # messages
@@ -52,6 +60,8 @@ cdef struct Connection:
     uint64_t reopen_after           # value of `started` at which the connection is opened again
     int64_t opened_at               # when connect() was called, ns
     int64_t progress_at             # last progress, ns
+    int64_t room_since              # the socket takes what is sent since then, ns
+    int64_t outage_since            # ns; 0: no outage
     int64_t half_closed_at          # ns
     int send_queue                  # send_queue_size() at the last look
 
@@ -67,13 +77,16 @@ cdef struct StreamRun:
     uint64_t reconnect_every        # messages per opening of a connection; 0: unlimited
     uint32_t next_source            # gives the next source address, where they are varied
     bint verify, nodelay
+    bint half_close_at_once         # do not wait for the answers before
+    bint reconnect                  # after a failure
+    int64_t eof_wait_ns             # for the server's end, once every answer is there
     # State
     uint32_t connecting_count       # connections in the state CONNECTING
     uint32_t unclosed_count         # connections in every state but CLOSED
     uint32_t retry_count            # connections with `must_retry`
     int64_t retry_at                # when these call connect() again
     int64_t next_sweep
-    int64_t give_up_at              # when outstanding messages are given up at the end, ns
+    int64_t give_up_at              # when messages that are still being answered are given up, ns
     char *pattern                   # from pattern.fill(), or the lines of chargen
     char *buffer                    # the bytes of the last receive
     Connection *connections
@@ -81,6 +94,12 @@ cdef struct StreamRun:
     # Results
     uint64_t received, lost         # bytes, over the whole run
     uint64_t failures[FAILURE_KINDS]
+    uint64_t given_up               # connections that were still answering
+    uint64_t no_eof                 # connections without the server's end
+    uint64_t cut_off                # failures with answers outstanding after our half-close
+    uint64_t outages
+    uint64_t dropped                # messages that were outstanding when an outage began
+    int64_t outage_ns, longest_outage_ns
 
 
 cdef inline uint64_t outstanding_bytes(StreamRun *run, Connection *connection) noexcept nogil:
@@ -133,8 +152,15 @@ cdef inline void fail_with_errno(StreamRun *run, Connection *connection,
 
 
 cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexcept nogil:
-    """Count the failure and the lost bytes, and close the connection."""
+    """Count the failure and the lost bytes, and close the connection; or begin an outage."""
+    if (run.reconnect and connection.was_open and failure != MISMATCH
+            and run.base.phase == load_run.RUNNING):
+        begin_outage(run, connection, clock.monotonic_ns())
+        return
     run.failures[failure] += 1
+    if (connection.state == HALF_CLOSED or connection.state == REOPENING) and (
+            run.mode == MODE_ECHO and connection.started > connection.completed):
+        run.cut_off += 1
     if connection.must_retry:
         end_retry(run, connection)
     if connection.state == CONNECTING:
@@ -150,6 +176,38 @@ cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
     posix.close_once(&connection.fd)
     connection.state = CLOSED
     run.unclosed_count -= 1
+
+
+cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t now) noexcept nogil:
+    """Close the connection, drop what is outstanding, and connect again in a moment."""
+    if not connection.outage_since:
+        connection.outage_since = now
+        run.outages += 1
+    if connection.state != CONNECTING:
+        connection.state = CONNECTING
+        run.connecting_count += 1
+    if run.depth:                   # in a closed loop the next message takes the place of each
+        connection.due += connection.started - connection.completed
+        if run.base.quota:
+            connection.due = min(connection.due, load_run.quota_of(
+                &run.base, <uint32_t>(connection - run.connections)))
+    run.dropped += connection.started - connection.completed
+    connection.completed = connection.started
+    connection.partial = connection.unsent = 0
+    connection.receive_offset = connection.send_offset
+    posix.close_once(&connection.fd)
+    if not connection.must_retry:
+        connection.must_retry = True
+        run.retry_count += 1
+    run.retry_at = now + RECONNECT_NS
+
+
+cdef inline void end_outage(StreamRun *run, Connection *connection, int64_t now) noexcept nogil:
+    cdef int64_t length = now - connection.outage_since
+    if connection.outage_since:
+        run.outage_ns += length
+        run.longest_outage_ns = max(run.longest_outage_ns, length)
+        connection.outage_since = 0
 
 
 cdef inline void end_retry(StreamRun *run, Connection *connection) noexcept nogil:

@@ -17,6 +17,7 @@ from libc.string cimport memset
 
 cimport fastsock._native.address as address
 cimport fastsock._native.check as check
+cimport fastsock._native.client.away as away
 cimport fastsock._native.client.datagram_receiving as datagram_receiving
 cimport fastsock._native.client.datagram_sending as datagram_sending
 cimport fastsock._native.client.datagram_socket as datagram_socket
@@ -25,11 +26,11 @@ cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 from fastsock._native.client.datagram_socket cimport DatagramRun, DatagramSocket
-from fastsock._native.client.histogram cimport Histogram
 from fastsock._native.client.load_run cimport LoadRun
 
 cdef enum:
     SWEEPS = 20                     # searches for lost datagrams per loss timeout
+    GIVE_UP_NS = 1000000000         # the shortest wait for datagrams that no socket takes
     RING_START = 64                 # datagrams that a socket remembers, at first
 
 
@@ -43,9 +44,7 @@ cdef class DatagramLoader:
     """
 
     cdef DatagramRun run_state
-    cdef readonly Histogram from_intended
-    cdef readonly Histogram from_send
-    cdef readonly Histogram send_delay
+    cdef readonly dict histograms
     cdef str where
 
     def __cinit__(self):
@@ -65,7 +64,7 @@ cdef class DatagramLoader:
         run.verify = options.verify
         run.gso = options.gso
         run.per_call = datagram_sending.max_per_call(run.size) if run.gso else 1
-        self.from_intended, self.from_send, self.send_delay = load_run.open_histograms(&run.base)
+        self.histograms = load_run.open_histograms(&run.base)
         self._allocate()
 
     def __dealloc__(self):
@@ -75,6 +74,7 @@ cdef class DatagramLoader:
             for i in range(run.base.count):
                 posix.close_once(&run.sockets[i].fd)
                 free(run.sockets[i].ring)
+                free(run.sockets[i].due_times.times)
         load_run.close_run(&run.base)
         free(run.sockets)
         free(run.buffer)
@@ -142,6 +142,7 @@ cdef class DatagramLoader:
         cdef DatagramRun *run = &self.run_state
         return load_run.results(&run.base) | {
             "lost_bytes": 0,
+            "given_up": run.unsent,
             "errors": {"refused": run.refused, "other": run.other},
             "datagrams": {
                 "sent": run.sent,
@@ -180,9 +181,10 @@ cdef class DatagramLoader:
 cdef void load(DatagramRun *run) noexcept nogil:
     cdef LoadRun *base = &run.base
     cdef int64_t now = clock.monotonic_ns()
+    away.begin(&base.away, now)
     while now < base.begin_ns and not load_run.is_cancelled(base):
         wait_and_handle(run, base.begin_ns)
-        now = clock.monotonic_ns()
+        now = load_run.read_clock(base)
     base.last_complete = now
     if run.depth:
         datagram_sending.start_closed_loop(run)
@@ -190,14 +192,16 @@ cdef void load(DatagramRun *run) noexcept nogil:
         if base.interval_ns and base.phase == load_run.RUNNING:
             datagram_sending.follow_schedule(run, now)
         wait_and_handle(run, load_run.next_wake(base, run.next_sweep))
-        now = clock.monotonic_ns()
+        now = load_run.read_clock(base)
         if now >= run.next_sweep:
             sweep(run, now)
         load_run.note_server_cpu(base, now)
         if base.phase == load_run.RUNNING and should_finish(run, now):
             finish(run, now)
-        if base.phase == load_run.FINISHING and run.outstanding == 0:
+        if base.phase == load_run.FINISHING and (
+                now >= run.give_up_at or run.outstanding == 0 and count_unsent(run) == 0):
             break
+    run.unsent = count_unsent(run)
     give_up_outstanding(run)
     load_run.end_run(base, now)
 
@@ -232,6 +236,10 @@ cdef void finish(DatagramRun *run, int64_t now) noexcept nogil:
         datagram_sending.follow_schedule(run, base.window_end)
     base.phase = load_run.FINISHING
     load_run.end_window(base, now)
+    # A server that keeps up takes what is due in far less than one more window.
+    run.give_up_at = clock.NEVER
+    if base.interval_ns:
+        run.give_up_at = now + max(now - base.window_start, <int64_t>GIVE_UP_NS)
 
 
 cdef void sweep(DatagramRun *run, int64_t now) noexcept nogil:
@@ -249,6 +257,17 @@ cdef void sweep(DatagramRun *run, int64_t now) noexcept nogil:
             datagram_socket.give_up_oldest(run, sock)
         if sock.fd >= 0:
             datagram_sending.send_due(run, i)
+
+
+cdef uint64_t count_unsent(DatagramRun *run) noexcept nogil:
+    """Datagrams that are due and that no socket has taken; in an open loop."""
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    if run.base.interval_ns:
+        for i in range(run.base.count):
+            if run.sockets[i].fd >= 0:
+                count += run.sockets[i].due - run.sockets[i].started
+    return count
 
 
 cdef void give_up_outstanding(DatagramRun *run) noexcept nogil:

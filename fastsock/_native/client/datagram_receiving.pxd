@@ -6,7 +6,6 @@ from libc.string cimport memcmp, memcpy, memset
 cimport fastsock._native.ancillary as ancillary
 cimport fastsock._native.client.datagram_socket as datagram_socket
 cimport fastsock._native.client.load_run as load_run
-cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 from fastsock._native.ancillary cimport Arrival, Control
 from fastsock._native.client.datagram_socket cimport DatagramRun, DatagramSocket
@@ -91,10 +90,13 @@ cdef inline void on_datagram(DatagramRun *run, uint32_t i, const char *data,
 
 cdef inline void count_answer(DatagramRun *run, uint32_t i, uint64_t number,
                               int64_t sent_at) noexcept nogil:
+    cdef int64_t intended = 0
     run.sockets[i].outstanding -= 1
     run.outstanding -= 1
     run.received += 1
-    load_run.note_answer(&run.base, i, number, sent_at, clock.monotonic_ns())
+    if run.base.interval_ns:
+        intended = load_run.intended_at(&run.base, &run.sockets[i].due_times, i, number)
+    load_run.note_answer(&run.base, intended, sent_at, load_run.read_clock(&run.base))
 
 
 cdef inline bint verify_datagram(DatagramRun *run, uint32_t i, const char *data, size_t size,

@@ -45,6 +45,7 @@ cdef inline void send_due(DatagramRun *run, uint32_t i) noexcept nogil:
             datagram_socket.fail_with_errno(run, sock, error)
     if sock.blocked and sock.fd >= 0:
         datagram_socket.set_blocked(run, i, False)
+        sock.room_since = clock.monotonic_ns()
 
 
 cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
@@ -57,7 +58,7 @@ cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
     cdef posix.iovec pieces[2 * PER_CALL_MAX]
     cdef posix.msghdr message
     cdef Control control
-    cdef int64_t now = clock.monotonic_ns()
+    cdef int64_t now = load_run.read_clock(&run.base)
     memset(&message, 0, sizeof(message))
     message.msg_iov = pieces
     message.msg_iovlen = 2 * count
@@ -74,7 +75,11 @@ cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
         return on_send_error(run, count, posix.errno)
     for n in range(count):
         sock.ring[(sock.started + n) & sock.ring_mask] = now
-        load_run.note_send(&run.base, i, sock.started + n, now)
+        if run.base.interval_ns:
+            load_run.note_send(
+                &run.base,
+                load_run.intended_at(&run.base, &sock.due_times, i, sock.started + n),
+                sock.room_since, now)
     sock.started += count
     sock.outstanding += count
     run.outstanding += count
@@ -103,11 +108,14 @@ cdef inline void follow_schedule(DatagramRun *run, int64_t now) noexcept nogil:
     cdef uint64_t limit = load_run.quota_of_thread(base) if base.quota else UINT64_MAX
     cdef uint64_t burst_end = base.next_due + datagram_socket.BURST
     cdef uint32_t i
-    while base.next_due < limit and load_run.due_at(base, base.next_due) <= now:
+    cdef DatagramSocket *sock
+    while base.next_due < limit and load_run.next_due_at(base) <= now:
         i = <uint32_t>(base.next_due % base.count)
-        base.next_due += 1
-        run.sockets[i].due += 1
-        if run.sockets[i].fd >= 0:
+        sock = &run.sockets[i]
+        if not load_run.take_next(base, &sock.due_times, sock.oldest, sock.due):
+            return                  # too many of this socket's datagrams wait to be sent
+        sock.due += 1
+        if sock.fd >= 0:
             send_due(run, i)
         if base.next_due == burst_end and now < base.window_end:
             return                  # receive answers first

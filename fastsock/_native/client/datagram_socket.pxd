@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.posix as posix
+from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.load_run cimport LoadRun
 
 cdef enum:
@@ -28,6 +29,8 @@ cdef enum:                          # states in the ring; every send time is abo
 cdef struct DatagramSocket:
     int fd                          # -1 once it failed
     bint blocked                    # its send buffer is full: epoll reports when it has room
+    DueTimes due_times
+    int64_t room_since              # the socket takes what is sent since then, ns
     uint64_t due                    # datagrams that may have been sent so far
     uint64_t started                # datagrams sent
     uint64_t oldest                 # all datagrams before this number are answered or given up
@@ -49,12 +52,14 @@ cdef struct DatagramRun:
     uint32_t open_count             # sockets that did not fail
     uint64_t outstanding            # datagrams of all sockets
     int64_t next_sweep
+    int64_t give_up_at              # when unsent datagrams are given up at the end, ns
     char *pattern                   # from pattern.fill()
     char *buffer                    # the bytes of the last receive
     DatagramSocket *sockets
     # Results over the whole run
     uint64_t sent, received, lost, duplicated, reordered, late      # datagrams
     uint64_t refused, other         # failed sockets
+    uint64_t unsent                 # datagrams that were due
 
 
 cdef inline uint64_t header_of(DatagramRun *run, uint32_t i, uint64_t number) noexcept nogil:

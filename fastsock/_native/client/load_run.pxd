@@ -9,12 +9,16 @@ from libc.string cimport memset
 cimport fastsock._native.atomic as atomic
 cimport fastsock._native.busy_poll as busy_poll
 cimport fastsock._native.check as check
+cimport fastsock._native.client.arrivals as arrivals
+cimport fastsock._native.client.away as away
 cimport fastsock._native.client.histogram as histogram
 cimport fastsock._native.client.process_tree as process_tree
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.busy_poll cimport BusyPoll
+from fastsock._native.client.arrivals cimport Arrivals, DueTimes
+from fastsock._native.client.away cimport Away
 from fastsock._native.client.histogram cimport Histogram, Recorder
 from fastsock._native.client.process_tree cimport ProcessTree
 
@@ -22,6 +26,7 @@ cdef enum:
     EVENTS_MAX = 256
     WAKE_TOKEN = 0xFFFFFFFF         # above every connection's token, which is its index
     TIMER_TOKEN = 0xFFFFFFFE
+    TREND_PARTS = 16                # of the window: enough for a trend, few enough for their means
 
 cdef enum:                          # phase of a run
     RUNNING
@@ -33,6 +38,10 @@ cdef enum:                          # what another thread asked for
     END_WINDOW                      # finish now
     DROP_EVERYTHING                 # and do not wait for outstanding messages
 
+cdef struct Trend:                  # of the latency over the window, in an open loop
+    uint64_t counts[TREND_PARTS]    # messages, by intended send time
+    double sums[TREND_PARTS]        # of their latencies without the client's part, ns
+
 cdef struct LoadRun:
     uint32_t count                  # connections of this thread
     uint32_t first                  # number of this thread's first connection
@@ -40,6 +49,7 @@ cdef struct LoadRun:
     double interval_ns              # between two messages of all connections; 0 in a closed loop
     uint64_t quota                  # messages of all connections; 0: unlimited
     uint64_t next_due               # open loop: number of this thread's next message
+    Arrivals arrivals
     bint spin                       # never block
     BusyPoll busy_poll              # when not spinning
     int server_pid                  # process to read the CPU time of; 0: none
@@ -52,8 +62,13 @@ cdef struct LoadRun:
     int64_t idle_ns                 # time in the window with nothing to do
     int64_t cpu_start, cpu_end      # server's CPU time at both ends of the window, ns; 0: not read
     posix.epoll_event *events
+    Away away
     # Results
-    uint64_t messages               # completed inside the window
+    uint64_t messages               # open loop: of the window, complete; else complete inside it
+    uint64_t offered                # open loop: messages of the window
+    uint64_t in_window              # messages complete inside the window
+    int64_t away_ns                 # time away inside the window
+    Trend trend
     int64_t last_complete           # when the last message was complete
     int64_t idle_at_last_complete   # `idle_ns` at that time
     uint64_t corrupt                # bytes, over the whole run
@@ -61,6 +76,8 @@ cdef struct LoadRun:
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
     Recorder *send_delay            # NULL in a closed loop
+    Recorder *moved_from            # latencies that have a client's part
+    Recorder *moved_to              # the same without it
 
 
 cdef inline int open_run(LoadRun *run, object options, uint32_t first,
@@ -73,6 +90,10 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
     run.first, run.count, run.total_connections = first, count, options.connections
     run.interval_ns = 1e9 / <double>options.rate if options.rate else 0
     run.quota = options.messages or 0
+    if options.arrivals == "poisson":
+        run.arrivals.gap_ns = run.interval_ns * run.total_connections / count
+        arrivals.seed(&run.arrivals, options.seed, first)
+    away.allocate(&run.away)
     run.spin = options.wait == "spin"
     run.busy_poll.cap_ns = round(options.busy_poll * 1e9)
     if first == 0 and options.server_pid:
@@ -109,6 +130,7 @@ cdef inline void close_run(LoadRun *run) noexcept nogil:
     posix.close_once(&run.wake_fd)
     posix.close_once(&run.timer_fd)
     free(run.events)
+    away.release(&run.away)
     process_tree.free_processes(&run.server)
 
 
@@ -136,15 +158,46 @@ cdef inline uint64_t quota_of_thread(LoadRun *run) noexcept nogil:
     return total
 
 
-cdef inline int64_t intended_at(LoadRun *run, uint32_t i, uint64_t message) noexcept nogil:
+cdef inline int64_t uniform_at(LoadRun *run, uint32_t i, uint64_t message) noexcept nogil:
     """When connection `i` should send its message number `message`: connections take turns."""
     cdef double number = <double>(message * run.total_connections + run.first + i)
     return run.begin_ns + <int64_t>(number * run.interval_ns)
 
 
-cdef inline int64_t due_at(LoadRun *run, uint64_t number) noexcept nogil:
-    """When message `number` should be sent, counted over this thread's connections."""
-    return intended_at(run, <uint32_t>(number % run.count), number // run.count)
+cdef inline int64_t intended_at(LoadRun *run, DueTimes *due, uint32_t i,
+                                uint64_t message) noexcept nogil:
+    """When connection `i` should send its message number `message`; `due` is its own."""
+    if run.arrivals.gap_ns:
+        return due.times[message & due.mask]
+    return uniform_at(run, i, message)
+
+
+cdef inline int64_t next_due_at(LoadRun *run) noexcept nogil:
+    """When this thread's next message is due."""
+    if run.arrivals.gap_ns:
+        return run.begin_ns + <int64_t>run.arrivals.at
+    return uniform_at(run, <uint32_t>(run.next_due % run.count), run.next_due // run.count)
+
+
+cdef inline bint take_next(LoadRun *run, DueTimes *due, uint64_t oldest,
+                           uint64_t message) noexcept nogil:
+    """The next message becomes due, as `message` of the connection whose turn it is.
+
+    False, and nothing is done, where there is no place for its time. The connection has answers
+    for all messages before `oldest`.
+    """
+    cdef int64_t at = next_due_at(run)
+    if run.arrivals.gap_ns:
+        if not arrivals.remember(due, oldest, message, at):
+            return False
+        arrivals.advance(&run.arrivals)
+    run.next_due += 1
+    run.offered += is_in_window(run, at)
+    return True
+
+
+cdef inline bint is_in_window(LoadRun *run, int64_t time) noexcept nogil:
+    return run.window_start <= time < run.window_end
 
 
 cdef inline int64_t next_wake(LoadRun *run, int64_t latest) noexcept nogil:
@@ -155,10 +208,17 @@ cdef inline int64_t next_wake(LoadRun *run, int64_t latest) noexcept nogil:
     if run.phase != RUNNING:
         return latest
     latest = min(latest, run.window_end)
-    return min(latest, due_at(run, run.next_due)) if run.interval_ns else latest
+    return min(latest, next_due_at(run)) if run.interval_ns else latest
 
 
 # --- the window and the wait --------------------------------------------------------------------
+
+cdef inline int64_t read_clock(LoadRun *run) noexcept nogil:
+    """The time. The loop reads it so that no millisecond passes unseen while it works."""
+    cdef int64_t now = clock.monotonic_ns()
+    away.see(&run.away, now)
+    return now
+
 
 cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
                             int64_t window_ns) noexcept nogil:
@@ -166,7 +226,9 @@ cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
     # Before the window, so that the time to list the processes is not measured; late enough for a
     # server that makes a process for each connection.
     run.list_at = begin_ns + warmup_ns // 2
-    run.window_start = begin_ns + warmup_ns
+    run.window_start = run.away.start = begin_ns + warmup_ns
+    if run.interval_ns and run.quota:
+        window_ns = <int64_t>(<double>run.quota * run.interval_ns)
     run.window_end = run.window_start + window_ns if window_ns else clock.NEVER
 
 
@@ -203,15 +265,19 @@ cdef inline void end_window(LoadRun *run, int64_t now) noexcept nogil:
         run.cpu_end = process_tree.cpu_ns(&run.server)
         # A server that makes a process for each connection may have made some after the listing.
         run.cpu_end += process_tree.unlisted_cpu_ns(&run.server)
-    if run.window_end > now and not run.quota:
+    if run.window_end > now and (not run.quota or run.interval_ns and is_cancelled(run)):
         run.window_end = now        # earlier than was asked for
+    run.away_ns = run.away.sums[away.AWAY] + run.away.sums[away.DELAYED] + run.away.sums[away.LATE]
 
 
 cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
     """After the loop: set the end of the window, if it is not set yet."""
     if run.phase != FINISHING:
         end_window(run, now)
-    if run.quota:
+    if run.interval_ns:
+        # A schedule ends with its last message, a window an interval later.
+        run.idle_ns += max(run.window_end - max(now, run.window_start), <int64_t>0)
+    elif run.quota:
         # The time after the last message, as with a server that closes slowly, does not count.
         run.window_end = run.last_complete
         run.idle_ns = run.idle_at_last_complete
@@ -223,23 +289,25 @@ cdef inline object server_cpu_ns(LoadRun *run):
 
 
 cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
-    """Wait until `until` at the latest, or not at all when spinning; return the events' number."""
-    cdef int64_t began = clock.monotonic_ns(), now = began
+    """Wait until `until` at the latest, or poll until then; return the number of events."""
+    cdef int64_t began = read_clock(run), now = began
     cdef int count
+    until = min(until, began + away.LONGEST_WAIT_NS)
     busy_poll.begin_wait(&run.busy_poll)
     while run.spin or now >= until or busy_poll.poll_again(&run.busy_poll):
         count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, 0)
         if count == 0 or now > began:   # events at the first poll: no time was idle
-            now = clock.monotonic_ns()
-        if count != 0 or run.spin or now >= until:
+            now = read_clock(run)
+        if count != 0 or now >= until:
             break
     else:
         set_timer(run, until)
         count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, -1)
         busy_poll.end_wait(&run.busy_poll)
         now = clock.monotonic_ns()
-    if run.window_start <= began < run.window_end:
-        run.idle_ns += now - began
+        away.see_end_of_wait(&run.away, until, now)
+    run.idle_ns += max(
+        min(now, run.window_end) - max(began, run.window_start), <int64_t>0)
     return count
 
 
@@ -267,25 +335,29 @@ cdef inline void set_timer(LoadRun *run, int64_t until) noexcept nogil:
 
 # --- the results --------------------------------------------------------------------------------
 
-cdef inline tuple open_histograms(LoadRun *run):
-    """Latency from the intended and from the actual send time, and the delay between the two.
+cdef inline dict open_histograms(LoadRun *run):
+    """The histograms of a run by name; those that it does not have stay empty.
 
-    In a closed loop the first two are the same object, and the delay stays empty.
+    In a closed loop a message is intended when it is sent, so the first two are one.
     """
-    from_send, send_delay = Histogram(), Histogram()
-    from_intended = Histogram() if run.interval_ns else from_send
-    run.from_send = (<Histogram>from_send).recorder
+    opened = {name: Histogram() for name in
+              ("from_send", "send_delay", "connects", "moved_from", "moved_to")}
+    opened["from_intended"] = Histogram() if run.interval_ns else opened["from_send"]
+    run.from_send = (<Histogram>opened["from_send"]).recorder
     if run.interval_ns:
-        run.from_intended = (<Histogram>from_intended).recorder
-        run.send_delay = (<Histogram>send_delay).recorder
-    return from_intended, from_send, send_delay
+        run.from_intended = (<Histogram>opened["from_intended"]).recorder
+        run.send_delay = (<Histogram>opened["send_delay"]).recorder
+    run.moved_from = (<Histogram>opened["moved_from"]).recorder
+    run.moved_to = (<Histogram>opened["moved_to"]).recorder
+    return opened
 
 
-cdef inline void note_send(LoadRun *run, uint32_t i, uint64_t message,
+cdef inline void note_send(LoadRun *run, int64_t intended, int64_t room_since,
                            int64_t now) noexcept nogil:
-    """Connection `i` sends its message number `message` now: record the delay."""
-    if run.send_delay != NULL and now >= run.window_start:
-        histogram.record(run.send_delay, now - intended_at(run, i, message))
+    """A message of an open loop is sent now; since `room_since` its socket would have taken it."""
+    if is_in_window(run, intended):
+        histogram.record(run.send_delay, now - intended)
+    away.on_late_send(&run.away, max(intended, room_since), now)
 
 
 cdef inline void note_complete(LoadRun *run, int64_t now) noexcept nogil:
@@ -294,19 +366,37 @@ cdef inline void note_complete(LoadRun *run, int64_t now) noexcept nogil:
     run.idle_at_last_complete = run.idle_ns
 
 
-cdef inline void note_answer(LoadRun *run, uint32_t i, uint64_t message, int64_t sent_at,
-                             int64_t now) noexcept nogil:
-    """Message number `message` of connection `i` has come back.
+cdef inline void note_scheduled(LoadRun *run, int64_t intended,
+                                int64_t latency) noexcept nogil:
+    """A message of an open loop's window is complete; `latency` is without the client's part."""
+    cdef int part = <int>(<double>(intended - run.window_start) * TREND_PARTS
+                          / <double>(run.window_end - run.window_start))
+    run.messages += 1
+    run.trend.counts[part] += 1
+    run.trend.sums[part] += <double>latency
 
-    After the window its latency is still recorded, but it is not counted.
+
+cdef inline void note_answer(LoadRun *run, int64_t intended, int64_t sent_at,
+                             int64_t now) noexcept nogil:
+    """A message that was sent at `sent_at` has come back. `intended` is 0 in a closed loop.
+
+    In a closed loop an answer after the window is still recorded, but not counted.
     """
+    cdef int64_t client_part, begin = intended or sent_at
     note_complete(run, now)
-    if now < run.window_start:
+    run.in_window += is_in_window(run, now)
+    if not is_in_window(run, intended) if intended else now < run.window_start:
         return
+    client_part = away.part_of(&run.away, begin, now)
+    if client_part:
+        histogram.record(run.moved_from, now - begin)
+        histogram.record(run.moved_to, now - begin - client_part)
     histogram.record(run.from_send, now - sent_at)
-    if run.from_intended != NULL:
-        histogram.record(run.from_intended, now - intended_at(run, i, message))
-    run.messages += now < run.window_end
+    if intended:
+        histogram.record(run.from_intended, now - intended)
+        note_scheduled(run, intended, now - intended - client_part)
+    else:
+        run.messages += now < run.window_end
 
 
 cdef inline bint is_refusal(int error) noexcept nogil:
@@ -318,6 +408,13 @@ cdef inline bint is_refusal(int error) noexcept nogil:
 cdef inline dict results(LoadRun *run):
     return {
         "messages": run.messages,
+        "offered": run.offered,
+        "in_window": run.in_window,
+        "away_ns": run.away_ns,
+        "away_by_cause_ns": [run.away.sums[i] for i in range(away.CAUSES)],
+        "longest_away_ns": run.away.longest,
+        "schedstat": run.away.schedstat_fd >= 0,
+        "trend": [(run.trend.counts[i], run.trend.sums[i]) for i in range(TREND_PARTS)],
         "window_start_ns": run.window_start,
         "window_end_ns": run.window_end,
         "idle_ns": run.idle_ns,

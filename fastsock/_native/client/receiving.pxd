@@ -38,17 +38,22 @@ cdef inline bint verify_bytes(StreamRun *run, Connection *conn, size_t size) noe
 cdef inline void on_answers(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
     cdef Connection *conn = &run.connections[i]
     cdef uint64_t before = conn.completed
+    cdef int64_t intended = 0
     while conn.partial >= run.size:
         conn.partial -= run.size
-        load_run.note_answer(&run.base, i, conn.completed,
-                             conn.sent_at[conn.completed & conn.ring_mask], now)
+        if run.base.interval_ns:
+            intended = load_run.intended_at(&run.base, &conn.due_times, i, conn.completed)
+        load_run.note_answer(
+            &run.base, intended, conn.sent_at[conn.completed & conn.ring_mask], now)
         conn.completed += 1
     if run.depth and run.base.phase == load_run.RUNNING:
         sending.add_due(run, i, conn.completed - before)
         if conn.state == connection.OPEN:
             sending.send_due(run, i, now)
     elif conn.state == connection.OPEN and conn.started < conn.due:
-        sending.send_due(run, i, now)           # the ring of send times has room again
+        conn.room_since = now                   # the ring of send times has room again
+        sending.send_due(run, i, now)
+    sending.half_close_if_done(run, i, now)
 
 
 cdef inline void start_download(StreamRun *run, int64_t now) noexcept nogil:
@@ -64,7 +69,7 @@ cdef inline void on_download(StreamRun *run, uint32_t i) noexcept nogil:
     """Count complete messages; bytes that come after the half-close are only verified."""
     cdef Connection *conn = &run.connections[i]
     cdef uint64_t complete = conn.partial // run.size
-    cdef int64_t now = clock.monotonic_ns()
+    cdef int64_t now = load_run.read_clock(&run.base)
     if conn.state != connection.OPEN:
         return
     if run.base.quota:
@@ -72,8 +77,9 @@ cdef inline void on_download(StreamRun *run, uint32_t i) noexcept nogil:
     conn.partial -= complete * run.size
     conn.completed += complete
     conn.started = conn.completed
-    if run.base.window_start <= now < run.base.window_end:
+    if load_run.is_in_window(&run.base, now):
         run.base.messages += complete
+        run.base.in_window += complete
     load_run.note_complete(&run.base, now)
     sending.half_close_if_done(run, i, now)
 
@@ -84,6 +90,12 @@ cdef inline void on_eof(StreamRun *run, uint32_t i) noexcept nogil:
             conn.state != connection.HALF_CLOSED and conn.state != connection.REOPENING):
         connection.fail(run, conn, connection.CLOSED_EARLY)
         return
+    end_opening(run, i)
+
+
+cdef inline void end_opening(StreamRun *run, uint32_t i) noexcept nogil:
+    """A half-closed connection has everything: open it again, or close it."""
+    cdef Connection *conn = &run.connections[i]
     if run.mode == connection.MODE_SEND:
         if connection.send_queue_size(conn) > 1:    # 1: our FIN, not yet acknowledged
             connection.fail(run, conn, connection.CLOSED_EARLY)
@@ -119,7 +131,7 @@ cdef inline void receive_once(StreamRun *run, uint32_t i, int64_t now) noexcept 
             else:
                 # The clock is read after the bytes were received and verified, once for all the
                 # answers of one piece.
-                on_answers(run, i, clock.monotonic_ns())
+                on_answers(run, i, load_run.read_clock(&run.base))
     elif size == 0:
         on_eof(run, i)
     elif posix.errno != posix.EAGAIN and posix.errno != posix.EINTR:

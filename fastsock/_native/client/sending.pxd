@@ -6,7 +6,6 @@ from libc.stdlib cimport free, malloc
 cimport fastsock._native.client.connection as connection
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
-cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 from fastsock._native.client.connection cimport Connection, StreamRun
 from fastsock._native.client.load_run cimport LoadRun
@@ -45,19 +44,32 @@ cdef inline void start_messages(StreamRun *run, uint32_t i, int64_t now) noexcep
         if conn.started - conn.completed > conn.ring_mask and not grow_ring(conn):
             return
         conn.sent_at[conn.started & conn.ring_mask] = now
-        load_run.note_send(&run.base, i, conn.started, now)
+        note_send(run, i, now)
         conn.started += 1
         conn.unsent += run.size
 
 
+cdef inline void note_send(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
+    cdef Connection *conn = &run.connections[i]
+    if run.base.interval_ns:
+        load_run.note_send(
+            &run.base, load_run.intended_at(&run.base, &conn.due_times, i, conn.started),
+            conn.room_since, now)
+
+
 cdef inline void half_close_if_done(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
-    """Half-close after the last byte, of the run or of this opening of the connection.
+    """Half-close after the last answer, of the run or of this opening of the connection.
+
+    Or after the last byte, where the half-close itself is tested or nothing is answered. A proxy
+    may take a half-close for the end of both directions.
 
     A connection that has sent its quota does not wait for the others: a server with a limit of
     connections may accept the next one only when this one is closed.
     """
     cdef Connection *conn = &run.connections[i]
     if conn.state != connection.OPEN or conn.unsent:
+        return
+    if conn.completed < conn.started and not run.half_close_at_once:
         return
     if connection.has_started_quota(run, i) or (
             run.base.phase == load_run.FINISHING and conn.started == conn.due):
@@ -78,7 +90,7 @@ cdef inline void upload(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
         if conn.unsent == 0:
             if conn.started == min(conn.due, conn.reopen_after):
                 break
-            load_run.note_send(&run.base, i, conn.started, now)
+            note_send(run, i, now)
             conn.started += 1
             conn.unsent = run.size
         sent = posix.send(conn.fd, run.pattern + conn.send_offset,
@@ -92,22 +104,38 @@ cdef inline void upload(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
             return
         conn.unsent -= sent
         conn.send_offset = pattern.advance(conn.send_offset, sent)
-        now = conn.progress_at = clock.monotonic_ns()
+        now = conn.progress_at = load_run.read_clock(&run.base)
         if conn.unsent == 0:
-            note_uploaded(run, conn, now)
+            note_uploaded(run, i, now)
         burst += sent
         if burst >= pattern.PIECE:
             break
     if conn.unsent or conn.started < min(conn.due, conn.reopen_after):
         connection.set_watched(run, i, posix.EPOLLIN | posix.EPOLLOUT)
     else:
-        connection.set_watched(run, i, posix.EPOLLIN)
+        has_room(run, i, now)
     half_close_if_done(run, i, now)
 
 
-cdef inline void note_uploaded(StreamRun *run, Connection *conn, int64_t now) noexcept nogil:
+cdef inline void has_room(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
+    """The socket has taken all there was, and takes more at once."""
+    if run.connections[i].watched & posix.EPOLLOUT:
+        run.connections[i].room_since = now
+        connection.set_watched(run, i, posix.EPOLLIN)
+
+
+cdef inline void note_uploaded(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
+    cdef Connection *conn = &run.connections[i]
+    cdef int64_t intended
+    cdef bint in_window = load_run.is_in_window(&run.base, now)
+    run.base.in_window += in_window
+    if run.base.interval_ns:
+        intended = load_run.intended_at(&run.base, &conn.due_times, i, conn.completed)
+        if load_run.is_in_window(&run.base, intended):
+            load_run.note_scheduled(&run.base, intended, now - intended)
+    else:
+        run.base.messages += in_window
     conn.completed += 1
-    run.base.messages += run.base.window_start <= now < run.base.window_end
     load_run.note_complete(&run.base, now)
 
 
@@ -140,9 +168,8 @@ cdef inline void send_messages(StreamRun *run, uint32_t i, int64_t now) noexcept
         conn.unsent -= sent
         conn.send_offset = pattern.advance(conn.send_offset, sent)
         if conn.unsent == 0 and conn.started < min(conn.due, conn.reopen_after):
-            now = clock.monotonic_ns()
-    if conn.watched != posix.EPOLLIN:
-        connection.set_watched(run, i, posix.EPOLLIN)
+            now = load_run.read_clock(&run.base)
+    has_room(run, i, now)
     half_close_if_done(run, i, now)
 
 
@@ -175,14 +202,17 @@ cdef inline void follow_schedule(StreamRun *run, int64_t now) noexcept nogil:
     cdef uint64_t limit = load_run.quota_of_thread(base) if base.quota else UINT64_MAX
     cdef uint64_t burst_end = base.next_due + DUE_BURST
     cdef uint32_t i
-    while base.next_due < limit and load_run.due_at(base, base.next_due) <= now:
+    cdef Connection *conn
+    while base.next_due < limit and load_run.next_due_at(base) <= now:
         i = <uint32_t>(base.next_due % base.count)
-        base.next_due += 1
+        conn = &run.connections[i]
+        if not load_run.take_next(base, &conn.due_times, conn.completed, conn.due):
+            return                  # too many of this connection's messages wait for their answer
         # A connection that is being opened again sends the message late, when it is open.
-        if run.connections[i].state != connection.CLOSED:
-            run.connections[i].due += 1
-        if run.connections[i].state == connection.OPEN:
-            send_due(run, i, clock.monotonic_ns())
+        if conn.state != connection.CLOSED:
+            conn.due += 1
+        if conn.state == connection.OPEN:
+            send_due(run, i, load_run.read_clock(base))
         if (base.next_due == burst_end and base.phase == load_run.RUNNING
                 and now < base.window_end):
             return

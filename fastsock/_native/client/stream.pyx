@@ -2,7 +2,8 @@
 
 Closed loop: each connection keeps `depth` messages outstanding; an answer makes the next one due.
 Open loop: the rate fixes the intended send time of each message in advance, and messages are sent
-on schedule whether or not answers came. A message can be sent late, and its latency counts from
+on schedule whether or not answers came. A message belongs to the window in which it was to be
+sent, and its answer is waited for. A message can be sent late, and its latency counts from
 the intended time: so a server that stalls cannot hide it by slowing the client down (coordinated
 omission).
 
@@ -19,6 +20,7 @@ from libc.string cimport memset
 
 cimport fastsock._native.address as address
 cimport fastsock._native.check as check
+cimport fastsock._native.client.away as away
 cimport fastsock._native.client.connecting as connecting
 cimport fastsock._native.client.connection as connection
 cimport fastsock._native.client.histogram as histogram
@@ -34,7 +36,7 @@ from fastsock._native.client.histogram cimport Histogram
 
 cdef enum:
     SWEEP_NS = 50000000             # between two searches for connections without progress
-    LINGER_NS = 1000000000          # how long a chargen service may take to see the half-close
+    EOF_WAIT_NS = 1000000000        # how long a server may take to close after our half-close
     RING_START = 16
 
 
@@ -47,10 +49,7 @@ cdef class Loader:
     """
 
     cdef StreamRun run_state
-    cdef readonly Histogram from_intended
-    cdef readonly Histogram from_send
-    cdef readonly Histogram send_delay
-    cdef readonly Histogram connects
+    cdef readonly dict histograms
     cdef str where
 
     def __cinit__(self):
@@ -75,9 +74,11 @@ cdef class Loader:
         run.reconnect_every = options.reconnect_every or 0
         run.next_source = first * connecting.SOURCE_STRIDE
         run.verify, run.nodelay = options.verify, options.nodelay
-        self.from_intended, self.from_send, self.send_delay = load_run.open_histograms(&run.base)
-        self.connects = Histogram()
-        run.connects = self.connects.recorder
+        run.half_close_at_once = run.mode != connection.MODE_ECHO or options.finish == "half-close"
+        run.reconnect = options.on_disconnect == "reconnect"
+        run.eof_wait_ns = min(run.timeout_ns, <int64_t>EOF_WAIT_NS)
+        self.histograms = load_run.open_histograms(&run.base)
+        run.connects = (<Histogram>self.histograms["connects"]).recorder
         self._allocate()
 
     def __dealloc__(self):
@@ -87,6 +88,7 @@ cdef class Loader:
             for i in range(run.base.count):
                 posix.close_once(&run.connections[i].fd)
                 free(run.connections[i].sent_at)
+                free(run.connections[i].due_times.times)
         load_run.close_run(&run.base)
         free(run.connections)
         free(run.buffer)
@@ -124,6 +126,15 @@ cdef class Loader:
         return load_run.results(&run.base) | {
             "received_bytes": run.received,
             "lost_bytes": run.lost,
+            "given_up": run.given_up,
+            "no_eof": run.no_eof,
+            "cut_off": run.cut_off,
+            "outages": {
+                "count": run.outages,
+                "total_ns": run.outage_ns,
+                "longest_ns": run.longest_outage_ns,
+                "messages": run.dropped,
+            },
             "errors": {
                 "refused": run.failures[connection.REFUSED],
                 "reset": run.failures[connection.RESET],
@@ -169,9 +180,10 @@ cdef class Loader:
 
 cdef void load(StreamRun *run) noexcept nogil:
     cdef int64_t now = clock.monotonic_ns()
+    away.begin(&run.base.away, now)
     while now < run.base.begin_ns and not load_run.is_cancelled(&run.base):
         wait_and_handle(run, run.base.begin_ns)
-        now = clock.monotonic_ns()
+        now = load_run.read_clock(&run.base)
     run.next_sweep = now + SWEEP_NS
     run.base.last_complete = now
     if run.mode == connection.MODE_RECEIVE:
@@ -188,7 +200,7 @@ cdef void load(StreamRun *run) noexcept nogil:
             sending.follow_schedule(run, now)
         wait_and_handle(run, load_run.next_wake(
             &run.base, min(run.next_sweep, connecting.next_retry(run))))
-        now = clock.monotonic_ns()
+        now = load_run.read_clock(&run.base)
         if now >= connecting.next_retry(run):
             connecting.retry_connects(run)
         if now >= run.next_sweep:
@@ -218,8 +230,12 @@ cdef void finish(StreamRun *run, int64_t now) noexcept nogil:
     if run.base.interval_ns and now >= run.base.window_end:
         sending.follow_schedule(run, run.base.window_end)
     run.base.phase = load_run.FINISHING
-    # A backlog needs at most the time in which it built up.
-    run.give_up_at = now + max(now - run.base.begin_ns, 0) + run.timeout_ns
+    if run.base.interval_ns:
+        # A server that keeps up answers in far less than one more window, if that is not tiny.
+        run.give_up_at = now + max(now - run.base.window_start, <int64_t>EOF_WAIT_NS)
+    else:
+        # A backlog needs at most the time in which it built up.
+        run.give_up_at = now + max(now - run.base.begin_ns, 0) + run.timeout_ns
     load_run.end_window(&run.base, now)
     for i in range(run.base.count):
         if run.mode == connection.MODE_SEND and not run.base.interval_ns:
@@ -234,7 +250,7 @@ cdef void finish(StreamRun *run, int64_t now) noexcept nogil:
 
 cdef void wait_and_handle(StreamRun *run, int64_t until) noexcept nogil:
     cdef int i, count = load_run.wait_for_events(&run.base, until)
-    cdef int64_t now = clock.monotonic_ns()
+    cdef int64_t now = load_run.read_clock(&run.base)
     cdef uint64_t token
     for i in range(count):
         token = run.base.events[i].data.u64
@@ -246,6 +262,7 @@ cdef void wait_and_handle(StreamRun *run, int64_t until) noexcept nogil:
 
 cdef void wait_connected(StreamRun *run) noexcept nogil:
     cdef int64_t now = clock.monotonic_ns()
+    away.begin(&run.base.away, now)
     run.next_sweep = now + SWEEP_NS
     while run.connecting_count and run.base.phase != load_run.ABORTED:
         if load_run.is_cancelled(&run.base):
@@ -278,8 +295,10 @@ cdef void on_connected(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
     if error:
         connection.fail_with_errno(run, conn, error)
         return
+    connection.end_outage(run, conn, now)
     conn.state = connection.OPEN
-    conn.progress_at = now
+    conn.was_open = True
+    conn.progress_at = conn.room_since = now
     run.connecting_count -= 1
     histogram.record(run.connects, clock.monotonic_ns() - conn.opened_at)
     # A download begins at the same time for all: until then received bytes stay in the socket.
@@ -297,10 +316,16 @@ cdef void sweep(StreamRun *run, int64_t now) noexcept nogil:
         conn = &run.connections[i]
         if conn.state == connection.CLOSED:
             continue
-        if run.base.phase == load_run.FINISHING and now >= run.give_up_at:
-            connection.fail(run, conn, connection.TIMEOUT)
+        if has_everything(run, conn):
+            if now - conn.half_closed_at >= run.eof_wait_ns:
+                run.no_eof += 1
+                receiving.end_opening(run, i)
+        elif (run.base.phase == load_run.FINISHING and now >= run.give_up_at
+                and now - conn.progress_at < run.timeout_ns // 2):
+            run.given_up += 1       # it is still answered: the server has too much to do
+            connection.close(run, conn)
         elif run.mode == connection.MODE_RECEIVE and conn.state == connection.HALF_CLOSED:
-            if now - conn.half_closed_at >= LINGER_NS:
+            if now - conn.half_closed_at >= EOF_WAIT_NS:
                 # After its half-close a client of chargen expects no more bytes.
                 connection.close(run, conn)
         elif now - conn.progress_at < SWEEP_NS or (
@@ -308,6 +333,12 @@ cdef void sweep(StreamRun *run, int64_t now) noexcept nogil:
             continue
         elif now - conn.progress_at >= run.timeout_ns and awaits_server(run, conn):
             connection.fail(run, conn, connection.TIMEOUT)
+
+
+cdef bint has_everything(StreamRun *run, Connection *conn) noexcept nogil:
+    """Whether only the server's end is missing. It is asked for only with `half_close_at_once`."""
+    return (not run.half_close_at_once and conn.started == conn.completed
+            and conn.state in (connection.HALF_CLOSED, connection.REOPENING))
 
 
 cdef bint awaits_server(StreamRun *run, Connection *conn) noexcept nogil:
