@@ -88,7 +88,7 @@ cdef inline int make_socket(StreamRun *run, Connection *conn) noexcept nogil:
 cdef inline void reopen(StreamRun *run, uint32_t i) noexcept nogil:
     cdef Connection *conn = &run.connections[i]
     cdef int error
-    posix.close_once(&conn.fd)
+    connection.close_socket(run, conn)
     error = open_connection(run, i)
     if error:
         connection.fail_with_errno(run, conn, error)

@@ -11,11 +11,13 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cimport fastsock._native.client.load_run as load_run
+cimport fastsock._native.client.tcp_info as tcp_info
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.histogram cimport Recorder
 from fastsock._native.client.load_run cimport LoadRun
+from fastsock._native.client.tcp_info cimport TcpFigures
 
 cdef enum:
     MODE_ECHO
@@ -100,6 +102,7 @@ cdef struct StreamRun:
     uint64_t outages
     uint64_t dropped                # messages that were outstanding when an outage began
     int64_t outage_ns, longest_outage_ns
+    TcpFigures tcp                  # of the closed connections
 
 
 cdef inline uint64_t outstanding_bytes(StreamRun *run, Connection *connection) noexcept nogil:
@@ -173,7 +176,7 @@ cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexc
 cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
     # epoll reports a descriptor once per call, and a token is the index of a connection. So no
     # event of this call can be taken for one of a new descriptor with the same number.
-    posix.close_once(&connection.fd)
+    close_socket(run, connection)
     connection.state = CLOSED
     run.unclosed_count -= 1
 
@@ -195,7 +198,7 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
     connection.completed = connection.started
     connection.partial = connection.unsent = 0
     connection.receive_offset = connection.send_offset
-    posix.close_once(&connection.fd)
+    close_socket(run, connection)
     if not connection.must_retry:
         connection.must_retry = True
         run.retry_count += 1
@@ -208,6 +211,24 @@ cdef inline void end_outage(StreamRun *run, Connection *connection, int64_t now)
         run.outage_ns += length
         run.longest_outage_ns = max(run.longest_outage_ns, length)
         connection.outage_since = 0
+
+
+cdef inline void close_socket(StreamRun *run, Connection *connection) noexcept nogil:
+    if run.address.ss_family != posix.AF_UNIX:
+        tcp_info.read_figures(&run.tcp, connection.fd)
+    posix.close_once(&connection.fd)
+
+
+cdef inline dict tcp_figures(StreamRun *run):
+    """Those of all connections, also of what an aborted run left open; None on Unix sockets."""
+    cdef TcpFigures figures = run.tcp
+    cdef uint32_t i
+    if run.address.ss_family == posix.AF_UNIX:
+        return None
+    for i in range(run.base.count):
+        if run.connections[i].fd >= 0:
+            tcp_info.read_figures(&figures, run.connections[i].fd)
+    return tcp_info.figures_dict(&figures)
 
 
 cdef inline void end_retry(StreamRun *run, Connection *connection) noexcept nogil:

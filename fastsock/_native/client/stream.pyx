@@ -143,6 +143,7 @@ cdef class Loader:
                 "mismatch": run.failures[connection.MISMATCH],
                 "other": run.failures[connection.OTHER],
             },
+            "tcp": connection.tcp_figures(run),
         }
 
     def _allocate(self):
