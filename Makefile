@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
-.PHONY: demo test slow asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
+.PHONY: demo test slow believable asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
 
 # The native server and its standard-library twin, loaded in turns, side by side.
 demo: $(VENV)/.package
@@ -23,12 +23,18 @@ test: $(VENV)/.test
 slow: $(VENV)/.test
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m slow --timeout 1800 -o faulthandler_timeout=1700
 
+# Compares what the load client reports with what was disturbed, one test after the other: two that
+# ran side by side would disturb each other. Root; each writes build/believable/NAME.json.
+believable: $(VENV)/.test
+	rm -f build/believable/*.json
+	$(BIN)/pytest -p no:xdist -m believable
+
 # The tests with extension modules built for gcc's sanitizers, in build/asan and build/tsan beside
 # the usual modules. The interpreter is built without them, so their runtime is preloaded, and that
 # of C++ too: without it an exception in matplotlib ends the process. Leaks are not searched for,
 # as Python frees little at its end; tests/nth_failure.py counts every block. PYTHONSAFEPATH keeps
 # `python -m` from finding the usual modules in this directory first.
-SANITIZED := -m "not slow and not memory" --timeout 600 -o faulthandler_timeout=590
+SANITIZED := -m "not slow and not believable and not memory" --timeout 600 -o faulthandler_timeout=590
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
 # A small quarantine: freed memory that is held back would look like growth to the tests of memory.
