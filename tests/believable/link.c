@@ -10,8 +10,8 @@
    lost, duplicated or given that (0: all are). Only TCP and UDP over IPv4 is impaired and counted.
    Other IPv4 packets (ICMP) are delayed too; IPv6, which a kernel sends unasked, is dropped.
 
-   Prints {"pid": ...}, and its counters as a line of JSON for each line of standard input. At the end
-   of that it ends: the kernel closes the pipe however the test ends. */
+   Prints {"pid": ...}, and its counters as a line of JSON for each line of standard input. At the
+   end of that it ends: the kernel closes the pipe however the test ends. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -255,7 +255,8 @@ int main(int count, char **arguments) {
     printf("{\"pid\": %d}\n", getpid());
     fflush(stdout);
     for (;;) {
-        struct pollfd ready[] = {{client, POLLIN, 0}, {server, POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
+        struct pollfd ready[] = {
+            {client, POLLIN, 0}, {server, POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
         int64_t due = next_due(), wait = due == NEVER ? 0 : due - now() - SPIN_NS;
         struct timespec timeout = {0, 0};
         if (wait > 0)

@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from implementations import Child
+from implementations import IMPLEMENTATIONS, Child, ServedProcess
 from networks import CLIENT, SERVER, current_network, enter, inside, ip, new_network
 from records import FOLDER
+
+import fastsock
 
 TUN = Path("/dev/net/tun")
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000  # <linux/if_tun.h>
 DEVICE = "tun0"  # its name in both networks
+SERVED = "native-epoll"  # the server
 PREFIX = 24  # bits of the addresses' network
+RUNS_MAX = 5  # until one is not disturbed
 QUEUE = 10_000  # packets that a device keeps until the link reads them
 
 
@@ -53,6 +57,14 @@ class Link:
     server: int
     client: int
     program: Child
+
+    @contextmanager
+    def serving(self, scheme: str) -> Iterator[fastsock.Endpoint]:
+        """A server in a process of its own, in the server's network."""
+        with inside(self.server):
+            server = ServedProcess(IMPLEMENTATIONS[SERVED], endpoint=f"{scheme}://{SERVER}:0")
+        with closing(server):
+            yield server.endpoint
 
     def counters(self) -> dict[str, Any]:
         """Of "to_server" and "to_client": packets (TCP and UDP) and what became of them.
@@ -136,6 +148,14 @@ def compiled_link() -> Path:
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program]
     subprocess.run([*command, Path(__file__).with_suffix(".c")], check=True)
     return program
+
+
+def disturbances(report: fastsock.LoadReport) -> list[str]:
+    """The reasons why the report's p50 may be the client's or the machine's, and not the path's.
+
+    A message that is sent late is still measured from when it is sent.
+    """
+    return [str(each) for each in report.reasons if getattr(each, "code", "") != "sent_late"]
 
 
 def kernel_counters(group: str) -> dict[str, int]:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import wait_until
-from implementations import IMPLEMENTATIONS, ServedProcess
-from link import Direction, Link, compiled_link, kernel_counters, link
-from networks import SERVER, inside
+from link import (
+    RUNS_MAX,
+    Direction,
+    Link,
+    compiled_link,
+    disturbances,
+    kernel_counters,
+    link,
+)
+from networks import inside
 from records import record
 
 import fastsock
@@ -28,16 +33,7 @@ pytestmark = pytest.mark.believable
 QUIET: dict[str, Any] = {"wait": "block"}  # two CPUs are shared by client, server and link
 
 #: A run of datagrams. The last ones meet no fault, so that no answer comes after the end.
-DATAGRAMS, FAULTY = 2000, 1800
-
-
-@contextmanager
-def serving(between: Link, scheme: str) -> Iterator[fastsock.Endpoint]:
-    """A server in a process of its own, in the server's network."""
-    with inside(between.server):
-        server = ServedProcess(IMPLEMENTATIONS["native-epoll"], endpoint=f"{scheme}://{SERVER}:0")
-    with closing(server):
-        yield server.endpoint
+DATAGRAMS, FAULTY = 1000, 900
 
 
 def test_the_link_ends_with_its_test() -> None:
@@ -82,14 +78,17 @@ def test_a_delay_is_measured(
     scheme: str, options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     """10 ms by the link are 10 ms in the report, and never less."""
-    with link(Direction(DELAY), Direction(DELAY)) as between, serving(between, scheme) as endpoint:
-        with inside(between.client):
-            report = fastsock.load(endpoint, duration=3, warmup=0.5, **QUIET, **options)
+    with link(Direction(DELAY), Direction(DELAY)) as between, between.serving(scheme) as endpoint:
+        for _ in range(RUNS_MAX):
+            with inside(between.client):
+                report = fastsock.load(endpoint, duration=3, warmup=0.5, **QUIET, **options)
+            if not disturbances(report):
+                break
         counters = between.counters()
         between.assert_nothing_else_was_lost()
     there, back = (counters[way]["delay_us"] for way in ("to_server", "to_client"))
     explained = {name: there[name] + back[name] for name in ("min", "p50", "max")}
-    latency = report.latency
+    latency = report.latency_from_send
     record(
         record_name("delay", request),
         disturbance=f"a link of {DELAY * 1e3:g} ms each way, {scheme}, {loop(options)}",
@@ -103,6 +102,7 @@ def test_a_delay_is_measured(
         },
     )
     assert not report.failed
+    assert not disturbances(report)
     assert explained["min"] <= latency.min
     assert 2e6 * DELAY <= latency.p50 <= explained["p50"] + TOLERANCE
     if "rate" in options:
@@ -127,7 +127,7 @@ def record_name(name: str, request: pytest.FixtureRequest) -> str:
 def test_loss_on_a_stream_is_retransmitted(request: pytest.FixtureRequest) -> None:
     """With 1 % loss every byte comes back; the tail shows it, and the report tells retransmits."""
     lossy = Direction(DELAY, loss=0.01)
-    with link(lossy, lossy) as between, serving(between, "tcp") as endpoint:
+    with link(lossy, lossy) as between, between.serving("tcp") as endpoint:
         with inside(between.client):
             report = fastsock.load(endpoint, connections=16, duration=4, warmup=0, **QUIET)
             kernel = kernel_counters("Tcp")["RetransSegs"]
@@ -165,6 +165,9 @@ def test_loss_on_a_stream_is_retransmitted(request: pytest.FixtureRequest) -> No
 
 # --- datagrams ----------------------------------------------------------------------------------
 
+#: 1/s. A socket of the default size holds some 270 small datagrams: half a second of these.
+RATE = 500.0
+
 CLEAN = Direction(0.001)
 LOSS = Direction(0.001, loss=0.05, until=FAULTY)
 DUPLICATES = Direction(0.001, duplicate=0.05, until=FAULTY)
@@ -187,7 +190,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("client", ["native", "pure"])
 @pytest.mark.parametrize(
-    "options", [{"rate": 2000.0}, {"depth": 32}], ids=["open loop", "closed loop"]
+    "options", [{"rate": RATE}, {"depth": 32}], ids=["open loop", "closed loop"]
 )
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_faults_of_datagrams_are_counted(
@@ -195,8 +198,10 @@ def test_faults_of_datagrams_are_counted(
 ) -> None:
     """Sent, received, lost, duplicated and reordered are what the link has counted, exactly."""
     to_server, to_client = FAULTS[fault]
-    with link(to_server, to_client) as between, serving(between, "udp") as endpoint:
-        report = load_datagrams(client, between, endpoint, loss_timeout=0.5, **options)
+    with link(to_server, to_client) as between, between.serving("udp") as endpoint:
+        report = load_datagrams(
+            client, between, endpoint, messages=DATAGRAMS, loss_timeout=0.5, **options
+        )
         counters = between.counters()
         between.assert_nothing_else_was_lost()
     there, back = counters["to_server"], counters["to_client"]
@@ -222,23 +227,28 @@ def test_faults_of_datagrams_are_counted(
 
 
 @pytest.mark.parametrize("client", ["native", "pure"])
-def test_late_answers_are_counted(client: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("extra", [0.9, 1.4])  # 450 datagrams later, and 700: of 512 remembered
+def test_late_answers_are_counted(
+    client: str, extra: float, request: pytest.FixtureRequest
+) -> None:
     """An answer that the link delays beyond the loss timeout is lost and late."""
-    late = Direction(0.001, reorder=0.02, extra=0.6, until=DATAGRAMS // 2)
-    with link(CLEAN, late) as between, serving(between, "udp") as endpoint:
-        report = load_datagrams(client, between, endpoint, loss_timeout=0.3, rate=1000.0)
+    late = Direction(0.001, reorder=0.02, extra=extra, until=DATAGRAMS)
+    with link(CLEAN, late) as between, between.serving("udp") as endpoint:
+        report = load_datagrams(
+            client, between, endpoint, messages=2 * DATAGRAMS, loss_timeout=0.6, rate=RATE
+        )
         counters = between.counters()
         between.assert_nothing_else_was_lost()
     delayed = counters["to_client"]["delayed"]
     expected = {
-        "sent": DATAGRAMS,
-        "received": DATAGRAMS - delayed,
+        "sent": 2 * DATAGRAMS,
+        "received": 2 * DATAGRAMS - delayed,
         "lost": delayed,
         "duplicated": 0,
         "reordered": 0,
         "late": delayed,
     }
-    disturbance = "answers come 0.6 s later than others, after a loss timeout of 0.3 s"
+    disturbance = f"answers come {extra} s later than others, after a loss timeout of 0.6 s"
     record_datagrams(record_name("late", request), disturbance, counters, expected, report)
     assert delayed > 0
     assert report.datagrams == expected
@@ -247,7 +257,6 @@ def test_late_answers_are_counted(client: str, request: pytest.FixtureRequest) -
 def load_datagrams(
     client: str, between: Link, endpoint: fastsock.Endpoint, **options: Any
 ) -> fastsock.LoadReport:
-    options["messages"] = DATAGRAMS
     with inside(between.client):
         if client == "native":
             return fastsock.load(endpoint, **QUIET, **options)
