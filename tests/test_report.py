@@ -7,7 +7,12 @@ import inspect
 import json
 import math
 import os
+import queue
 import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -45,7 +50,7 @@ def reports() -> dict[str, LoadReport]:
         found["messages"] = run(messages=50, depth=4, verify=False)
         found["open"] = run(rate=500, duration=0.2, warmup=0)
         found["open with messages"] = run(rate=1000, messages=20, threads=2, connections=3)
-        found["poisson"] = run(rate=500, messages=50, arrivals="poisson", label="one")
+        found["poisson"] = run(rate=500, duration=0.1, arrivals="poisson", label="one")
         found["reconnect"] = run(messages=20, on_disconnect="reconnect", finish="half-close")
         found["datagrams"] = fastsock.load(server.endpoints[1], messages=20, wait="block")
         found["server_pid"] = run(duration=0.1, server_pid=os.getpid(), warmup=0)
@@ -327,6 +332,30 @@ def test_the_examples_of_reasons_are_given(reports: dict[str, LoadReport]) -> No
 
 def without_numbers(text: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", text)
+
+
+def test_what_the_client_misses_after_the_window_is_no_evidence() -> None:
+    """A client that is stopped while it waits for the server's end was not away in the window."""
+    pids: queue.Queue[int] = queue.Queue()
+
+    def stops_the_client(server: MisbehavingServer, connection: socket.socket) -> None:
+        misbehaving.echoes(server, connection)
+        pid = pids.get(timeout=20)
+        os.kill(pid, signal.SIGSTOP)
+        server.stopping.wait(0.3)  # this long the client is away
+        os.kill(pid, signal.SIGCONT)
+
+    with MisbehavingServer(stops_the_client) as bad:
+        command = ["load", "tcp://{}:{}".format(*bad.address), "-n", "5", "--wait", "block"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "fastsock", *command, "--json", "-"], stdout=subprocess.PIPE
+        ) as process:
+            pids.put(process.pid)
+            output, _ = process.communicate(timeout=30)
+    document = json.loads(output)
+    client = document["client"]
+    assert client["longest_s"] <= client["away_s"] + client["delayed_s"] <= document["duration_s"]
+    assert document["messages"] == 5
 
 
 def test_an_empty_report() -> None:

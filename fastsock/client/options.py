@@ -183,9 +183,10 @@ class LoadOptions:
             )
         if self.depth > 1:
             self._check_depth()
-        if self.rate is None and self.arrivals != "uniform":
+        if self.arrivals != "uniform" and (self.rate is None or self.duration is None):
             raise ValueError(
-                f"arrivals {self.arrivals!r} needs a rate: a closed loop has no schedule"
+                f"arrivals {self.arrivals!r} needs a rate and a duration, in which a random number "
+                "of messages is sent"
             )
         if self.mode == "receive" and (self.rate is not None or self.reconnect_every is not None):
             raise ValueError(

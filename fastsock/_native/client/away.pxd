@@ -34,13 +34,16 @@ cdef struct Interval:
     int64_t length
     int64_t total                   # of this interval and of all before it
 
+cdef struct AwaySums:               # inside the window, ns
+    int64_t by_cause[CAUSES]
+    int64_t longest                 # of AWAY and DELAYED
+
 cdef struct Away:
     int schedstat_fd                # of this thread; -1: the kernel does not tell
     int64_t seen_at                 # the last reading of the clock
     int64_t run_delay               # at the last look
-    int64_t start                   # of the window: what was before is in the log, not in the sums
-    int64_t sums[CAUSES]            # ns
-    int64_t longest                 # of AWAY and DELAYED, ns
+    int64_t start, stop             # of the window: what is outside is in the log, not in the sums
+    AwaySums sums
     int64_t total                   # of the log, ns
     int64_t last_end                # of the last interval; 0: there is none
     uint64_t count                  # intervals so far; adjacent ones are one
@@ -106,12 +109,12 @@ cdef inline void add(Away *away, int64_t start, int64_t end, int cause) noexcept
     place.end = away.last_end = end
     place.length += length
     place.total = away.total
-    if end <= away.start:
+    length = min(end, away.stop) - max(start, away.start)
+    if length <= 0:
         return
-    length = min(length, end - away.start)
-    away.sums[cause] += length
+    away.sums.by_cause[cause] += length
     if cause != LATE:
-        away.longest = max(away.longest, length)
+        away.sums.longest = max(away.sums.longest, length)
 
 
 cdef inline void on_gap(Away *away, int64_t start, int64_t now) noexcept nogil:

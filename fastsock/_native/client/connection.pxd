@@ -156,8 +156,7 @@ cdef inline void fail_with_errno(StreamRun *run, Connection *connection,
 
 cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexcept nogil:
     """Count the failure and the lost bytes, and close the connection; or begin an outage."""
-    if (run.reconnect and connection.was_open and failure != MISMATCH
-            and run.base.phase == load_run.RUNNING):
+    if run.reconnect and connection.was_open and failure != MISMATCH:
         begin_outage(run, connection, clock.monotonic_ns())
         return
     run.failures[failure] += 1
@@ -182,13 +181,10 @@ cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
 
 
 cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t now) noexcept nogil:
-    """Close the connection, drop what is outstanding, and connect again in a moment."""
+    """Drop what is outstanding, and connect again in a moment; at the end of the run, close."""
     if not connection.outage_since:
         connection.outage_since = now
         run.outages += 1
-    if connection.state != CONNECTING:
-        connection.state = CONNECTING
-        run.connecting_count += 1
     if run.depth:                   # in a closed loop the next message takes the place of each
         connection.due += connection.started - connection.completed
         if run.base.quota:
@@ -198,7 +194,18 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
     connection.completed = connection.started
     connection.partial = connection.unsent = 0
     connection.receive_offset = connection.send_offset
+    if run.base.phase != load_run.RUNNING:
+        if connection.must_retry:
+            end_retry(run, connection)
+        if connection.state == CONNECTING:
+            run.connecting_count -= 1
+        end_outage(run, connection, now)
+        close(run, connection)
+        return
     close_socket(run, connection)
+    if connection.state != CONNECTING:
+        connection.state = CONNECTING
+        run.connecting_count += 1
     if not connection.must_retry:
         connection.must_retry = True
         run.retry_count += 1

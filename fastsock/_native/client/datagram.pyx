@@ -234,6 +234,7 @@ cdef void finish(DatagramRun *run, int64_t now) noexcept nogil:
     cdef LoadRun *base = &run.base
     if base.interval_ns and now >= base.window_end:
         datagram_sending.follow_schedule(run, base.window_end)
+        load_run.count_rest(base)
     base.phase = load_run.FINISHING
     load_run.end_window(base, now)
     # A server that keeps up takes what is due in far less than one more window.

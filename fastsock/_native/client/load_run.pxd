@@ -18,7 +18,7 @@ cimport fastsock._native.posix as posix
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.client.arrivals cimport Arrivals, DueTimes
-from fastsock._native.client.away cimport Away
+from fastsock._native.client.away cimport Away, AwaySums
 from fastsock._native.client.histogram cimport Histogram, Recorder
 from fastsock._native.client.process_tree cimport ProcessTree
 
@@ -67,10 +67,10 @@ cdef struct LoadRun:
     uint64_t messages               # open loop: of the window, complete; else complete inside it
     uint64_t offered                # open loop: messages of the window
     uint64_t in_window              # messages complete inside the window
-    int64_t away_ns                 # time away inside the window
     Trend trend
     int64_t last_complete           # when the last message was complete
     int64_t idle_at_last_complete   # `idle_ns` at that time
+    AwaySums away_at_last_complete
     uint64_t corrupt                # bytes, over the whole run
     int other_errno                 # the last errno that counted as "other"
     Recorder *from_intended         # NULL in a closed loop
@@ -196,6 +196,14 @@ cdef inline bint take_next(LoadRun *run, DueTimes *due, uint64_t oldest,
     return True
 
 
+cdef inline void count_rest(LoadRun *run) noexcept nogil:
+    """At the end: count the random messages of the window for which there was no place."""
+    while run.arrivals.gap_ns and next_due_at(run) < run.window_end:
+        run.offered += is_in_window(run, next_due_at(run))
+        run.next_due += 1
+        arrivals.advance(&run.arrivals)
+
+
 cdef inline bint is_in_window(LoadRun *run, int64_t time) noexcept nogil:
     return run.window_start <= time < run.window_end
 
@@ -230,6 +238,7 @@ cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
     if run.interval_ns and run.quota:
         window_ns = <int64_t>(<double>run.quota * run.interval_ns)
     run.window_end = run.window_start + window_ns if window_ns else clock.NEVER
+    run.away.stop = run.window_end
 
 
 cdef inline void cancel(LoadRun *run, bint drop_everything) noexcept nogil:
@@ -266,8 +275,7 @@ cdef inline void end_window(LoadRun *run, int64_t now) noexcept nogil:
         # A server that makes a process for each connection may have made some after the listing.
         run.cpu_end += process_tree.unlisted_cpu_ns(&run.server)
     if run.window_end > now and (not run.quota or run.interval_ns and is_cancelled(run)):
-        run.window_end = now        # earlier than was asked for
-    run.away_ns = run.away.sums[away.AWAY] + run.away.sums[away.DELAYED] + run.away.sums[away.LATE]
+        run.window_end = run.away.stop = now    # earlier than was asked for
 
 
 cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
@@ -281,6 +289,7 @@ cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
         # The time after the last message, as with a server that closes slowly, does not count.
         run.window_end = run.last_complete
         run.idle_ns = run.idle_at_last_complete
+        run.away.sums = run.away_at_last_complete
 
 
 cdef inline object server_cpu_ns(LoadRun *run):
@@ -364,6 +373,8 @@ cdef inline void note_complete(LoadRun *run, int64_t now) noexcept nogil:
     """A message is complete: it is the last one until the next call."""
     run.last_complete = now
     run.idle_at_last_complete = run.idle_ns
+    if run.window_end == clock.NEVER:
+        run.away_at_last_complete = run.away.sums       # the window ends with the last message
 
 
 cdef inline void note_scheduled(LoadRun *run, int64_t intended,
@@ -410,9 +421,8 @@ cdef inline dict results(LoadRun *run):
         "messages": run.messages,
         "offered": run.offered,
         "in_window": run.in_window,
-        "away_ns": run.away_ns,
-        "away_by_cause_ns": [run.away.sums[i] for i in range(away.CAUSES)],
-        "longest_away_ns": run.away.longest,
+        "away_by_cause_ns": [run.away.sums.by_cause[i] for i in range(away.CAUSES)],
+        "longest_away_ns": run.away.sums.longest,
         "schedstat": run.away.schedstat_fd >= 0,
         "trend": [(run.trend.counts[i], run.trend.sums[i]) for i in range(TREND_PARTS)],
         "window_start_ns": run.window_start,

@@ -180,6 +180,7 @@ cdef class Loader:
 # --- the loop -----------------------------------------------------------------------------------
 
 cdef void load(StreamRun *run) noexcept nogil:
+    cdef uint32_t i
     cdef int64_t now = clock.monotonic_ns()
     away.begin(&run.base.away, now)
     while now < run.base.begin_ns and not load_run.is_cancelled(&run.base):
@@ -209,6 +210,8 @@ cdef void load(StreamRun *run) noexcept nogil:
         load_run.note_server_cpu(&run.base, now)
         if run.base.phase == load_run.RUNNING and should_finish(run, now):
             finish(run, now)
+    for i in range(run.base.count):
+        connection.end_outage(run, &run.connections[i], now)
     load_run.end_run(&run.base, now)
 
 
@@ -230,6 +233,7 @@ cdef void finish(StreamRun *run, int64_t now) noexcept nogil:
     cdef uint32_t i
     if run.base.interval_ns and now >= run.base.window_end:
         sending.follow_schedule(run, run.base.window_end)
+        load_run.count_rest(&run.base)
     run.base.phase = load_run.FINISHING
     if run.base.interval_ns:
         # A server that keeps up answers in far less than one more window, if that is not tiny.
