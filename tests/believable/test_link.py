@@ -134,12 +134,12 @@ def test_loss_on_a_stream_is_retransmitted(request: pytest.FixtureRequest) -> No
         with inside(between.server):
             kernel_of_server = kernel_counters("Tcp")["RetransSegs"]
         counters = between.counters()
-    tcp = getattr(report, "tcp", None)
+    tcp = report.tcp
     seen = {
         "link_lost": {way: counters[way]["lost"] for way in counters},
         "retransmits_of_client_kernel": kernel,
         "retransmits_of_server_kernel": kernel_of_server,
-        "retransmits_in_report": tcp and tcp["retransmits"],
+        "retransmits_in_report": tcp and tcp.retransmits,
         "p50_us": report.latency.p50,
         "p99_us": report.latency.p99,
         "max_us": report.latency.max,
@@ -158,7 +158,7 @@ def test_loss_on_a_stream_is_retransmitted(request: pytest.FixtureRequest) -> No
     assert report.latency.max > 2 * report.latency.p50, "no answer waited for a retransmit"
     assert tcp is not None
     # The kernel also counts what was sent again after the connection was closed: its FIN.
-    assert kernel - report.options["connections"] <= tcp["retransmits"] <= kernel
+    assert kernel - report.options["connections"] <= tcp.retransmits <= kernel
 
 
 # --- datagrams ----------------------------------------------------------------------------------

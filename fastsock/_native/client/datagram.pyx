@@ -99,7 +99,9 @@ cdef class DatagramLoader:
             if posix.connect(sock.fd, <posix.sockaddr *>&run.address, run.address_size) == 0:
                 continue
             if run.address.ss_family != posix.AF_UNIX:
-                raise check.os_error(posix.errno, "connect", self.where)
+                hint = ("no local port is free (net.ipv4.ip_local_port_range)"
+                        if posix.errno == posix.EAGAIN else "")
+                raise check.os_error(posix.errno, "connect", self.where, hint)
             datagram_socket.fail_with_errno(run, sock, posix.errno)
 
     cdef int _create(self, DatagramSocket *sock) except -1:
