@@ -75,6 +75,12 @@ def test_load_prints_a_report(server: fastsock.Server, capsys: pytest.CaptureFix
     assert out.startswith(f"{server.endpoint}: 4 connections, 1KiB messages, depth 1, window ")
     assert "\nmessages  1000 " in out
     assert re.search(r"^valid     (yes|NO)$", out, re.MULTILINE)
+    # 1000 answers have 100 above p90, 10 above p99 and 1 above p99.9; 4 connections are too few.
+    (latency,) = re.findall(r"^latency +(.*) us$", out, re.MULTILINE)
+    assert [each == "-" for each in latency.split()] == [False] * 5 + [True, False]
+    (connect,) = re.findall(r"^connect +(.*) us$", out, re.MULTILINE)
+    assert [each == "-" for each in connect.split()] == [False] * 2 + [True] * 4 + [False]
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_load_shows_the_latencies_of_an_open_loop(

@@ -16,7 +16,7 @@ from fastsock.cli.parameters import options_of
 from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import Latency, LoadReport, Outages
-from fastsock.client.verdict import too_many_spinning
+from fastsock.client.verdict import SIGNIFICANT, too_many_spinning
 from fastsock.line_writer import say
 from fastsock.options import from_given
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
@@ -144,16 +144,16 @@ def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
 
 
 def latency_line(name: str, latency: Latency) -> str:
-    values = (
-        latency.min,
-        latency.mean,
-        latency.p50,
-        latency.p90,
-        latency.p99,
-        latency.p99_9,
-        latency.max,
-    )
-    return f"{name:9} " + " ".join(map(microseconds, values)) + " us"
+    """The columns of `TITLES`; a percentile that is a matter of chance is ``-``."""
+    values = [
+        *map(microseconds, (latency.min, latency.mean)),
+        *(
+            microseconds(value) if latency.count_above(percent) >= SIGNIFICANT else f"{'-':>8}"
+            for percent, value in latency.percentiles()
+        ),
+        microseconds(latency.max),
+    ]
+    return f"{name:9} {' '.join(values)} us"
 
 
 def microseconds(value: float) -> str:

@@ -59,6 +59,14 @@ class Latency:
     p99_99: float = 0.0
     max: float = 0.0
 
+    def percentiles(self) -> tuple[tuple[float, float], ...]:
+        """Those on which a run is judged, with their values."""
+        return (50.0, self.p50), (90.0, self.p90), (99.0, self.p99), (99.9, self.p99_9)
+
+    def count_above(self, percent: float) -> int:
+        """How many answers rank above a percentile."""
+        return self.count - min(max(1, int(percent / 100 * self.count + 0.5)), self.count)
+
     def as_dict(self) -> dict[str, float | int]:
         return {
             "count": self.count,

@@ -22,7 +22,8 @@ from fastsock.client.report import Finding
 from fastsock.units import format_duration, format_rate, plural
 
 JUDGED = (50.0, 90.0, 99.0, 99.9)
-_ABOVE = 10  # answers that a judged percentile has above it
+#: So many answers above it a percentile must have; with fewer it is a matter of chance.
+SIGNIFICANT = 10
 _TOLERANCE = 0.1
 
 #: A trend is a growth that chance does not explain: under a random walk of the outstanding messages
@@ -212,7 +213,7 @@ def _client(seen: Seen) -> Iterator[Finding]:
 def _differences(seen: Seen) -> Iterator[str]:
     """Such as ``p99 would be 70us, not 900ms``."""
     for percent in JUDGED:
-        if seen.latency.count_above(percent) < _ABOVE:
+        if seen.latency.count_above(percent) < SIGNIFICANT:
             break
         measured = seen.latency.percentile(percent) / 1e9
         without = seen.latency_without_away.percentile(percent) / 1e9
