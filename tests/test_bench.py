@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,7 @@ from xml.etree import ElementTree
 import pytest
 from clients import wait_until
 
+from fastsock._native.client.process_tree import descendants
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture, server_process
 from fastsock.bench.contenders import Contender, every_engine, native
@@ -340,7 +344,7 @@ def test_ctrl_c_while_a_server_is_started_leaves_none(monkeypatch: pytest.Monkey
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
         made.append(popen(*arguments, **options))
         signal.raise_signal(signal.SIGINT)
-        return made[0]
+        return made[-1]
 
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", start)
@@ -351,4 +355,53 @@ def test_ctrl_c_while_a_server_is_started_leaves_none(monkeypatch: pytest.Monkey
     finally:
         signal.signal(signal.SIGINT, before)
     gc.collect()
-    assert made[0].returncode == -signal.SIGKILL
+    assert [process.returncode for process in made] == [-signal.SIGKILL] * 2  # and the watcher
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["taking turns", "all stopped"])
+def test_a_killed_bench_leaves_no_process(stopped: bool) -> None:
+    """Nor does one hold the output that the bench had, or a pipeline would not end."""
+    options = ["--engines", "fork,epoll,stdlib-threads", "-c", "4", "--window", "30s"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastsock", "bench", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    ) as bench:
+        ends: list[int] = []
+        try:
+            # Itself, three servers with their watchers, and a process for each client of the first.
+            wait_until(lambda: len(descendants(bench.pid)) >= 1 + 3 * 2 + 4)
+            bench.send_signal(signal.SIGSTOP)  # so that it starts and ends none now
+            started = descendants(bench.pid)[1:]
+            ends += [os.pidfd_open(pid) for pid in started]
+            for pid in started if stopped else ():
+                if Path(f"/proc/{pid}/comm").read_text() != "sh\n":
+                    os.kill(pid, signal.SIGSTOP)
+            bench.kill()
+            assert bench.stdout is not None
+            bench.stdout.read()
+            for end in ends:
+                assert select.select([end], [], [], 10)[0]
+        finally:
+            bench.kill()
+            for end in ends:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(end, signal.SIGKILL)
+                os.close(end)
+
+
+def test_a_watcher_takes_no_signal() -> None:
+    """Ctrl-C, a closed terminal and SIGTERM do not end it; the end of its pipe does."""
+    watcher = server_process.start_watcher()
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP):
+            watcher.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            watcher.wait(0.2)
+        assert watcher.stdin is not None
+        watcher.stdin.close()
+        assert watcher.wait(10) == -signal.SIGKILL
+    finally:
+        watcher.kill()
+        watcher.wait()

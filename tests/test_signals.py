@@ -338,10 +338,10 @@ def test_bench_ends(number: signal.Signals, code: int) -> None:
     """A comparison that a signal ends leaves no server behind."""
     arguments = ["--engines", "epoll,serial", "-c", "1", "--window", "20s"]
     with child(*FASTSOCK, "bench", *arguments) as process:
-        wait_until(lambda: len(children(process.pid)) == 2)
-        servers = children(process.pid)
+        wait_until(lambda: len(children(process.pid)) == 4)  # two servers, and their watchers
+        started = children(process.pid)
         assert_ends(process, number, code=code)
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers))
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
 
 def test_load_leaves_signals_of_a_program_alone(server: Server) -> None:

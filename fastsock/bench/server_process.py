@@ -31,6 +31,8 @@ PRINTED_WITHIN = 0.1  # seconds from listening until its endpoint is printed
 
 _LISTENING = re.compile(r"listening on ([a-z]+://\S+)\s")
 _SOCKET_TABLES = (("tcp", "0A"), ("udp", "07"))  # of /proc/PID/net; listening, not connected
+#: Ends with its process group when its pipe ends. A shell starts within a millisecond.
+_WATCHER = ("sh", "-c", "read -r line; kill -KILL 0")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -41,6 +43,8 @@ class NotStartedError(RuntimeError):
 
 class Process:
     """A command in a process group of its own. A context manager: at its end the group is killed.
+
+    The group is also killed when this process ends in any other way, by SIGKILL too.
 
     Standard error goes to a file, and standard output too if `stdout` is None. With a pipe, a
     thread of this process would have to read it, and take CPU time from a client that measures.
@@ -58,26 +62,35 @@ class Process:
         try:
             # A signal that raises an exception in between would leave a server running.
             with signals.deferred():
-                self._process = self._start(command, stdin, stdout, pass_fds)
-                self._finalizer = weakref.finalize(self, kill_group, self._process)
+                watcher = start_watcher()
+                try:
+                    self._process = self._start(watcher.pid, command, stdin, stdout, pass_fds)
+                except BaseException:
+                    kill_group(watcher)
+                    raise
+                self._finalizer = weakref.finalize(self, kill_group, watcher, self._process)
         except BaseException:
             self._log.close()
             raise
         self.pid = self._process.pid
+        self._group = watcher.pid
         self._pidfd = os.pidfd_open(self.pid)
 
     def _start(
-        self, command: Sequence[str], stdin: int, stdout: int | None, pass_fds: Sequence[int]
+        self,
+        group: int,
+        command: Sequence[str],
+        stdin: int,
+        stdout: int | None,
+        pass_fds: Sequence[int],
     ) -> subprocess.Popen[str]:
-        # A group, so that children are killed with it. Not a session: a group that is stopped is
-        # ended by the kernel when this process dies, but only if both share a session.
         return subprocess.Popen(
             command,
             stdin=stdin,
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
             pass_fds=pass_fds,
-            process_group=0,
+            process_group=group,
             text=True,
         )
 
@@ -89,14 +102,14 @@ class Process:
 
     def processes(self) -> list[int]:
         """Ids of the running processes of its group: its own, and those that it has started."""
-        group = str(self._process.pid)
+        group = str(self._group)
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has ended meanwhile
                 fields = stat_fields(path)
                 if fields[2] == group and fields[0] not in "ZX":
                     found.append(int(path.parent.name))
-        return found
+        return [pid for pid in found if pid != self._group]  # without the watcher
 
     def signal(self, number: signal.Signals) -> None:
         """Send it to the first process alone."""
@@ -213,10 +226,39 @@ class Process:
                 file.close()
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
-    if process.returncode is None:  # until it is reaped, no other group can have its number
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def start_watcher() -> subprocess.Popen[bytes]:
+    """Start a process in a new group that kills the group when this process has ended.
+
+    A death signal (PR_SET_PDEATHSIG) would not do: it comes when the thread that started a process
+    ends, and a server's children do not inherit it. The watcher is the first process of the group,
+    so that the group's number is not given to another while it runs. A command that is started just
+    when this process dies finds the group gone, and does not run (setpgid(2)).
+    """
+    # No signal but SIGKILL ends it: it inherits the mask. The kernel sends SIGHUP to a group with a
+    # stopped process when the parent of the group dies.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return subprocess.Popen(
+            _WATCHER,
+            stdin=subprocess.PIPE,
+            # A pipeline would not end while a process has its pipe open.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_group(watcher: subprocess.Popen[bytes], *members: subprocess.Popen[str]) -> None:
+    """Kill the group of `watcher`, once, and reap the processes that this one has started."""
+    if watcher.returncode is None:  # until it is reaped, no other group can have its number
+        os.killpg(watcher.pid, signal.SIGKILL)
+        for process in members:
+            process.wait()
+        watcher.wait()
+        assert watcher.stdin is not None
+        watcher.stdin.close()
 
 
 class ServerProcess(Process):
