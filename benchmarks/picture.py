@@ -77,10 +77,10 @@ def rates(cases: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, fl
     known = set()
     for case in (cases[name] for name in names if name in cases):
         for result in case["results"] if case["reference"] == REFERENCE else ():
-            ratio = result["rate_ratio"]["median"]
+            ratio = result["rate_ratio"]  # None where a rate is 0
             if ratio and result["name"] not in known:
                 known.add(result["name"])
-                yield result["name"], ratio
+                yield result["name"], ratio["median"]
 
 
 def costs(case: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -39,7 +39,9 @@ def microseconds(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def spread(value: dict[str, float]) -> str:
+def spread(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "-"
     digits = 2 if value["median"] >= 0.01 else 4
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
 
@@ -55,9 +57,11 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         f"kernel {host['kernel']}, Python {host['python']}; medians of {method['windows']} windows "
         f"of {method['window_s']:g} s after {method['warmup_s']:g} s of warm-up."
     )
+    quartiles = document["schema"] == "fastsock.bench/3"
     yield (
         "The rate ratio is the row's rate relative to that of the reference row, within a round: "
-        "higher is better; median and quartiles of the rounds."
+        "higher is better; median and "
+        f"{'quartiles' if quartiles else '95 % interval'} of the rounds."
     )
     counted = method.get("syscalls_by")
     if counted:

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from math import log
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -54,7 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
     """Each has its figures for each number of connections."""
     document, _ = measured
-    assert document["schema"] == "fastsock.bench/3"
+    assert document["schema"] == "fastsock.bench/4"
     assert document["method"] == {
         "windows": 1,
         "window_s": 0.1,
@@ -131,14 +133,65 @@ def rates_of(name: str, *rates: float) -> compare.Result:
     return compare.Result(name, rates=list(rates))
 
 
+FLOOR = compare.Interval.of([1.0])
+
+
 def test_ratios_are_to_the_reference() -> None:
     """A server with twice the reference's rate has the ratio 2, of windows of one round."""
     results = (rates_of("slow", 10, 30, 20), rates_of("C epoll", 20, 60, 80))
-    floor = compare.Spread.of([1.0])
-    of = compare.Comparison(compare.Case(), results, floor, "slow").rate_ratio(results[1])
-    assert (of.median, of.low, of.high) == (2, 2, 3)
-    of = compare.Comparison(compare.Case(), results, floor, "C epoll").rate_ratio(results[0])
+    of = compare.Comparison(compare.Case(), results, FLOOR, "slow").rate_ratio(results[1])
+    assert of is not None
+    assert (of.median, of.low, of.high) == (2, 2, 4)
+    of = compare.Comparison(compare.Case(), results, FLOOR, "C epoll").rate_ratio(results[0])
+    assert of is not None
     assert of.median == 0.5
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high", "confidence"),
+    [
+        (1, 1, 1, 0),
+        (2, 1, 2, 0.5),
+        (5, 1, 5, 0.9375),
+        (6, 1, 6, 0.969),
+        (9, 2, 8, 0.961),
+        (15, 4, 12, 0.965),
+        (100, 40, 61, 0.965),
+    ],
+)
+def test_the_interval_of_a_median(count: int, low: float, high: float, confidence: float) -> None:
+    """As in tables of order statistics: Conover, Practical Nonparametric Statistics, A3."""
+    interval = compare.Interval.of(range(count, 0, -1))
+    assert (interval.low, interval.high) == (low, high)
+    assert interval.confidence == pytest.approx(confidence, abs=0.001)
+    assert interval.median == (count + 1) / 2
+
+
+def test_an_interval_holds_the_median_as_often_as_it_says() -> None:
+    """Of windows that are far from normally distributed too."""
+    random = Random(1)
+    intervals = [
+        compare.Interval.of([random.expovariate(1) for _ in range(9)]) for _ in range(4000)
+    ]
+    held = sum(each.low <= log(2) <= each.high for each in intervals) / len(intervals)
+    assert held == pytest.approx(intervals[0].confidence, abs=0.01)
+
+
+def test_a_rate_of_0_has_no_ratio() -> None:
+    """Neither of the server nor to it; a window of many is not counted."""
+    silent, once, plain = (
+        rates_of(name, *rates)
+        for name, rates in (("silent", (0, 0, 1)), ("once", (0, 2, 2)), ("plain", (1, 1, 1)))
+    )
+    results = (silent, once, plain)
+    to_plain = compare.Comparison(compare.Case(), results, FLOOR, "plain")
+    assert to_plain.rate_ratio(silent) is None
+    assert to_plain.as_dict()["results"][0]["rate_ratio"] is None
+    to_once = compare.Comparison(compare.Case(), results, FLOOR, "once").rate_ratio(plain)
+    assert to_once is not None
+    assert to_once.median == 0.5
+    never = (rates_of("never", 0, 0, 0), plain)
+    assert compare.Comparison(compare.Case(), never, FLOOR, "never").rate_ratio(plain) is None
 
 
 @pytest.mark.parametrize(

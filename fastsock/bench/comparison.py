@@ -3,9 +3,10 @@
 Machines are noisy: the same program differs from minute to minute by more than rivals differ from
 each other. So all servers run at once, each in a process of its own, and take turns window by
 window while the others are stopped (SIGSTOP). A ratio is taken within one round, between windows a
-moment apart, and the median over the rounds is reported with its spread. Server and client are
-pinned to different CPUs where there are two. Beside the rate stands the server's CPU time per
-echo, which noise moves less, and the floor: what the same echo costs the kernel alone.
+moment apart, and the median over the rounds is reported with an interval. Server and client are
+pinned to different CPUs where there are two. A window in which other programs took time from the
+server or the client is measured again. Beside the rate stands the server's CPU time per echo, which
+noise moves less, and the floor: what the same echo costs the kernel alone.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import comb
 from typing import Any
 
 from fastsock._native.client import floor
 from fastsock.bench.contenders import Contender
+from fastsock.bench.evidence import CLIENT_CODES, Evidence, Usage, code_of
 from fastsock.bench.server_process import ServerProcess
 from fastsock.client import load as client
 from fastsock.client.options import Wait
@@ -28,7 +31,7 @@ from fastsock.client.report import LoadReport
 from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
 
-BENCH_SCHEMA = "fastsock.bench/3"
+BENCH_SCHEMA = "fastsock.bench/4"
 
 _FLOOR_WINDOW_NS = 100_000_000
 _LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; else 64 KiB
@@ -38,6 +41,7 @@ _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _WARMUP_PER_CONNECTION = 0.001  # seconds
 _CHILDREN_TIMEOUT = 2.0  # seconds
+_CONFIDENCE = 0.95
 
 Progress = Callable[[str], object]
 
@@ -77,15 +81,15 @@ class Method:
     that long.
     """
 
-    windows: int = 5
-    window: float = 0.5
-    warmup: float = 0.2
+    windows: int = 9
+    window: float = 0.25
+    warmup: float = 0.1
 
     def warmup_of(self, case: Case) -> float:
         return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
 
     def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
-        """About how long a comparison takes."""
+        """About how long a comparison takes if no window is disturbed."""
         turns = self.windows * (self.window + self.warmup_of(case) + _CONNECT * case.connections)
         servers = len(taking_part(contenders, case))
         return servers * (_START + turns) + self.windows * _FLOOR_WINDOW_NS / 1e9
@@ -130,32 +134,64 @@ class Result:
     p99s: list[float] = field(default_factory=list)
     cpu_per_echo: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    repeated: int = 0
 
-    def add(self, report: LoadReport) -> None:
-        self.problems.extend(report.reasons)
+    def add(self, report: LoadReport, evidence: Evidence) -> None:
+        self.evidence.append(evidence)
+        self.problems.extend(
+            problem for problem in problems_of(report) if problem not in self.problems
+        )
         self.rates.append(report.messages_per_s)
         self.p50s.append(report.latency.p50)
         self.p99s.append(report.latency.p99)
         self.cpu_per_echo.append((report.server_cpu or 0.0) / max(report.messages, 1) * 1e6)
 
+    def all_problems(self) -> list[str]:
+        """Those of the load, and windows that stayed disturbed; each once."""
+        disturbed = [each.disturbances for each in self.evidence if each.disturbances]
+        if not disturbed:
+            return self.problems
+        number = f"{len(disturbed)} of {len(self.evidence)} windows stayed disturbed"
+        return [*self.problems, f"{number}: {disturbed[-1][0]}"]
+
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """A median, and the quartiles around it."""
+class Interval:
+    """A median of windows, and an interval that holds the median of many more.
+
+    It does so with `confidence` where the windows are independent of each other: about 0.95, or
+    less with fewer than 6 windows, which are too few for that. Its ends are two of the values
+    (order statistics), so that nothing is assumed of how the values are distributed. Two runs on a
+    quiet machine have intervals that overlap; the quartiles of the windows need not.
+    """
 
     median: float
     low: float
     high: float
+    confidence: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if len(values) < 2:
-            return cls(*(list(values) * 3 or [0.0] * 3))
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
+    def of(cls, values: Sequence[float]) -> Interval:
+        if not values:
+            return cls(0.0, 0.0, 0.0, 0.0)
+        ordered = sorted(values)
+        outside, confidence = 0, confidence_of(len(ordered), 0)
+        while (narrower := confidence_of(len(ordered), outside + 1)) >= _CONFIDENCE:
+            outside, confidence = outside + 1, narrower
+        low, high = ordered[outside], ordered[-1 - outside]
+        return cls(statistics.median(ordered), low, high, confidence)
 
     def as_dict(self) -> dict[str, float]:
-        return {"median": self.median, "low": self.low, "high": self.high}
+        return asdict(self)
+
+
+def confidence_of(count: int, outside: int) -> float:
+    """That a median lies between two of `count` ordered values, with `outside` beyond each.
+
+    It does not only if so few values fell on one side of it: a binomial distribution with 1/2.
+    """
+    return max(1 - 2.0 * sum(comb(count, k) for k in range(outside + 1)) / 2.0**count, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +199,23 @@ class Comparison:
     """Results of all contenders under one case.
 
     Rates are set against that of the contender named `reference`: higher is better. ``left_out``
-    says why a contender does not take part.
+    says why a contender does not take part. If `one_cpu`, server and client share the only CPU.
     """
 
     case: Case
     results: tuple[Result, ...]
-    floor_us: Spread
+    floor_us: Interval
     reference: str
     left_out: Mapping[str, str] = field(default_factory=dict)
+    one_cpu: bool = False
 
-    def rate_ratio(self, result: Result) -> Spread:
-        """This contender's rate over the reference's, round by round."""
+    def rate_ratio(self, result: Result) -> Interval | None:
+        """This contender's rate over the reference's, round by round; None if either is 0."""
         rates = next(each.rates for each in self.results if each.name == self.reference)
-        return Spread.of([a / b for a, b in zip(result.rates, rates, strict=True) if b])
+        if not (any(result.rates) and statistics.median(result.rates)):
+            return None
+        ratios = [a / b for a, b in zip(result.rates, rates, strict=True) if b]
+        return Interval.of(ratios) if ratios else None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -184,20 +224,24 @@ class Comparison:
             "reference": self.reference,
             "results": [self._result_dict(result) for result in self.results],
             "left_out": dict(self.left_out),
+            "one_cpu": self.one_cpu,
         }
 
     def _result_dict(self, result: Result) -> dict[str, Any]:
+        ratio = self.rate_ratio(result)
         return {
             "name": result.name,
-            "messages_per_s": Spread.of(result.rates).as_dict(),
-            "p50_us": Spread.of(result.p50s).as_dict(),
-            "p99_us": Spread.of(result.p99s).as_dict(),
-            "server_cpu_us_per_echo": Spread.of(result.cpu_per_echo).as_dict(),
+            "messages_per_s": Interval.of(result.rates).as_dict(),
+            "p50_us": Interval.of(result.p50s).as_dict(),
+            "p99_us": Interval.of(result.p99s).as_dict(),
+            "server_cpu_us_per_echo": Interval.of(result.cpu_per_echo).as_dict(),
             "memory_bytes": result.memory and result.memory.as_dict(),
             "syscalls_per_echo": result.syscalls_per_echo,
-            "rate_ratio": self.rate_ratio(result).as_dict(),
+            "rate_ratio": ratio and ratio.as_dict(),
             "windows": len(result.rates),
-            "problems": sorted(set(result.problems)),
+            "repeated": result.repeated,
+            "evidence": [each.as_dict() for each in result.evidence],
+            "problems": result.all_problems(),
         }
 
 
@@ -208,7 +252,7 @@ def document(
     commit: str | None = None,
     syscalls_by: str | None = None,
 ) -> dict[str, Any]:
-    """Named comparisons of one run as a ``fastsock.bench/3`` document.
+    """Named comparisons of one run as a ``fastsock.bench/4`` document.
 
     `syscalls_by` is the tool that counted the system calls, if they were counted.
     """
@@ -239,14 +283,19 @@ def compare(
     """Give every contender that can take part its turns, in rounds; at least one must be able to.
 
     `reference` names the contender that the others' rates are set against; the first one, if it
-    does not take part. `progress` is called before each turn. `syscalls_per_echo` counts a server's
-    system calls, in a turn after all windows, for a count takes time.
+    does not take part. `progress` is called before each turn. A disturbed window is measured again
+    at once, but all contenders together have at most twice the planned windows. `syscalls_per_echo`
+    counts a server's system calls, in a turn after all windows, for a count takes time.
 
     Raises:
         RuntimeError: a contender did not start; the text has the last lines that it printed.
 
     """
     server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
+    cpus = os.sched_getaffinity(0) if server_cpu is None else {server_cpu}
+    one_cpu = len(os.sched_getaffinity(0)) == 1
+    if one_cpu:
+        case = replace(case, wait="block")  # a spinning client would take the server's CPU
     present = taking_part(contenders, case)
     results = tuple(Result(contender.name) for contender in present)
     floors: list[float] = []
@@ -255,15 +304,19 @@ def compare(
         stack.enter_context(pinned(client_cpu))
         for server, result in zip(servers, results, strict=True):
             result.memory = measure_memory(server, case.connections)
+        spare = method.windows * len(servers)  # windows that may be measured again
         for number in range(method.windows):
             floors.append(measure_floor(case.size, case.kind))
             # Every other round backwards, so that drift does not favour one side.
             order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
             for i in order:
                 progress(f"round {number + 1}/{method.windows}: {servers[i].name}")
-                with turn(servers[i]):
-                    report = run_window(servers[i], case, method)
-                results[i].add(report)
+                report, evidence = run_turn(servers[i], case, method, cpus)
+                while spare and evidence.disturbed and not failures_of(report):
+                    spare -= 1
+                    results[i].repeated += 1
+                    report, evidence = run_turn(servers[i], case, method, cpus)
+                results[i].add(report, evidence)
         if syscalls_per_echo:
             for server, result in zip(servers, results, strict=True):
                 progress(f"system calls: {server.name}")
@@ -274,7 +327,7 @@ def compare(
     }
     names = [contender.name for contender in present]
     reference = reference if reference in names else names[0]
-    return Comparison(case, results, Spread.of(floors), reference, left_out)
+    return Comparison(case, results, Interval.of(floors), reference, left_out, one_cpu)
 
 
 @contextmanager
@@ -303,6 +356,34 @@ def turn(server: ServerProcess) -> Iterator[None]:
         while len(server.processes()) > before and time.monotonic() < deadline:
             time.sleep(0.005)
         server.pause()
+
+
+def run_turn(
+    server: ServerProcess, case: Case, method: Method, cpus: Collection[int]
+) -> tuple[LoadReport, Evidence]:
+    """Measure one window of a server that uses `cpus`."""
+    shared = not os.sched_getaffinity(0).isdisjoint(cpus)
+    before = Usage.now(server, cpus, shared=shared)
+    with turn(server):
+        report = run_window(server, case, method)
+    after = Usage.now(server, cpus, shared=shared)
+    return report, Evidence.of(report, method.window, before, after)
+
+
+def problems_of(report: LoadReport) -> list[str]:
+    """Why the window is not valid, without disturbances, which `Evidence` has.
+
+    A delay of the server is one only if other programs took its CPU: its threads that share a CPU
+    delay each other.
+    """
+    others = CLIENT_CODES | {"server_delayed"}
+    return [str(each) for each in report.reasons if code_of(each) not in others]
+
+
+def failures_of(report: LoadReport) -> list[str]:
+    """The problems that no disturbance explains: errors, lost or corrupt bytes."""
+    reasons = [each for each in report.reasons if code_of(each) != "no_messages"]
+    return problems_of(replace(report, reasons=tuple(reasons)))
 
 
 def run_window(server: ServerProcess, case: Case, method: Method) -> LoadReport:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,11 +28,16 @@ from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
 from fastsock.line_writer import say
 from fastsock.options import check_int
 from fastsock.server import engines
-from fastsock.units import format_duration, format_rate, format_size
+from fastsock.units import format_duration, format_rate, format_size, plural
 
 ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)
-TITLES = ("rate", "p50", "p99", "CPU", "memory", "each", "rate ratio")
+TITLES = ("server", "rate", "p50", "p99", "CPU", "memory", "each", "rate ratio")
+#: Columns that a table leaves out, the first alone or both, where it is wider than the terminal.
+OPTIONAL = ("each", "memory")
+WIDTH = 80  # of a pipe, and of a terminal that is narrower
+
+Row = dict[str, str]  # the cell of each title
 
 
 class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -84,15 +92,15 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
     "--depth", type=int, default=1, help="Keep this many messages in flight per connection."
 )
 @click.option(
-    "--windows", type=click.IntRange(1, 1000), default=5, help="Give each server this many turns."
+    "--windows", type=click.IntRange(1, 1000), default=9, help="Give each server this many turns."
 )
 @click.option(
-    "--window", type=DURATION, default="500ms", help="Measure for this long in each turn."
+    "--window", type=DURATION, default="250ms", help="Measure for this long in each turn."
 )
 @click.option(
     "--warmup",
     type=DURATION,
-    default="200ms",
+    default="100ms",
     help="Load for this long before each window; at least 1ms per connection.",
 )
 @click.option(
@@ -126,8 +134,9 @@ def bench(
 ) -> int:
     """Compare the native server with its standard-library twin on this machine.
 
-    The servers take turns, window by window, while the others are stopped. The rate ratio is the
-    server's rate relative to the first row's, taken within a round: higher is better.
+    The servers take turns, window by window, while the others are stopped. A window in which other
+    programs took CPU time is measured again. The rate ratio is the server's rate relative to the
+    first row's, taken within a round: higher is better.
     """
     method = compare.Method(windows, window, warmup)
     counts = connections or (ONE_CASE if engine_names is None else CURVE)
@@ -149,7 +158,7 @@ def bench(
         for name, comparison in comparisons.items():
             show(name, comparison)
     everything = [result for each in comparisons.values() for result in each.results]
-    return code or drawn or (NOT_VALID if any(result.problems for result in everything) else OK)
+    return code or drawn or (NOT_VALID if any(each.all_problems() for each in everything) else OK)
 
 
 def draw(document: dict[str, Any], path: str) -> int:
@@ -212,7 +221,8 @@ def compare_all(
     """Compare in each case, the cases one after the other, and say beforehand how long it takes."""
     seconds = sum(method.seconds(servers, case) for case in cases)
     turns = sum(method.windows * len(compare.taking_part(servers, case)) for case in cases)
-    say(f"{turns} turns, which take about {format_duration(round(seconds) or 1)}")
+    about = format_duration(round(seconds) or 1)
+    say(f"{turns} turns, which take about {about}, or up to twice that on a busy machine")
     with progress_of(turns) as progress:
         return {
             case.title: compare.compare(servers, case, method, progress=progress) for case in cases
@@ -237,52 +247,88 @@ def progress_of(turns: int) -> Iterator[compare.Progress]:
 
 
 def show(name: str, comparison: compare.Comparison) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    notes = [
-        f"rate ratio: relative to {comparison.reference}, higher is better, median (quartiles) of "
-        "the rounds",
-        f"CPU: of the server per echo; floor {comparison.floor_us.median:.2f} us, both ends",
-        "memory: with all connections open, and for each of them",
-        *(f"n/a: the server {reason}" for reason in dict.fromkeys(comparison.left_out.values())),
-    ]
-    table = Table(
-        title=f"{name}: medians of {len(comparison.results[0].rates)} windows",
-        caption="; ".join(notes),
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    table.add_column("server")
-    for title in TITLES:
-        table.add_column(title, justify="right", no_wrap=True)
+    width = max(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH) if is_terminal() else WIDTH
+    rows = [*(row_of(comparison, result) for result in comparison.results)]
+    rows += [{"server": left_out, "rate": "n/a"} for left_out in comparison.left_out]
+    lines = [f"{name}: medians of {plural(len(comparison.results[0].rates), 'window')}", ""]
+    lines += table_lines(rows, width)
+    lines.append("")
+    for note in notes_of(comparison):
+        lines += textwrap.wrap(note, width, subsequent_indent="  ")
+    write_result("\n".join(lines))
     for result in comparison.results:
-        table.add_row(*cells(comparison, result))
-    for left_out in comparison.left_out:
-        table.add_row(left_out, "n/a")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a pipe has no width: write even a long server name on one line
-    with console.capture() as text:
-        console.print(table)
-    write_result(text.get().rstrip("\n"))
-    for result in comparison.results:
-        for problem in sorted(set(result.problems)):
+        for problem in result.all_problems():
             say(f"not valid: {result.name}: {problem}")
 
 
-def cells(comparison: compare.Comparison, result: compare.Result) -> Iterator[str]:
+def is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def table_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
+    """The rows under a head, with as many columns as fit.
+
+    A server's name that leaves no room for its row has a line of its own.
+    """
+    head = {title: title for title in TITLES}
+    widest = {title: max(len(row.get(title, "")) for row in (head, *rows)) for title in TITLES}
+    for without, gap in (((), "  "), ((), " "), (OPTIONAL[:1], " "), (OPTIONAL, " ")):
+        titles = [title for title in TITLES[1:] if title not in without]
+        figures = sum(widest[title] + len(gap) for title in titles)
+        if widest["server"] + figures <= width:
+            break
+    room = min(width - figures, widest["server"])
+    for row in (head, *rows):
+        first = row["server"]
+        if len(first) > room:
+            yield first
+            first = ""
+        cells = (row.get(title, "").rjust(widest[title]) for title in titles)
+        yield gap.join((first.ljust(room), *cells)).rstrip()
+        if row is head:
+            yield "-" * (room + figures)
+
+
+def notes_of(comparison: compare.Comparison) -> Iterator[str]:
+    """What the columns mean, and what is to know of this comparison."""
+    confidence = compare.Interval.of(comparison.results[0].rates).confidence
+    interval = f" of the rounds, and its {confidence:.0%} interval" if confidence else ""
+    yield f"rate ratio: relative to {comparison.reference}, higher is better; median{interval}"
+    yield (
+        f"CPU: of the server per echo; the kernel alone takes "
+        f"{comparison.floor_us.median:.2f} us for both ends"
+    )
+    yield "memory: with all connections open; each: for each of them"
+    if comparison.one_cpu:
+        yield "server and client share the only CPU, so the client waits by blocking"
+    if repeated := sum(result.repeated for result in comparison.results):
+        yield f"{plural(repeated, 'disturbed window')} measured again"
+    if any(comparison.rate_ratio(result) is None for result in comparison.results):
+        yield "-: in most windows of this server or of the reference nothing was answered"
+    for reason in dict.fromkeys(comparison.left_out.values()):
+        yield f"n/a: the server {reason}"
+
+
+def row_of(comparison: compare.Comparison, result: compare.Result) -> Row:
+    medians = [
+        compare.Interval.of(values).median
+        for values in (result.rates, result.p50s, result.p99s, result.cpu_per_echo)
+    ]
+    rate, *times = medians
+    figures = [format_rate(rate), *(format_duration(each / 1e6) for each in times)]
     memory = result.memory
-    yield result.name
-    yield format_rate(compare.Spread.of(result.rates).median)
-    for values in (result.p50s, result.p99s, result.cpu_per_echo):
-        yield format_duration(compare.Spread.of(values).median / 1e6)
-    yield format_size(memory.connected) if memory else "unknown"
-    yield format_size(max(memory.per_connection, 0)) if memory else "unknown"
-    yield spread_text(comparison.rate_ratio(result))
+    sizes = (memory.connected, max(memory.per_connection, 0)) if memory else ()
+    cells = (
+        result.name,
+        *(figures if rate else "-" * len(figures)),
+        *([format_size(size) for size in sizes] or ("unknown", "unknown")),
+        ratio_text(comparison.rate_ratio(result)),
+    )
+    return dict(zip(TITLES, cells, strict=True))
 
 
-def spread_text(spread: compare.Spread) -> str:
-    return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
+def ratio_text(ratio: compare.Interval | None) -> str:
+    if ratio is None:
+        return "-"
+    interval = f" ({ratio.low:.2f}-{ratio.high:.2f})" if ratio.confidence else ""
+    return f"{ratio.median:.2f}{interval}"

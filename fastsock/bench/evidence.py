@@ -1,0 +1,101 @@
+"""What disturbed a window: the client's own evidence, and CPU time that other programs took.
+
+Linux counts the idle time of each CPU (/proc/stat, proc_stat(5)). Time of the server's CPU that was
+neither idle nor the server's was taken by other programs, by interrupts or by the hypervisor. The
+time that the server's threads waited for a CPU does not tell that: with many threads on one CPU
+they wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsock.bench.server_process import ServerProcess
+from fastsock.client.report import LoadReport
+from fastsock.units import format_duration
+
+#: Codes of a load report's reasons that say that the client was disturbed, and not the server.
+CLIENT_CODES = frozenset({"client_away", "client_delayed", "throttled", "stolen", "sent_late"})
+
+#: Of the window: as much as may be missing from a figure of a load run before it is not valid.
+_MOST_TAKEN = 0.1
+_TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the resolution of /proc/stat
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Seconds, at a moment, of some CPUs: how long they were idle, and what we used of them."""
+
+    at: float
+    cpus: int
+    idle: float
+    own: float
+
+    @classmethod
+    def now(cls, server: ServerProcess, cpus: Collection[int], *, shared: bool) -> Usage:
+        """If `shared`, this process uses the CPUs too."""
+        own = server.cpu_seconds() + (time.process_time() if shared else 0.0)
+        return cls(time.monotonic(), len(cpus), idle_seconds(cpus), own)
+
+    def taken_since(self, before: Usage) -> float:
+        """Seconds of the CPUs that others took since `before`."""
+        available = (self.at - before.at) * self.cpus
+        return max(available - (self.idle - before.idle) - (self.own - before.own), 0.0)
+
+
+def idle_seconds(cpus: Collection[int]) -> float:
+    """How long the CPUs were idle, also while a task waited for a disk."""
+    total = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cpus:
+            total += int(fields[3]) + int(fields[4])
+    return total * _TICK
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Of one window: why it should be measured again, if it should.
+
+    `taken` is seconds of the server's CPU, from before the clients connected until all their
+    connections were closed: all of it may have fallen into the window. `client` has the codes and
+    texts of the reasons that concern the client.
+    """
+
+    taken: float
+    client: Mapping[str, str]
+    disturbances: tuple[str, ...]
+
+    @classmethod
+    def of(cls, report: LoadReport, window: float, before: Usage, after: Usage) -> Evidence:
+        taken = after.taken_since(before)
+        reasons = {code_of(each): str(each) for each in report.reasons}
+        client = {code: text for code, text in reasons.items() if code in CLIENT_CODES}
+        disturbances = list(client.values())
+        # A quiet machine had -6 to 14 ms in 108 windows, as the counters have this resolution.
+        if taken > (_MOST_TAKEN * window + _TICK) * after.cpus:
+            turn = format_duration(after.at - before.at)
+            disturbances.append(
+                f"other programs took {format_duration(taken)} of the server's CPU in {turn}"
+            )
+        return cls(taken, client, tuple(disturbances))
+
+    @property
+    def disturbed(self) -> bool:
+        return bool(self.disturbances)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "server_cpu_taken_s": self.taken,
+            "client": list(self.client),
+            "disturbed": self.disturbed,
+        }
+
+
+def code_of(reason: object) -> str:
+    return getattr(reason, "code", "")

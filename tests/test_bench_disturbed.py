@@ -1,0 +1,212 @@
+"""Windows that other programs disturbed, and what a comparison says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from fastsock.bench import comparison as compare
+from fastsock.bench.contenders import native
+from fastsock.bench.evidence import Evidence, Usage
+from fastsock.cli import run
+from fastsock.client.report import Latency, LoadReport
+
+command: Any = import_module("fastsock.cli.bench")  # the package has the command of this name
+
+SHORT = ("--windows", "1", "--window", "200ms", "--warmup", "10ms")
+QUIET = Evidence(0.0, {}, ())
+DISTURBED = Evidence(1.0, {}, ("other programs took 1s of the server's CPU in 2s",))
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def report_with(*reasons: Any) -> LoadReport:
+    return LoadReport("", {}, 1.0, 100, 6400, Latency(), Latency(), reasons=reasons)
+
+
+AWAY = Reason("client_away", "the client was away for 0.3 s")
+ERRORS = Reason("errors", "connections reset by the server: 1")
+SILENT = Reason("no_messages", "no message was answered in the window")
+DELAYED = Reason("server_delayed", "the server waited for a CPU for 0.3 s")
+
+
+@contextmanager
+def computing(cpu: int) -> Iterator[None]:
+    """Another program that takes what it can of a CPU."""
+    with compare.pinned(cpu), subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            with compare.pinned(None):
+                yield
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize(
+    ("taken", "cpus", "disturbed"),
+    [(0.0, 1, False), (0.055, 1, False), (0.065, 1, True), (0.065, 2, False), (0.13, 2, True)],
+)
+def test_time_that_others_took(taken: float, cpus: int, disturbed: bool) -> None:
+    """More than a tenth of the window, and a tick of 10 ms, for each of the server's CPUs."""
+    before = Usage(at=10.0, cpus=cpus, idle=5.0, own=3.0)
+    after = Usage(at=10.7, cpus=cpus, idle=5.1, own=3.0 + 0.7 * cpus - 0.1 - taken)
+    evidence = Evidence.of(report_with(), 0.5, before, after)
+    assert evidence.taken == pytest.approx(taken)
+    assert evidence.disturbed == disturbed
+    assert evidence.as_dict()["disturbed"] == disturbed
+    if disturbed:
+        (text,) = evidence.disturbances
+        assert text == f"other programs took {taken * 1e3:g}ms of the server's CPU in 700ms"
+
+
+def test_the_clients_own_evidence() -> None:
+    """A reason about the client is a disturbance; errors are not, nor a delay of the server.
+
+    Threads that share a CPU delay each other: that is no disturbance.
+    """
+    before = after = Usage(at=10.0, cpus=1, idle=5.0, own=3.0)
+    evidence = Evidence.of(report_with(DELAYED, ERRORS, AWAY), 0.5, before, after)
+    assert evidence.disturbances == (AWAY.text,)
+    assert evidence.as_dict()["client"] == ["client_away"]
+    assert compare.problems_of(report_with(DELAYED, ERRORS, AWAY)) == [ERRORS.text]
+
+
+Turn = tuple[LoadReport, Evidence]
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, turns: list[Turn]) -> compare.Comparison:
+    """A comparison of one server in two rounds whose turns give these reports."""
+    monkeypatch.setattr(compare, "run_turn", lambda *_: turns.pop(0))
+    return compare.compare([native("epoll")], compare.Case(1), compare.Method(2, 0.05, 0.01))
+
+
+def test_a_disturbed_window_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is not disturbed; the number is told, and the results have the last one."""
+    turns = [(report_with(SILENT, AWAY), DISTURBED), (report_with(), QUIET), (report_with(), QUIET)]
+    comparison = compared(monkeypatch, turns)
+    (result,) = comparison.as_dict()["results"]
+    assert not turns
+    assert (result["windows"], result["repeated"], result["problems"]) == (2, 1, [])
+    assert [each["disturbed"] for each in result["evidence"]] == [False, False]
+    assert "1 disturbed window measured again" in command.notes_of(comparison)
+
+
+def test_windows_are_measured_again_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as were planned, of all servers together. What stays disturbed is a problem."""
+    turns = [(report_with(), DISTURBED)] * 4
+    (result,) = compared(monkeypatch, turns).as_dict()["results"]
+    assert not turns
+    assert (result["windows"], result["repeated"]) == (2, 2)
+    (problem,) = result["problems"]
+    assert problem == f"2 of 2 windows stayed disturbed: {DISTURBED.disturbances[0]}"
+
+
+def test_errors_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the window has."""
+    turns = [(report_with(ERRORS, AWAY), DISTURBED), (report_with(), QUIET)]
+    (result,) = compared(monkeypatch, turns).as_dict()["results"]
+    assert result["repeated"] == 0
+    assert result["problems"][0] == ERRORS.text
+    assert "1 of 2 windows stayed disturbed" in result["problems"][1]
+
+
+def test_beside_a_program_on_the_servers_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """The windows are measured again, in vain; the row says so, and the exit code is 4."""
+    server_cpu, _ = compare.cpus_for_both()
+    with computing(min(os.sched_getaffinity(0)) if server_cpu is None else server_cpu):
+        code = run(["bench", "--engines", "epoll,stdlib-threads", "-c", "4", *SHORT, "--json", "-"])
+    assert code == 4
+    shown = capsys.readouterr()
+    for result in json.loads(shown.out)["cases"][0]["results"]:
+        assert result["evidence"][0]["server_cpu_taken_s"] > 0.03
+        assert "1 of 1 windows stayed disturbed" in result["problems"][-1]
+
+
+def test_time_of_ended_processes_is_the_servers_own() -> None:
+    """A process for each connection has ended when the time is read: others did not take it."""
+    case, method = compare.Case(4, reconnect_every=10, wait="block"), compare.Method(1, 0.2, 0)
+    with compare.started(native("fork"), None) as server:
+        before = server.cpu_seconds()
+        report, _ = compare.run_turn(server, case, method, os.sched_getaffinity(0))
+        own = server.cpu_seconds() - before
+    assert report.server_cpu
+    assert own > 0.8 * report.server_cpu - 0.01  # a tick
+
+
+def test_one_cpu_for_both() -> None:
+    """The client waits by blocking, or it would take the server's CPU; and the table says so."""
+    with compare.pinned(min(os.sched_getaffinity(0))):
+        method = compare.Method(1, 0.05, 0.01)
+        comparison = compare.compare([native("epoll")], compare.Case(2), method)
+    case = comparison.as_dict()
+    assert (case["one_cpu"], case["case"]["wait"]) == (True, "block")
+    told = "server and client share the only CPU, so the client waits by blocking"
+    assert told in command.notes_of(comparison)
+
+
+def result_of(name: str, rate: float) -> compare.Result:
+    memory = compare.Memory(12 << 20, 123 << 20, 1000)
+    values = {"rates": [rate] * 9, "p50s": [123.4] * 9, "p99s": [1234.0] * 9}
+    return compare.Result(name, memory, cpu_per_echo=[12.3] * 9, **values)
+
+
+def shown_of(*results: compare.Result, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    floor = compare.Interval.of([1.0])
+    command.show("a case", compare.Comparison(compare.Case(), results, floor, results[0].name))
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("name", ["stdlib selectors, unix", "fastsock datagrams, unixgram"])
+def test_a_table_fits_80_columns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With whole names and the interval, whatever else is left out."""
+    lines = shown_of(
+        result_of("fastsock io_uring", 12345678), result_of(name, 12345), capsys=capsys
+    )
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if line.startswith(name))
+    assert row.endswith("0.00 (0.00-0.00)")
+
+
+def test_a_long_name_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is whole, also if it is longer than a line."""
+    name = "a rival " * 12
+    lines = shown_of(result_of("fastsock epoll", 12345), result_of(name, 24690), capsys=capsys)
+    where = lines.index(name)
+    assert lines[where + 1].startswith("  ")
+    assert "2.00 (2.00-2.00)" in lines[where + 1]
+    assert max(len(line) for line in lines if line != name) <= 80
+
+
+def test_a_wide_terminal_has_all_columns() -> None:
+    """What was left out comes back, and no cell is cut."""
+    row = dict.fromkeys(command.TITLES, "x" * 16)
+    head, _, first = command.table_lines([row], 200)
+    assert head.split() == " ".join(command.TITLES).split()
+    assert first.split() == ["x" * 16] * len(command.TITLES)
+
+
+def test_a_server_that_answers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither 0 nor a latency of nothing is shown, and the table says why."""
+    lines = shown_of(result_of("fastsock epoll", 0.0), result_of("other", 10), capsys=capsys)
+    silent, other = (
+        next(line for line in lines if line.startswith(name)).split()
+        for name in ("fastsock epoll", "other")
+    )
+    assert silent[2:6] == ["-"] * 4
+    assert silent[-1] == other[-1] == "-"
+    assert "-: in most windows of this server or of the reference nothing was answered" in lines
