@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastsock.bench import comparison as compare
 from fastsock.bench.contenders import native
-from fastsock.bench.evidence import Evidence, Usage
+from fastsock.bench.evidence import Evidence, Usage, idle_seconds
 from fastsock.cli import run
 from fastsock.client.report import Latency, LoadReport
 
@@ -72,6 +73,24 @@ def test_time_that_others_took(taken: float, cpus: int, disturbed: bool) -> None
     if disturbed:
         (text,) = evidence.disturbances
         assert text == f"other programs took {taken * 1e3:g}ms of the server's CPU in 700ms"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cpu  1 2 3 4 5\ncpu1 1 2 3 4 5", "cpu0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0"]
+)
+def test_idle_time_that_is_hidden(text: str, tmp_path: Path) -> None:
+    """Some containers have no such file, other CPUs in it, or only zeros: it is not known then.
+
+    The window is judged by what is known.
+    """
+    stat = tmp_path / "stat"
+    assert idle_seconds({0, 1}, stat) is None
+    stat.write_text(text)
+    assert idle_seconds({0, 1}, stat) is None
+    usage = Usage(at=10.0, cpus=1, idle=None, own=3.0)
+    evidence = Evidence.of(report_with(), 0.5, usage, usage)
+    assert evidence.as_dict()["server_cpu_taken_s"] is None
+    assert not evidence.disturbed
 
 
 def test_the_clients_own_evidence() -> None:
@@ -180,6 +199,7 @@ def test_a_table_fits_80_columns(name: str, capsys: pytest.CaptureFixture[str]) 
     assert max(map(len, lines)) <= 80
     (row,) = (line for line in lines if line.startswith(name))
     assert row.endswith("0.00 (0.00-0.00)")
+    assert ("memory" in lines[2]) == ("memory: with all connections open" in lines)
 
 
 def test_a_long_name_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +222,7 @@ def test_a_wide_terminal_has_all_columns() -> None:
 
 def test_a_server_that_answers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither 0 nor a latency of nothing is shown, and the table says why."""
-    lines = shown_of(result_of("fastsock epoll", 0.0), result_of("other", 10), capsys=capsys)
+    lines = shown_of(result_of("fastsock epoll", 0.0), result_of("other", 10.0), capsys=capsys)
     silent, other = (
         next(line for line in lines if line.startswith(name)).split()
         for name in ("fastsock epoll", "other")

@@ -29,11 +29,14 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the resolution of /proc/stat
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Seconds, at a moment, of some CPUs: how long they were idle, and what we used of them."""
+    """Seconds, at a moment, of some CPUs: how long they were idle, and what we used of them.
+
+    `idle` is None where /proc/stat does not tell it, as in some containers.
+    """
 
     at: float
     cpus: int
-    idle: float
+    idle: float | None
     own: float
 
     @classmethod
@@ -42,20 +45,23 @@ class Usage:
         own = server.cpu_seconds() + (time.process_time() if shared else 0.0)
         return cls(time.monotonic(), len(cpus), idle_seconds(cpus), own)
 
-    def taken_since(self, before: Usage) -> float:
-        """Seconds of the CPUs that others took since `before`."""
+    def taken_since(self, before: Usage) -> float | None:
+        """Seconds of the CPUs that others took since `before`; None if it is not known."""
+        if self.idle is None or before.idle is None:
+            return None
         available = (self.at - before.at) * self.cpus
         return max(available - (self.idle - before.idle) - (self.own - before.own), 0.0)
 
 
-def idle_seconds(cpus: Collection[int]) -> float:
-    """How long the CPUs were idle, also while a task waited for a disk."""
-    total = 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cpus:
-            total += int(fields[3]) + int(fields[4])
-    return total * _TICK
+def idle_seconds(cpus: Collection[int], stat: Path = Path("/proc/stat")) -> float | None:
+    """How long the CPUs were idle, also while a task waited for a disk; None if it is not known."""
+    names = {f"cpu{cpu}" for cpu in cpus}
+    try:
+        rows = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return None
+    found = [int(row[4]) + int(row[5]) for row in rows if row[0] in names]
+    return sum(found) * _TICK if len(found) == len(names) and any(found) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,14 @@ class Evidence:
 
     `taken` is seconds of the server's CPU, from before the clients connected until all their
     connections were closed: all of it may have fallen into the window. `client` has the codes and
-    texts of the reasons that concern the client.
+    texts of the reasons that concern the client. `run_delay` is how many seconds the server's
+    threads, all together, waited for a CPU in the window. Both may be unknown.
     """
 
-    taken: float
+    taken: float | None
     client: Mapping[str, str]
     disturbances: tuple[str, ...]
+    run_delay: float | None = None
 
     @classmethod
     def of(cls, report: LoadReport, window: float, before: Usage, after: Usage) -> Evidence:
@@ -78,12 +86,13 @@ class Evidence:
         client = {code: text for code, text in reasons.items() if code in CLIENT_CODES}
         disturbances = list(client.values())
         # A quiet machine had -6 to 14 ms in 108 windows, as the counters have this resolution.
-        if taken > (_MOST_TAKEN * window + _TICK) * after.cpus:
+        if taken is not None and taken > (_MOST_TAKEN * window + _TICK) * after.cpus:
             turn = format_duration(after.at - before.at)
             disturbances.append(
                 f"other programs took {format_duration(taken)} of the server's CPU in {turn}"
             )
-        return cls(taken, client, tuple(disturbances))
+        waited = getattr(getattr(report, "server", None), "run_delay_s", None)
+        return cls(taken, client, tuple(disturbances), waited)
 
     @property
     def disturbed(self) -> bool:
@@ -92,6 +101,7 @@ class Evidence:
     def as_dict(self) -> dict[str, Any]:
         return {
             "server_cpu_taken_s": self.taken,
+            "server_run_delay_s": self.run_delay,
             "client": list(self.client),
             "disturbed": self.disturbed,
         }

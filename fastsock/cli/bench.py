@@ -253,7 +253,7 @@ def show(name: str, comparison: compare.Comparison) -> None:
     lines = [f"{name}: medians of {plural(len(comparison.results[0].rates), 'window')}", ""]
     lines += table_lines(rows, width)
     lines.append("")
-    for note in notes_of(comparison):
+    for note in notes_of(comparison, titles=lines[2].split()):
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     write_result("\n".join(lines))
     for result in comparison.results:
@@ -289,7 +289,7 @@ def table_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
             yield "-" * (room + figures)
 
 
-def notes_of(comparison: compare.Comparison) -> Iterator[str]:
+def notes_of(comparison: compare.Comparison, titles: Sequence[str] = TITLES) -> Iterator[str]:
     """What the columns mean, and what is to know of this comparison."""
     confidence = compare.Interval.of(comparison.results[0].rates).confidence
     interval = f" of the rounds, and its {confidence:.0%} interval" if confidence else ""
@@ -298,7 +298,9 @@ def notes_of(comparison: compare.Comparison) -> Iterator[str]:
         f"CPU: of the server per echo; the kernel alone takes "
         f"{comparison.floor_us.median:.2f} us for both ends"
     )
-    yield "memory: with all connections open; each: for each of them"
+    if "memory" in titles:
+        each = "; each: for each of them" if "each" in titles else ""
+        yield f"memory: with all connections open{each}"
     if comparison.one_cpu:
         yield "server and client share the only CPU, so the client waits by blocking"
     if repeated := sum(result.repeated for result in comparison.results):
