@@ -17,6 +17,7 @@ from functools import partial
 from math import log
 from pathlib import Path
 from random import Random
+from statistics import quantiles
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -175,6 +176,20 @@ def test_an_interval_holds_the_median_as_often_as_it_says() -> None:
     ]
     held = sum(each.low <= log(2) <= each.high for each in intervals) / len(intervals)
     assert held == pytest.approx(intervals[0].confidence, abs=0.01)
+
+
+def test_two_runs_have_intervals_that_overlap() -> None:
+    """Runs that differ by chance alone hardly ever contradict each other, as quartiles do."""
+    random = Random(2)
+    apart = {"interval": 0, "quartiles": 0}
+    for _ in range(2000):
+        runs = [[random.gauss(1, 0.03) for _ in range(compare.Method().windows)] for _ in range(2)]
+        one, other = (compare.Interval.of(run) for run in runs)
+        apart["interval"] += one.high < other.low or other.high < one.low
+        (low, _, high), (low2, _, high2) = (quantiles(run, method="inclusive") for run in runs)
+        apart["quartiles"] += high < low2 or high2 < low
+    assert apart["interval"] < 0.01 * 2000
+    assert apart["quartiles"] > 0.03 * 2000
 
 
 def test_a_rate_of_0_has_no_ratio() -> None:
