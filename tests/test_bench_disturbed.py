@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fastsock.bench import comparison as compare
 from fastsock.bench.contenders import native
 from fastsock.bench.evidence import Evidence, Usage, idle_seconds
 from fastsock.cli import run
-from fastsock.client.report import Latency, LoadReport
+from fastsock.client.report import Finding, Latency, LoadReport
 
 command: Any = import_module("fastsock.cli.bench")  # the package has the command of this name
 
@@ -28,23 +27,14 @@ QUIET = Evidence(0.0, {}, ())
 DISTURBED = Evidence(1.0, {}, ("other programs took 1s of the server's CPU in 2s",))
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    code: str
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def report_with(*reasons: Any) -> LoadReport:
+def report_with(*reasons: Finding) -> LoadReport:
     return LoadReport("", {}, 1.0, 100, 6400, Latency(), Latency(), reasons=reasons)
 
 
-AWAY = Reason("client_away", "the client was away for 0.3 s")
-ERRORS = Reason("errors", "connections reset by the server: 1")
-SILENT = Reason("no_messages", "no message was answered in the window")
-DELAYED = Reason("server_delayed", "the server waited for a CPU for 0.3 s")
+AWAY = Finding("client_away", "the client was away for 0.3 s")
+ERRORS = Finding("errors", "connections reset by the server: 1")
+SILENT = Finding("no_messages", "no message was answered in the window")
+DELAYED = Finding("server_delayed", "the server waited for a CPU for 0.3 s")
 
 
 @contextmanager
@@ -100,9 +90,9 @@ def test_the_clients_own_evidence() -> None:
     """
     before = after = Usage(at=10.0, cpus=1, idle=5.0, own=3.0)
     evidence = Evidence.of(report_with(DELAYED, ERRORS, AWAY), 0.5, before, after)
-    assert evidence.disturbances == (AWAY.text,)
+    assert evidence.disturbances == (str(AWAY),)
     assert evidence.as_dict()["client"] == ["client_away"]
-    assert compare.problems_of(report_with(DELAYED, ERRORS, AWAY)) == [ERRORS.text]
+    assert compare.problems_of(report_with(DELAYED, ERRORS, AWAY)) == [str(ERRORS)]
 
 
 Turn = tuple[LoadReport, Evidence]
@@ -140,7 +130,7 @@ def test_errors_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = [(report_with(ERRORS, AWAY), DISTURBED), (report_with(), QUIET)]
     (result,) = compared(monkeypatch, turns).as_dict()["results"]
     assert result["repeated"] == 0
-    assert result["problems"][0] == ERRORS.text
+    assert result["problems"][0] == str(ERRORS)
     assert "1 of 2 windows stayed disturbed" in result["problems"][1]
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from fastsock._native.client import floor
 from fastsock.bench.contenders import Contender
-from fastsock.bench.evidence import CLIENT_CODES, Evidence, Usage, code_of
+from fastsock.bench.evidence import CLIENT_CODES, Evidence, Usage
 from fastsock.bench.server_process import ServerProcess
 from fastsock.client import load as client
 from fastsock.client.options import Wait
@@ -377,12 +377,12 @@ def problems_of(report: LoadReport) -> list[str]:
     delay each other.
     """
     others = CLIENT_CODES | {"server_delayed"}
-    return [str(each) for each in report.reasons if code_of(each) not in others]
+    return [str(each) for each in report.reasons if each.code not in others]
 
 
 def failures_of(report: LoadReport) -> list[str]:
     """The problems that no disturbance explains: errors, lost or corrupt bytes."""
-    reasons = [each for each in report.reasons if code_of(each) != "no_messages"]
+    reasons = [each for each in report.reasons if each.code != "no_messages"]
     return problems_of(replace(report, reasons=tuple(reasons)))
 
 

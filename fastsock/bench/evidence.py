@@ -82,7 +82,7 @@ class Evidence:
     @classmethod
     def of(cls, report: LoadReport, window: float, before: Usage, after: Usage) -> Evidence:
         taken = after.taken_since(before)
-        reasons = {code_of(each): str(each) for each in report.reasons}
+        reasons = {each.code: str(each) for each in report.reasons}
         client = {code: text for code, text in reasons.items() if code in CLIENT_CODES}
         disturbances = list(client.values())
         # A quiet machine had -6 to 14 ms in 108 windows, as the counters have this resolution.
@@ -105,7 +105,3 @@ class Evidence:
             "client": list(self.client),
             "disturbed": self.disturbed,
         }
-
-
-def code_of(reason: object) -> str:
-    return getattr(reason, "code", "")
