@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def test_the_clients_own_evidence() -> None:
     assert evidence.disturbances == (str(AWAY),)
     assert evidence.as_dict()["client"] == ["client_away"]
     assert compare.problems_of(report_with(DELAYED, ERRORS, AWAY)) == [str(ERRORS)]
+
+
+def test_a_client_that_shares_a_cpu_with_the_server_waits_for_it() -> None:
+    """That is no disturbance; time that others took of that CPU is, and throttling."""
+    usage = Usage(at=10.0, cpus=1, idle=5.0, own=3.0, shared=True)
+    throttled = Finding("throttled", "the client was throttled for 0.3 s")
+    evidence = Evidence.of(report_with(AWAY, throttled), 0.5, usage, usage)
+    assert evidence.disturbances == (str(throttled),)
+    assert evidence.as_dict()["client"] == ["client_away", "throttled"]
+    later = replace(usage, at=10.5)
+    assert Evidence.of(report_with(AWAY), 0.5, usage, later).disturbed
 
 
 Turn = tuple[LoadReport, Evidence]

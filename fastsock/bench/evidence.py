@@ -22,6 +22,9 @@ from fastsock.units import format_duration
 #: Codes of a load report's reasons that say that the client was disturbed, and not the server.
 CLIENT_CODES = frozenset({"client_away", "client_delayed", "throttled", "stolen", "sent_late"})
 
+#: Those that say nothing where client and server share CPUs: each waits for the other.
+_WAITING = frozenset({"client_away", "client_delayed", "sent_late"})
+
 #: Of the window: as much as may be missing from a figure of a load run before it is not valid.
 _MOST_TAKEN = 0.1
 _TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the resolution of /proc/stat
@@ -31,19 +34,21 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the resolution of /proc/stat
 class Usage:
     """Seconds, at a moment, of some CPUs: how long they were idle, and what we used of them.
 
-    `idle` is None where /proc/stat does not tell it, as in some containers.
+    `idle` is None where /proc/stat does not tell it, as in some containers. If `shared`, they are
+    the client's CPUs too.
     """
 
     at: float
     cpus: int
     idle: float | None
     own: float
+    shared: bool = False
 
     @classmethod
     def now(cls, server: ServerProcess, cpus: Collection[int], *, shared: bool) -> Usage:
-        """If `shared`, this process uses the CPUs too."""
+        """If `shared`, this process uses the CPUs too, and its time is ours."""
         own = server.cpu_seconds() + (time.process_time() if shared else 0.0)
-        return cls(time.monotonic(), len(cpus), idle_seconds(cpus), own)
+        return cls(time.monotonic(), len(cpus), idle_seconds(cpus), own, shared)
 
     def taken_since(self, before: Usage) -> float | None:
         """Seconds of the CPUs that others took since `before`; None if it is not known."""
@@ -84,7 +89,8 @@ class Evidence:
         taken = after.taken_since(before)
         reasons = {each.code: str(each) for each in report.reasons}
         client = {code: text for code, text in reasons.items() if code in CLIENT_CODES}
-        disturbances = list(client.values())
+        waiting = _WAITING if after.shared else ()
+        disturbances = [text for code, text in client.items() if code not in waiting]
         # A quiet machine had -6 to 14 ms in 108 windows, as the counters have this resolution.
         if taken is not None and taken > (_MOST_TAKEN * window + _TICK) * after.cpus:
             turn = format_duration(after.at - before.at)
