@@ -166,6 +166,19 @@ def resets_after(size: int) -> Behaviour:
     return behave
 
 
+def closes_after(size: int) -> Behaviour:
+    """Echo `size` bytes, then send an end-of-file before the client's own."""
+
+    def behave(server: MisbehavingServer, connection: socket.socket) -> None:
+        left = size
+        while left > 0 and (data := server.recv(connection)):
+            connection.sendall(data[:left])
+            left -= len(data)
+        half_closes_first(server, connection)
+
+    return behave
+
+
 def resets_at_eof(server: MisbehavingServer, connection: socket.socket) -> None:
     """Echo every byte, and reset where an orderly close belongs."""
     echoes(server, connection)
@@ -267,6 +280,38 @@ def reset(connection: socket.socket) -> None:
     """Close with RST in place of FIN: SO_LINGER with a time of 0, socket(7)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+# --- datagrams ----------------------------------------------------------------------------------
+
+DatagramBehaviour = Callable[[int, bytes], list[bytes]]
+
+
+@contextmanager
+def datagram_server(behave: DatagramBehaviour, path: str = "") -> Iterator[str]:
+    """A server on UDP, or at a path, that answers with what `behave(number, payload)` returns."""
+    family = socket.AF_UNIX if path else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(path or (HOST, 0))
+        address = sock.getsockname()
+
+        def serve() -> None:
+            number = 0
+            while True:
+                payload, client = sock.recvfrom(CHUNK)
+                if client == address:  # sent by this test: the end
+                    return
+                for answer in behave(number, payload):
+                    sock.sendto(answer, client)
+                number += 1
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"unixgram://{path}" if path else f"udp://{HOST}:{address[1]}"
+        finally:
+            sock.sendto(b"", address)
+            thread.join()
 
 
 # --- addresses that do not accept ---------------------------------------------------------------

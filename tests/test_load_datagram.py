@@ -8,10 +8,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 from clients import running, wait_until
 from fastsock.pure.__main__ import main
-from load_runs import SERVED, faults, until_counted
+from load_runs import until_counted
+from misbehaving import datagram_server as misbehaving
 
 import fastsock
 from fastsock import pure
@@ -37,7 +36,6 @@ NATIVE_ONLY = ("wait", "threads")  # and gso, which has tests of its own
 
 Load = Callable[..., fastsock.LoadReport]
 Answers = list[bytes]
-Behaviour = Callable[[int, bytes], Answers]
 
 
 ENDPOINTS = {"udp": "udp://127.0.0.1:0", "unixgram": f"unixgram://@fastsock-test-{os.getpid()}"}
@@ -56,33 +54,6 @@ def load(request: pytest.FixtureRequest) -> Load:
         return pure.load(endpoint, **known)  # type: ignore[arg-type]
 
     return fastsock.load if request.param == "native" else load_purely
-
-
-@contextmanager
-def misbehaving(behave: Behaviour, path: str = "") -> Iterator[str]:
-    """A server on UDP, or at a path, that answers with what `behave(number, payload)` returns."""
-    family = socket.AF_UNIX if path else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind(path or ("127.0.0.1", 0))
-        address = sock.getsockname()
-
-        def serve() -> None:
-            number = 0
-            while True:
-                payload, client = sock.recvfrom(65535)
-                if client == address:  # sent by this test: the end
-                    return
-                for answer in behave(number, payload):
-                    sock.sendto(answer, client)
-                number += 1
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"unixgram://{path}" if path else f"udp://127.0.0.1:{address[1]}"
-        finally:
-            sock.sendto(b"", address)
-            thread.join()
 
 
 def counts(report: fastsock.LoadReport) -> dict[str, int]:
