@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 from clients import wait_until
-from leftovers import children
+from leftovers import children, descriptors
 
 import fastsock
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; /proc counts CPU time in ticks
 CPUS = sorted(os.sched_getaffinity(0))
 CLIENT_CPU, SERVER_CPU = CPUS[0], CPUS[-1]
-ESTABLISHED = "01"  # /proc/net/tcp
+ESTABLISHED, LISTEN = "01", "0A"  # /proc/net/tcp
 SPIN, BLOCK = ("--wait", "spin"), ("--wait", "block")
 TRIES = 5  # of a run that was flagged while the machine was busy
 
@@ -207,11 +207,23 @@ def children_of(pid: int) -> list[int]:
 
 
 def _connected(port: int) -> int:
-    """How many TCP connections there are to a local port, as accepted by the kernel."""
-    found = 0
+    """How many TCP connections there are to a local port, by the kernel's own list."""
+    return sum(state == ESTABLISHED for state, _ in _tcp_sockets(port))
+
+
+def listening(port: int, pid: int) -> bool:
+    """Whether a process listens on a TCP port."""
+    own = {what for _, what in descriptors(pid)}
+    return any(
+        state == LISTEN and f"socket:[{inode}]" in own for state, inode in _tcp_sockets(port)
+    )
+
+
+def _tcp_sockets(port: int) -> Iterator[tuple[str, str]]:
+    """State and inode of each TCP socket with this local port: proc_net_tcp of the kernel."""
     for name in ("tcp", "tcp6"):
         with suppress(FileNotFoundError):
             for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-                _, local, _, state, *_ = line.split()
-                found += state == ESTABLISHED and int(local.rpartition(":")[2], 16) == port
-    return found
+                _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+                if int(local.rpartition(":")[2], 16) == port:
+                    yield state, inode
