@@ -75,15 +75,23 @@ def test_half_close_through_nginx_as_it_comes() -> None:
     assert "proxy_half_close" in " ".join(seen.seen()["reasons"] + seen.seen()["notes"])
 
 
+def reloaded(*words: object) -> Run:
+    """A run through haproxy, which is reloaded in the window."""
+    with (
+        echo_server() as server,
+        haproxy(server.endpoint) as proxy,
+        Client(proxy.endpoint, *words) as client,
+    ):
+        client.wait_connected(4)
+        time.sleep(1.3)  # the warm-up takes 0.3 s
+        proxy.reload()
+        return client.finish()
+
+
 def test_haproxy_is_reloaded() -> None:
     """With reconnect the run goes on; each connection that was cut is an outage."""
     words = ("-d", "3s", "-c", 4, "--rate", 1000, "--on-disconnect", "reconnect")
-    with echo_server() as server, haproxy(server.endpoint) as proxy:
-        with Client(proxy.endpoint, *words) as client:
-            client.wait_connected(4)
-            time.sleep(1.3)  # the warm-up takes 0.3 s
-            proxy.reload()
-            seen = client.finish()
+    seen = reloaded(*words)
     keep("haproxy", "reload; --on-disconnect reconnect", "4 outages, no error", seen)
     assert seen.report["outages"]["count"] == 4
     assert not sum(seen.report["errors"].values())
@@ -92,12 +100,7 @@ def test_haproxy_is_reloaded() -> None:
 
 def test_haproxy_is_reloaded_under_a_client_that_stops() -> None:
     """By default what was cut is an error."""
-    with echo_server() as server, haproxy(server.endpoint) as proxy:
-        with Client(proxy.endpoint, "-d", "3s", "-c", 4, "--rate", 1000) as client:
-            client.wait_connected(4)
-            time.sleep(1.3)  # the warm-up takes 0.3 s
-            proxy.reload()
-            seen = client.finish()
+    seen = reloaded("-d", "3s", "-c", 4, "--rate", 1000)
     keep("haproxy", "reload", "errors", seen)
     assert seen.exit_code == 1
     assert "errors" in seen.codes
@@ -105,14 +108,16 @@ def test_haproxy_is_reloaded_under_a_client_that_stops() -> None:
 
 def test_the_server_behind_is_restarted() -> None:
     words = ("-d", "3s", "-c", 4, "--rate", 1000, "--on-disconnect", "reconnect")
-    with echo_server() as server, nginx(server.endpoint) as proxy:
-        with Client(proxy.endpoint, *words) as client:
-            client.wait_connected(4)
-            time.sleep(1.3)  # the warm-up takes 0.3 s
-            endpoint = server.endpoint
-            server.stop()
-            with echo_server(str(endpoint)):
-                seen = client.finish()
+    with (
+        echo_server() as server,
+        nginx(server.endpoint) as proxy,
+        Client(proxy.endpoint, *words) as client,
+    ):
+        client.wait_connected(4)
+        time.sleep(1.3)  # the warm-up takes 0.3 s
+        server.stop()
+        with echo_server(str(server.endpoint)):
+            seen = client.finish()
     keep("nginx", "server behind it restarted; --on-disconnect reconnect", "outages", seen)
     assert seen.report["outages"]["count"] >= 4
     assert not sum(seen.report["errors"].values())
