@@ -77,9 +77,9 @@ def table_of(records: list[Record]) -> Iterator[str]:
 
 def healthy(record: Record) -> Iterator[str]:
     runs = record["runs"]
-    yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Beside {record['quiet']} the"
-    yield "driver read a quiet machine. Steal and the CPU time of other processes are in ms: the most"
-    yield "beside one run, and the sum of all of that kind."
+    yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Beside {record['quiet']}"
+    yield "the driver read a quiet machine. Steal and the time of other processes are in ms: the"
+    yield "most beside one run, and the sum of all of that kind."
     yield ""
     yield "| kind | runs | flagged | steal | other processes |"
     yield "|---|---:|---:|---:|---:|"
