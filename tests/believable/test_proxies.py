@@ -42,24 +42,30 @@ def keep(name: str, disturbance: str, expected: str, seen: Run) -> None:
     )
 
 
+def without_error(proxy: Proxy, *words: object) -> Run:
+    """A run in which every byte came back, also on a busy machine."""
+    seen = load(proxy.endpoint, *words)
+    assert not sum(seen.report["errors"].values()), seen.report["errors"]
+    assert seen.report["lost_bytes"] == seen.report["corrupt_bytes"] == 0
+    return seen
+
+
 @pytest.mark.parametrize("how", LOADS)
 @pytest.mark.parametrize("name", PROXIES)
 def test_through_a_proxy(name: str, how: str) -> None:
     """All answers came before the client closed, so the run is valid with any proxy."""
     with echo_server() as server, PROXIES[name](server.endpoint) as proxy:
-        seen = undisturbed(lambda: load(proxy.endpoint, "-d", "1s", *LOADS[how]))
+        seen = undisturbed(lambda: without_error(proxy, "-d", "1s", *LOADS[how]))
     keep(name, f"{how} load", "valid", seen)
     assert seen.valid, (seen.report["reasons"], seen.beside)
     assert seen.exit_code == 0
-    assert not sum(seen.report["errors"].values())
-    assert seen.report["lost_bytes"] == seen.report["corrupt_bytes"] == 0
 
 
 @pytest.mark.parametrize("name", ["nginx with proxy_half_close on", "haproxy"])
 def test_half_close_through_a_proxy_that_passes_it_on(name: str) -> None:
     words = ("-d", "1s", "-c", 8, "--depth", 16, "--wait", "block", "--finish", "half-close")
     with echo_server() as server, PROXIES[name](server.endpoint) as proxy:
-        seen = undisturbed(lambda: load(proxy.endpoint, *words))
+        seen = undisturbed(lambda: without_error(proxy, *words))
     keep(name, "half-close with messages outstanding", "valid", seen)
     assert seen.valid, (seen.report["reasons"], seen.beside)
 
