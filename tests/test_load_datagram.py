@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from clients import running, wait_until
 from fastsock.pure.__main__ import main
-from load_runs import until_counted
+from load_runs import SERVED, faults, until_counted
 from misbehaving import datagram_server as misbehaving
 
 import fastsock

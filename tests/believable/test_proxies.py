@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 from proxies import Proxy, haproxy, nginx, version
 from records import record
-from runs import Client, Run, echo_server, load, undisturbed
+from runs import SERVER_CPU, Client, Run, echo_server, load, undisturbed
+from servers import delayed_echo
 
 import fastsock
 
@@ -73,7 +74,11 @@ def test_half_close_through_a_proxy_that_passes_it_on(name: str) -> None:
 def test_half_close_through_nginx_as_it_comes() -> None:
     """It closes both sides when one closes. The report says so, and names the usual cause."""
     words = ("-d", "1s", "-c", 8, "--depth", 16, "--wait", "block", "--finish", "half-close")
-    with echo_server() as server, nginx(server.endpoint) as proxy:
+    # Behind it is a server that answers late: else the last answers may come before nginx closes.
+    with (
+        delayed_echo(0.05, cpu=SERVER_CPU) as server,
+        nginx(fastsock.Endpoint.parse(server.endpoint)) as proxy,
+    ):
         seen = load(proxy.endpoint, *words)
     keep("nginx", "half-close with messages outstanding", "errors, and the usual cause", seen)
     assert seen.exit_code == 1
