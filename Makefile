@@ -34,12 +34,6 @@ believable: $(VENV)/.test
 	$(BIN)/pytest -p no:xdist -m '$(BELIEVABLE)' -o faulthandler_timeout=1700; code=$$?; \
 		$(BIN)/python -m tests.believable.page && exit $$code
 
-# Compares what the load client reports with what was disturbed, one test after the other: two that
-# ran side by side would disturb each other. Root; each writes build/believable/NAME.json.
-believable: $(VENV)/.test
-	rm -f build/believable/*.json
-	$(BIN)/pytest -p no:xdist -m believable
-
 # The tests with extension modules built for gcc's sanitizers, in build/asan and build/tsan beside
 # the usual modules. The interpreter is built without them, so their runtime is preloaded, and that
 # of C++ too: without it an exception in matplotlib ends the process. Leaks are not searched for,

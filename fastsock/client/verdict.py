@@ -1,8 +1,8 @@
 """The verdict on a run: are its figures those of the server and the path?
 
 A run is not valid when, without what the evidence covers, a judged figure would differ by more than
-a tenth. Judged are the percentiles p50, p90, p99 and p99.9 that have at least ten answers above
-them, and in a closed loop the rate.
+a tenth, and by more than chance explains. Judged are the percentiles p50, p90, p99 and p99.9 that
+have at least ten answers above them, and in a closed loop the rate.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _differences(seen: Seen) -> Iterator[str]:
             break
         measured = seen.latency.percentile(percent) / 1e9
         without = seen.latency_without_away.percentile(percent) / 1e9
-        if measured > without * (1 + _TOLERANCE):
+        if _by_chance(seen.latency, percent) > without * (1 + _TOLERANCE):
             yield f"p{percent:g} would be {_time(without)}, not {_time(measured)}"
     if seen.options.rate is None and seen.duration > 0:
         client = seen.client
@@ -226,6 +226,17 @@ def _differences(seen: Seen) -> Iterator[str]:
         if seen.duration > present * (1 + _TOLERANCE):
             would = f"{format_rate(seen.messages / present)}" if present else "unknown"
             yield f"the rate would be {would}, not {format_rate(seen.messages / seen.duration)}"
+
+
+def _by_chance(latency: Histogram, percent: float) -> float:
+    """How low the percentile may come out by chance alone, in seconds.
+
+    The number of answers above a percentile varies from run to run with the square root of itself
+    (it is binomial); three such deviations are not exceeded by chance in a thousand runs.
+    """
+    above = len(latency) * (1 - percent / 100)
+    lower = percent - 300 * math.sqrt(above * percent / 100) / len(latency)
+    return latency.percentile(max(lower, 0.0)) / 1e9
 
 
 def _time(seconds: float) -> str:

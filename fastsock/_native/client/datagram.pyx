@@ -182,7 +182,7 @@ cdef class DatagramLoader:
 
 cdef void load(DatagramRun *run) noexcept nogil:
     cdef LoadRun *base = &run.base
-    cdef int64_t now = clock.monotonic_ns()
+    cdef int64_t until, now = clock.monotonic_ns()
     away.begin(&base.away, now)
     while now < base.begin_ns and not load_run.is_cancelled(base):
         wait_and_handle(run, base.begin_ns)
@@ -193,7 +193,10 @@ cdef void load(DatagramRun *run) noexcept nogil:
     while run.open_count and base.phase != load_run.ABORTED:
         if base.interval_ns and base.phase == load_run.RUNNING:
             datagram_sending.follow_schedule(run, now)
-        wait_and_handle(run, load_run.next_wake(base, run.next_sweep))
+        until = load_run.next_wake(base, run.next_sweep)
+        if base.phase == load_run.FINISHING and send_rest(run):
+            until = now             # the sockets take more at once
+        wait_and_handle(run, until)
         now = load_run.read_clock(base)
         if now >= run.next_sweep:
             sweep(run, now)
@@ -260,6 +263,21 @@ cdef void sweep(DatagramRun *run, int64_t now) noexcept nogil:
             datagram_socket.give_up_oldest(run, sock)
         if sock.fd >= 0:
             datagram_sending.send_due(run, i)
+
+
+cdef bint send_rest(DatagramRun *run) noexcept nogil:
+    """Send what is still due, a burst of each socket; return whether more can be sent now."""
+    cdef DatagramSocket *sock
+    cdef bint more = False
+    cdef uint32_t i
+    if not run.base.interval_ns:
+        return False
+    for i in range(run.base.count):
+        sock = &run.sockets[i]
+        if sock.fd >= 0 and not sock.blocked and sock.started < sock.due:
+            datagram_sending.send_due(run, i)
+            more = more or (sock.fd >= 0 and not sock.blocked and sock.started < sock.due)
+    return more
 
 
 cdef uint64_t count_unsent(DatagramRun *run) noexcept nogil:

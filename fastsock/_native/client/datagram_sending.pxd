@@ -25,12 +25,16 @@ cdef inline uint32_t max_per_call(size_t size) noexcept nogil:
 cdef inline void send_due(DatagramRun *run, uint32_t i) noexcept nogil:
     """Step 7: send what the depth or the schedule makes due, as far as the socket takes it."""
     cdef DatagramSocket *sock = &run.sockets[i]
+    cdef LoadRun *base = &run.base
+    cdef uint64_t burst_end = UINT64_MAX
     cdef int error
     if run.depth and run.base.phase == load_run.RUNNING:
         sock.due = sock.started + run.depth - min(sock.outstanding, <uint64_t>run.depth)
         if run.base.quota:
             sock.due = min(sock.due, load_run.quota_of(&run.base, i))
-    while sock.started < sock.due and sock.fd >= 0:
+    if base.phase == load_run.FINISHING:
+        burst_end = sock.started + datagram_socket.BURST    # answers must not wait for the rest
+    while sock.started < min(sock.due, burst_end) and sock.fd >= 0:
         if (sock.started - sock.oldest > sock.ring_mask
                 and not datagram_socket.grow_ring(sock)):
             # The ring is full and cannot grow: the oldest datagram counts as lost.
@@ -115,7 +119,7 @@ cdef inline void follow_schedule(DatagramRun *run, int64_t now) noexcept nogil:
         if not load_run.take_next(base, &sock.due_times, sock.oldest, sock.due):
             return                  # too many of this socket's datagrams wait to be sent
         sock.due += 1
-        if sock.fd >= 0:
+        if sock.fd >= 0 and not sock.blocked and now < base.window_end:
             send_due(run, i)
         if base.next_due == burst_end and now < base.window_end:
             return                  # receive answers first

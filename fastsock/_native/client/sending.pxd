@@ -211,7 +211,10 @@ cdef inline void follow_schedule(StreamRun *run, int64_t now) noexcept nogil:
         # A connection that is being opened again sends the message late, when it is open.
         if conn.state != connection.CLOSED:
             conn.due += 1
-        if conn.state == connection.OPEN:
+        # What a full socket does not take, and what is left when the window has ended, goes out as
+        # the sockets take it: trying each message would keep answers waiting for seconds.
+        if (conn.state == connection.OPEN and not conn.watched & posix.EPOLLOUT
+                and now < base.window_end):
             send_due(run, i, load_run.read_clock(base))
         if (base.next_due == burst_end and base.phase == load_run.RUNNING
                 and now < base.window_end):
