@@ -17,7 +17,7 @@ import pytest
 
 from fastsock.bench import comparison as compare
 from fastsock.bench.contenders import native
-from fastsock.bench.evidence import Evidence, Usage, idle_seconds
+from fastsock.bench.evidence import Evidence, Usage, idle_and_busy
 from fastsock.cli import run
 from fastsock.client.report import Finding, Latency, LoadReport
 
@@ -55,8 +55,9 @@ def computing(cpu: int) -> Iterator[None]:
 )
 def test_time_that_others_took(taken: float, cpus: int, disturbed: bool) -> None:
     """More than a tenth of the window, and a tick of 10 ms, for each of the server's CPUs."""
-    before = Usage(at=10.0, cpus=cpus, idle=5.0, own=3.0)
-    after = Usage(at=10.7, cpus=cpus, idle=5.1, own=3.0 + 0.7 * cpus - 0.1 - taken)
+    awake = 0.7 * cpus - 0.1
+    before = Usage(at=10.0, cpus=cpus, idle=5.0, busy=8.0, own=3.0)
+    after = Usage(at=10.7, cpus=cpus, idle=5.1, busy=8.0 + awake, own=3.0 + awake - taken)
     evidence = Evidence.of(report_with(), 0.5, before, after)
     assert evidence.taken == pytest.approx(taken)
     assert evidence.disturbed == disturbed
@@ -64,6 +65,13 @@ def test_time_that_others_took(taken: float, cpus: int, disturbed: bool) -> None
     if disturbed:
         (text,) = evidence.disturbances
         assert text == f"other programs took {taken * 1e3:g}ms of the server's CPU in 700ms"
+
+
+def test_falling_asleep_is_no_other_program() -> None:
+    """A CPU that wakes for each message is neither idle nor busy for a part of the time."""
+    before = Usage(at=10.0, cpus=1, idle=5.0, busy=8.0, own=3.0)
+    after = Usage(at=11.0, cpus=1, idle=5.4, busy=8.4, own=3.4)
+    assert Evidence.of(report_with(), 0.5, before, after).taken == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +83,10 @@ def test_idle_time_that_is_hidden(text: str, tmp_path: Path) -> None:
     The window is judged by what is known.
     """
     stat = tmp_path / "stat"
-    assert idle_seconds({0, 1}, stat) is None
+    assert idle_and_busy({0, 1}, stat)[0] is None
     stat.write_text(text)
-    assert idle_seconds({0, 1}, stat) is None
-    usage = Usage(at=10.0, cpus=1, idle=None, own=3.0)
+    assert idle_and_busy({0, 1}, stat)[0] is None
+    usage = Usage(at=10.0, cpus=1, idle=None, busy=0.0, own=3.0)
     evidence = Evidence.of(report_with(), 0.5, usage, usage)
     assert evidence.as_dict()["server_cpu_taken_s"] is None
     assert not evidence.disturbed
@@ -89,7 +97,7 @@ def test_the_clients_own_evidence() -> None:
 
     Threads that share a CPU delay each other: that is no disturbance.
     """
-    before = after = Usage(at=10.0, cpus=1, idle=5.0, own=3.0)
+    before = after = Usage(at=10.0, cpus=1, idle=5.0, busy=8.0, own=3.0)
     evidence = Evidence.of(report_with(DELAYED, ERRORS, AWAY), 0.5, before, after)
     assert evidence.disturbances == (str(AWAY),)
     assert evidence.as_dict()["client"] == ["client_away"]
@@ -98,12 +106,12 @@ def test_the_clients_own_evidence() -> None:
 
 def test_a_client_that_shares_a_cpu_with_the_server_waits_for_it() -> None:
     """That is no disturbance; time that others took of that CPU is, and throttling."""
-    usage = Usage(at=10.0, cpus=1, idle=5.0, own=3.0, shared=True)
+    usage = Usage(at=10.0, cpus=1, idle=5.0, busy=8.0, own=3.0, shared=True)
     throttled = Finding("throttled", "the client was throttled for 0.3 s")
     evidence = Evidence.of(report_with(AWAY, throttled), 0.5, usage, usage)
     assert evidence.disturbances == (str(throttled),)
     assert evidence.as_dict()["client"] == ["client_away", "throttled"]
-    later = replace(usage, at=10.5)
+    later = replace(usage, at=10.5, busy=8.5)
     assert Evidence.of(report_with(AWAY), 0.5, usage, later).disturbed
 
 

@@ -1,9 +1,11 @@
 """What disturbed a window: the client's own evidence, and CPU time that other programs took.
 
-Linux counts the idle time of each CPU (/proc/stat, proc_stat(5)). Time of the server's CPU that was
-neither idle nor the server's was taken by other programs, by interrupts or by the hypervisor. The
-time that the server's threads waited for a CPU does not tell that: with many threads on one CPU
-they wait for each other.
+Linux counts the idle and the busy time of each CPU (/proc/stat, proc_stat(5)). Time of the
+server's CPU that was busy and not the server's was taken by other programs or by the hypervisor.
+Both counts are needed. Where a CPU falls idle ten thousand times a second, a fifth of the time
+goes into falling asleep and waking up, and is not idle time; and busy time is a sample at the
+ticks. The time that the server's threads waited for a CPU does not tell that: with many threads on
+one CPU they wait for each other.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Usage:
     at: float
     cpus: int
     idle: float | None
+    busy: float
     own: float
     shared: bool = False
 
@@ -48,25 +51,35 @@ class Usage:
     def now(cls, server: ServerProcess, cpus: Collection[int], *, shared: bool) -> Usage:
         """If `shared`, this process uses the CPUs too, and its time is ours."""
         own = server.cpu_seconds() + (time.process_time() if shared else 0.0)
-        return cls(time.monotonic(), len(cpus), idle_seconds(cpus), own, shared)
+        idle, busy = idle_and_busy(cpus)
+        return cls(time.monotonic(), len(cpus), idle, busy, own, shared)
 
     def taken_since(self, before: Usage) -> float | None:
         """Seconds of the CPUs that others took since `before`; None if it is not known."""
         if self.idle is None or before.idle is None:
             return None
-        available = (self.at - before.at) * self.cpus
-        return max(available - (self.idle - before.idle) - (self.own - before.own), 0.0)
+        awake = (self.at - before.at) * self.cpus - (self.idle - before.idle)
+        return max(min(awake, self.busy - before.busy) - (self.own - before.own), 0.0)
 
 
-def idle_seconds(cpus: Collection[int], stat: Path = Path("/proc/stat")) -> float | None:
-    """How long the CPUs were idle, also while a task waited for a disk; None if it is not known."""
+def idle_and_busy(
+    cpus: Collection[int], stat: Path = Path("/proc/stat")
+) -> tuple[float | None, float]:
+    """Seconds for which the CPUs were idle, waiting for a disk too, and busy, with what was stolen.
+
+    The first is None if it is not known.
+    """
     names = {f"cpu{cpu}" for cpu in cpus}
     try:
         rows = [line.split() for line in stat.read_text().splitlines()]
     except OSError:
-        return None
-    found = [int(row[4]) + int(row[5]) for row in rows if row[0] in names]
-    return sum(found) * _TICK if len(found) == len(names) and any(found) else None
+        return None, 0.0
+    found = [list(map(int, row[1:9])) for row in rows if row[0] in names]
+    idle = sum(row[3] + row[4] for row in found)
+    if len(found) < len(names) or not idle:
+        return None, 0.0
+    # A guest's time is in that of users.
+    return idle * _TICK, sum(sum(row[:3]) + sum(row[5:]) for row in found) * _TICK
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,11 @@ def test_a_delay_is_measured(
         },
     )
     assert not report.failed
-    assert not disturbances(report)
     assert explained["min"] <= latency.min
-    assert 2e6 * DELAY <= latency.p50 <= explained["p50"] + TOLERANCE
+    assert latency.p50 >= 2e6 * DELAY
+    if found := disturbances(report):
+        pytest.skip(f"a machine that is not busy is missing: {found}")
+    assert latency.p50 <= explained["p50"] + TOLERANCE
     if "rate" in options:
         assert report.messages_per_s == pytest.approx(options["rate"], rel=0.01)
     else:  # each connection has one message outstanding: Little's law
