@@ -77,9 +77,10 @@ def table_of(records: list[Record]) -> Iterator[str]:
 
 def healthy(record: Record) -> Iterator[str]:
     runs = record["runs"]
-    yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Beside {record['quiet']}"
-    yield "the driver read a quiet machine. Steal and the time of other processes are in ms: the"
-    yield "most beside one run, and the sum of all of that kind."
+    yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Of these,"
+    yield f"{record['excused']} are explained by the driver's own reading of the CPU time that"
+    yield "other processes used and the hypervisor took: in ms, the most beside one run, and the sum"
+    yield "of all of that kind."
     yield ""
     yield "| kind | runs | flagged | steal | other processes |"
     yield "|---|---:|---:|---:|---:|"
