@@ -72,15 +72,15 @@ def table_of(records: list[Record]) -> Iterator[str]:
         yield "| disturbance | right | seen |"
         yield "|---|---|---|"
         for record in records:
-            yield row(record["disturbance"], record["expected"], in_words(record["seen"]))
+            yield row(record["disturbance"], in_words(record["expected"]), in_words(record["seen"]))
 
 
 def healthy(record: Record) -> Iterator[str]:
     runs = record["runs"]
     yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Of these,"
     yield f"{record['excused']} are explained by the driver's own reading of the CPU time that"
-    yield "other processes used and the hypervisor took: in ms, the most beside one run, and the sum"
-    yield "of all of that kind."
+    yield "other processes used and the hypervisor took. The table has it in ms: the most beside"
+    yield "one run, and the sum of all of that kind."
     yield ""
     yield "| kind | runs | flagged | steal | other processes |"
     yield "|---|---:|---:|---:|---:|"
