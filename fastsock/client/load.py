@@ -111,6 +111,9 @@ def _connect(
     """
     for number, address in enumerate(addresses, 1):
         loaders[:] = _make_loaders(target, address, options)
+        if came:  # between two addresses: the loaders that it cancelled are gone
+            for loader in loaders:
+                loader.cancel()
         try:
             _in_threads(loaders, [loader.connect for loader in loaders], None)
         except OSError:

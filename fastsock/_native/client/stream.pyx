@@ -326,6 +326,7 @@ cdef void sweep(StreamRun *run, int64_t now) noexcept nogil:
                 run.no_eof += 1
                 receiving.end_opening(run, i)
         elif (run.base.phase == load_run.FINISHING and now >= run.give_up_at
+                and conn.state != connection.CONNECTING
                 and now - conn.progress_at < run.timeout_ns // 2):
             run.given_up += 1       # it is still answered: the server has too much to do
             connection.close(run, conn)
