@@ -205,8 +205,11 @@ def _in_threads(
     finally:
         for thread in started:
             thread.join()
-    if failures:
-        raise failures[0]
+    try:
+        if failures:
+            raise failures[0]
+    finally:
+        failures.clear()  # a cycle with the traceback would keep the loaders and their sockets
 
 
 @contextmanager

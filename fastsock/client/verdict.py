@@ -201,7 +201,9 @@ def _client(seen: Seen) -> Iterator[Finding]:
         elif (client.stolen_s or 0.0) > not_running / 2:
             code = "stolen"
     what = {
-        "client_away": f"the client was away for {_time(not_running)}",
+        "client_away": f"the client was away for {_time(not_running)}"
+        if not_running
+        else "the client was away while answers were awaited",
         "client_delayed": f"the client waited for a CPU for {_time(not_running)}",
         "throttled": f"the client's CPU quota stopped it for {_time(not_running)}",
         "stolen": f"the hypervisor took the client's CPU for {_time(not_running)}",
@@ -248,7 +250,7 @@ def _time(seconds: float) -> str:
 
 def _overload(seen: Seen) -> Iterator[Finding]:
     if seen.given_up:
-        if seen.options.rate is None:
+        if seen.options.rate is None or not seen.duration:
             yield Finding(
                 "overload", f"connections given up while answers still came: {seen.given_up}"
             )
@@ -259,7 +261,10 @@ def _overload(seen: Seen) -> Iterator[Finding]:
             f"offered {format_rate(offered)}, above what was answered, {format_rate(answered)}: "
             f"{seen.offered - seen.messages} of {seen.offered} messages without an answer",
         )
-    elif seen.options.rate is not None and (growth := growth_of(seen.trend, seen.duration)):
+        return
+    if seen.options.rate is None or seen.interrupted_by:
+        return
+    if growth := growth_of(seen.trend, seen.duration):
         yield Finding(
             "not_steady",
             f"no steady state: the latency grew by {_time(growth)} in the window; the server does "

@@ -46,7 +46,7 @@ cdef inline void try_connect(StreamRun *run, uint32_t i) noexcept nogil:
         if posix.errno == posix.EAGAIN and run.address.ss_family == posix.AF_UNIX:
             conn.must_retry = True
             run.retry_count += 1
-            run.retry_at = clock.monotonic_ns() + RETRY_NS
+            run.retry_at = min(run.retry_at, clock.monotonic_ns() + RETRY_NS)
         else:
             connection.fail_with_errno(run, conn, posix.errno)
         return
@@ -99,13 +99,14 @@ cdef inline void retry_connects(StreamRun *run) noexcept nogil:
     cdef uint32_t i
     cdef Connection *conn
     cdef int error
+    run.retry_at = clock.NEVER
     for i in range(run.base.count):
         conn = &run.connections[i]
         if not conn.must_retry:
             continue
         connection.end_retry(run, conn)
         if conn.fd < 0:
-            conn.opened_at = conn.progress_at = clock.monotonic_ns()
+            conn.opened_at = conn.progress_at = load_run.read_clock(&run.base)
             error = make_socket(run, conn)
             if error:
                 connection.fail_with_errno(run, conn, error)

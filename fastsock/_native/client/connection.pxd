@@ -81,12 +81,13 @@ cdef struct StreamRun:
     bint verify, nodelay
     bint half_close_at_once         # do not wait for the answers before
     bint reconnect                  # after a failure
+    bint loading                    # all connections were opened
     int64_t eof_wait_ns             # for the server's end, once every answer is there
     # State
     uint32_t connecting_count       # connections in the state CONNECTING
     uint32_t unclosed_count         # connections in every state but CLOSED
     uint32_t retry_count            # connections with `must_retry`
-    int64_t retry_at                # when these call connect() again
+    int64_t retry_at                # when the first of these calls connect() again
     int64_t next_sweep
     int64_t give_up_at              # when messages that are still being answered are given up, ns
     char *pattern                   # from pattern.fill(), or the lines of chargen
@@ -156,15 +157,15 @@ cdef inline void fail_with_errno(StreamRun *run, Connection *connection,
 
 cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexcept nogil:
     """Count the failure and the lost bytes, and close the connection; or begin an outage."""
-    if run.reconnect and connection.was_open and failure != MISMATCH:
-        begin_outage(run, connection, clock.monotonic_ns())
+    cdef int64_t now = clock.monotonic_ns()
+    if is_outage(run, connection, failure, now):
+        begin_outage(run, connection, now)
         return
+    end_outage(run, connection, now)
     run.failures[failure] += 1
     if (connection.state == HALF_CLOSED or connection.state == REOPENING) and (
             run.mode == MODE_ECHO and connection.started > connection.completed):
         run.cut_off += 1
-    if connection.must_retry:
-        end_retry(run, connection)
     if connection.state == CONNECTING:
         run.connecting_count -= 1
     elif connection.state != CLOSED:
@@ -172,10 +173,26 @@ cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexc
     close(run, connection)
 
 
+cdef inline bint is_outage(StreamRun *run, Connection *connection, int failure,
+                           int64_t now) noexcept nogil:
+    """Whether a failure is one that the run goes on after.
+
+    Before the load and after the window it is an error, and so is an outage without end. An outage
+    that lasts when the window ends is none.
+    """
+    if not run.reconnect or not run.loading or not connection.was_open or failure == MISMATCH:
+        return False
+    if connection.outage_since:
+        return now - connection.outage_since < run.timeout_ns
+    return run.base.phase == load_run.RUNNING
+
+
 cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
     # epoll reports a descriptor once per call, and a token is the index of a connection. So no
     # event of this call can be taken for one of a new descriptor with the same number.
     close_socket(run, connection)
+    if connection.must_retry:
+        end_retry(run, connection)
     connection.state = CLOSED
     run.unclosed_count -= 1
 
@@ -185,7 +202,8 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
     if not connection.outage_since:
         connection.outage_since = now
         run.outages += 1
-    if run.depth:                   # in a closed loop the next message takes the place of each
+    if run.depth and run.mode == MODE_ECHO:
+        # In a closed loop the next message takes the place of each.
         connection.due += connection.started - connection.completed
         if run.base.quota:
             connection.due = min(connection.due, load_run.quota_of(
@@ -195,8 +213,6 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
     connection.partial = connection.unsent = 0
     connection.receive_offset = connection.send_offset
     if run.base.phase != load_run.RUNNING:
-        if connection.must_retry:
-            end_retry(run, connection)
         if connection.state == CONNECTING:
             run.connecting_count -= 1
         end_outage(run, connection, now)
@@ -209,7 +225,7 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
     if not connection.must_retry:
         connection.must_retry = True
         run.retry_count += 1
-    run.retry_at = now + RECONNECT_NS
+    run.retry_at = min(run.retry_at, now + RECONNECT_NS)
 
 
 cdef inline void end_outage(StreamRun *run, Connection *connection, int64_t now) noexcept nogil:

@@ -118,7 +118,8 @@ cdef inline void follow_schedule(DatagramRun *run, int64_t now) noexcept nogil:
         sock = &run.sockets[i]
         if not load_run.take_next(base, &sock.due_times, sock.oldest, sock.due):
             return                  # too many of this socket's datagrams wait to be sent
-        sock.due += 1
+        if sock.fd >= 0:
+            sock.due += 1           # a failed socket must not fill its list of times
         if sock.fd >= 0 and not sock.blocked and now < base.window_end:
             send_due(run, i)
         if base.next_due == burst_end and now < base.window_end:

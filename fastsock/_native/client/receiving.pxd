@@ -125,6 +125,7 @@ cdef inline void receive_once(StreamRun *run, uint32_t i, int64_t now) noexcept 
             conn.partial += size
             conn.receive_offset = next_offset(run, conn.receive_offset, size)
             if conn.partial < run.size:
+                load_run.read_clock(&run.base)  # many large pieces take milliseconds
                 return
             if run.mode == connection.MODE_RECEIVE:
                 on_download(run, i)

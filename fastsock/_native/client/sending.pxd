@@ -181,13 +181,14 @@ cdef inline void add_due(StreamRun *run, uint32_t i, uint64_t messages) noexcept
         conn.due = min(conn.due, load_run.quota_of(&run.base, i))
 
 
-cdef inline void start_closed_loop(StreamRun *run, int64_t now) noexcept nogil:
+cdef inline void start_closed_loop(StreamRun *run) noexcept nogil:
     cdef uint32_t i
     for i in range(run.base.count):
-        if run.connections[i].state == connection.OPEN:
+        if run.connections[i].state != connection.CLOSED:
             # An upload gets no answers, and each answer would make one message due.
             add_due(run, i, UINT64_MAX if run.mode == connection.MODE_SEND else run.depth)
-            send_due(run, i, now)
+        if run.connections[i].state == connection.OPEN:
+            send_due(run, i, load_run.read_clock(&run.base))
 
 
 cdef inline void start_open_loop(StreamRun *run, int64_t now) noexcept nogil:

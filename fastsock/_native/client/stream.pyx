@@ -75,6 +75,7 @@ cdef class Loader:
         run.next_source = first * connecting.SOURCE_STRIDE
         run.verify, run.nodelay = options.verify, options.nodelay
         run.half_close_at_once = run.mode != connection.MODE_ECHO or options.finish == "half-close"
+        run.retry_at = clock.NEVER
         run.reconnect = options.on_disconnect == "reconnect"
         run.eof_wait_ns = min(run.timeout_ns, <int64_t>EOF_WAIT_NS)
         self.histograms = load_run.open_histograms(&run.base)
@@ -188,6 +189,7 @@ cdef void load(StreamRun *run) noexcept nogil:
         now = load_run.read_clock(&run.base)
     run.next_sweep = now + SWEEP_NS
     run.base.last_complete = now
+    run.loading = True
     if run.mode == connection.MODE_RECEIVE:
         if run.base.quota:
             # The server may have sent since the first connect(); the sockets hold these bytes.
@@ -196,7 +198,7 @@ cdef void load(StreamRun *run) noexcept nogil:
     elif run.base.interval_ns:
         sending.start_open_loop(run, now)
     else:
-        sending.start_closed_loop(run, now)
+        sending.start_closed_loop(run)
     while run.unclosed_count and run.base.phase != load_run.ABORTED:
         if run.base.interval_ns and run.base.phase == load_run.RUNNING:
             sending.follow_schedule(run, now)
