@@ -16,7 +16,7 @@ from dataclasses import field, fields
 from functools import cache
 from typing import Any, TypeVar, get_args
 
-from fastsock import units
+from fastsock import suggestions, units
 
 #: Seconds that busy_poll="auto" of a server and wait="auto" of a client stand for: KVM's cap for
 #: the same rule (Documentation/virt/kvm/halt-polling.rst).
@@ -83,14 +83,22 @@ class Size(Kind):
     def check(self, name: str, value: Any) -> int:
         if isinstance(value, str):
             value = units.parse_size(value, name)
-        return check_int(name, value, self.low, self.high, "an int of bytes, or a str like '64k'")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong_type(name, value, "an int of bytes, or a str like '64k'")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{name} {value} is out of range; expected {self._range}")
+        return value
 
     def show(self, value: int) -> str:
         return _shortest(value, units.format_size, units.parse_size)
 
     @property
+    def _range(self) -> str:
+        return f"{self.show(self.low)} to {self.show(self.high)}"
+
+    @property
     def limits(self) -> str:  # type: ignore[override]
-        return f"bytes, {self.show(self.low)} to {self.show(self.high)}"
+        return f"bytes, {self._range}"
 
 
 class Seconds(Kind):
@@ -101,19 +109,28 @@ class Seconds(Kind):
         self.metavar = "|".join(("DURATION", *words))
 
     def check(self, name: str, value: Any) -> Any:
+        bare = not isinstance(value, str) or value[-1:].isdigit()
         if isinstance(value, str):
             if value in self.words:
                 return value
             value = units.parse_duration(value, name)
-        return _number(name, value, self.low, self.high, "seconds", "500us")
+        number = _finite(name, value, "a number of seconds, or a str like '500us'")
+        if not self.low <= number <= self.high:
+            hint = "; a bare number is seconds" if bare and number > self.high else ""
+            raise ValueError(f"{name} {number:g}s is out of range; expected {self._range}{hint}")
+        return number
 
     def show(self, value: float) -> str:
         return _shortest(value, units.format_duration, units.parse_duration)
 
     @property
-    def limits(self) -> str:  # type: ignore[override]
+    def _range(self) -> str:
         words = "".join(f", or {word}" for word in self.words)
-        return f"seconds, {self.show(self.low)} to {self.show(self.high)}{words}"
+        return f"{self.show(self.low)} to {self.show(self.high)}{words}"
+
+    @property
+    def limits(self) -> str:  # type: ignore[override]
+        return f"seconds, {self._range}"
 
 
 class Rate(Kind):
@@ -128,7 +145,10 @@ class Rate(Kind):
     def check(self, name: str, value: Any) -> float:
         if isinstance(value, str):
             value = units.parse_rate(value, name)
-        return _number(name, value, self.low, self.high, "messages per second", "10k/s")
+        number = _finite(name, value, "a number of messages per second, or a str like '10k/s'")
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{name} {number:g} is out of range; expected {self.limits}")
+        return number
 
 
 class Flag(Kind):
@@ -138,7 +158,7 @@ class Flag(Kind):
 
     def check(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected True or False")
+            raise _wrong_type(name, value, "True or False")
         return value
 
     def show(self, value: bool) -> str:
@@ -156,9 +176,11 @@ class Choice(Kind):
 
     def check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
+            raise _wrong_type(name, value, "a str")
         if value not in self.names:
-            raise ValueError(f"{name} {value!r} is unknown; expected one of {self.limits}")
+            meant = suggestions.near(value, self.names)
+            helps = f"did you mean {meant!r}?" if meant else f"expected one of {self.limits}"
+            raise ValueError(f"{name} {value!r} is unknown; {helps}")
         return value
 
 
@@ -170,18 +192,26 @@ class Octal(int):
 
 
 class FileMode(Kind):
-    """The rights of a file: an int, or octal digits on the command line, as chmod(1) takes them."""
+    """The rights of a file: an int, or octal digits as text, as chmod(1) takes them."""
 
     metavar = "MODE"
-    limits = "octal, 0 to 777; in Python an int such as 0o600"
+    limits = "octal, 0 to 777; in Python 0o600 or '600'"
 
     def check(self, name: str, value: Any) -> int:
-        return check_int(name, value, 0, 0o777)
+        if isinstance(value, str):
+            return self.parse(name, value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong_type(name, value, "an int such as 0o600")
+        if not 0 <= value <= 0o777:
+            octal = 0 < value <= 777 and set(str(value)) <= set("01234567")
+            helps = f"write 0o{value}" if octal else "expected 0 to 0o777"
+            raise ValueError(f"{name} {value} is out of range; {helps}")
+        return value
 
     def parse(self, name: str, text: str) -> int:
-        digits = text.removeprefix("0") or "0"
+        digits = text.removeprefix("0o").removeprefix("0") or "0"
         if not (len(digits) <= 3 and set(digits) <= set("01234567")):
-            raise ValueError(f"mode {text[:40]!r} is not octal, 0 to 777, as in 600")
+            raise ValueError(f"{name} {text[:40]!r} is not octal, 0 to 777, as in 600")
         return int(digits, 8)
 
     def show(self, value: int) -> str:
@@ -198,8 +228,10 @@ class Line(Kind):
         self.limits = f"at most {longest} bytes; in Python bytes"
 
     def check(self, name: str, value: Any) -> bytes:
+        if isinstance(value, str):
+            raise TypeError(f"{name} {value!r} is str; expected bytes: b{value!r}")
         if not isinstance(value, bytes):
-            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected bytes")
+            raise _wrong_type(name, value, "bytes")
         if b"\n" in value or b"\r" in value or len(value) > self.longest:
             raise ValueError(
                 f"{name} {value[:40]!r} is not one line of at most {self.longest} bytes"
@@ -224,7 +256,7 @@ class Text(Kind):
 
     def check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected a str")
+            raise _wrong_type(name, value, "a str")
         if len(value) > self.longest or not value.isprintable():
             raise ValueError(
                 f"{name} {value[:40]!r} is not a line of at most {self.longest} characters "
@@ -301,9 +333,11 @@ class Option:
         more: str,
         flags: tuple[str, ...],
         shown: str,
+        group: str,
     ) -> None:
         self.name, self.default, self.kind = name, default, kind
         self.help, self.more, self.flags, self.shown = help, more, flags, shown
+        self.group = group
 
     @property
     def shown_default(self) -> str:
@@ -321,6 +355,7 @@ def option(
     more: str = "",
     flags: tuple[str, ...] = (),
     shown: str = "",
+    group: str = "",
 ) -> Any:
     """A field of a frozen dataclass of options, whose value is what `kind.check()` returns.
 
@@ -331,10 +366,11 @@ def option(
         more: further sentences, for the documentation.
         flags: on the command line: a short one beside ``--name-of-the-field``, or another name.
         shown: the text for a default that depends on other options.
+        group: the heading over it and the options after it, in the help and the documentation.
 
     """
     metadata = {"kind": kind, "help": help, "more": more, "flags": flags, "shown": shown}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "group": group})
 
 
 def declared(options: type) -> tuple[Option, ...]:
@@ -362,7 +398,11 @@ def from_given(options: type[_T], given: Mapping[str, Any]) -> _T:
     names = [each.name for each in fields(options)]  # type: ignore[arg-type]
     for name in given:
         if name not in names:
-            raise TypeError(f"option {name!r} is unknown; expected some of {', '.join(names)}")
+            hyphened = [each.replace("_", "-") for each in names]
+            meant, remark = suggestions.for_option(name.replace("_", "-"), hyphened, "the endpoint")
+            helps = f"did you mean {meant.replace('-', '_')!r}?" if meant else remark
+            helps = helps or f"expected some of {', '.join(names)}"
+            raise TypeError(f"option {name!r} is unknown; {helps}")
     return options(**given)
 
 
@@ -390,33 +430,33 @@ def takes(options: type) -> Callable[[_T], _T]:
     return decorate
 
 
-def check_int(name: str, value: Any, low: int, high: int, expected: str = "an int") -> int:
+def check_int(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected {expected}")
+        raise _wrong_type(name, value, "an int")
     if not low <= value <= high:
         raise ValueError(f"{name} {value} is out of range; expected {low} to {high}")
     return value
 
 
-def _number(name: str, value: Any, low: float, high: float, unit: str, example: str) -> float:
-    """A finite number from `low` to `high`, both allowed, as a float."""
+def _finite(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{name} {value!r} is {type(value).__name__}; "
-            f"expected a number of {unit}, or a str like {example!r}"
-        )
+        raise _wrong_type(name, value, expected)
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(f"{name} {value} is out of range; expected {low:g} to {high:g} {unit}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} {value} is out of range; expected a finite number")
     return number
+
+
+def _wrong_type(name: str, value: Any, expected: str) -> TypeError:
+    return TypeError(f"{name} {value!r} is {type(value).__name__}; expected {expected}")
 
 
 def _each(name: str, value: Any, expected: str) -> Iterable[Any]:
     if not isinstance(value, Iterable):
-        raise TypeError(f"{name} {value!r} is {type(value).__name__}; expected {expected}")
+        raise _wrong_type(name, value, expected)
     return value
 
 
@@ -424,7 +464,7 @@ def _range(name: str, text: Any) -> tuple[bytes, int]:
     import ipaddress  # not at the top: most servers have no ranges
 
     if not isinstance(text, str):
-        raise TypeError(f"{name} {text!r} is {type(text).__name__}; expected a str")
+        raise _wrong_type(name, text, "a str")
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _DIGITS = "[0-9](?:_?[0-9])*"
 _AMOUNT = re.compile(
@@ -23,9 +23,11 @@ class _Units:
     quantity: str
     factors: dict[str, int]
     example: str
+    #: Other spellings, in lower case, and the unit that they mean.
+    meant: dict[str, str] = field(default_factory=dict)
 
 
-_NUMBERS = _Units(quantity="count", factors={"": 1}, example="64")
+_NUMBERS = _Units(quantity="whole number", factors={"": 1}, example="64")
 _COUNTS = _Units(
     quantity="count",
     factors={"": 1, "k": 1000, "M": 1000**2, "G": 1000**3},
@@ -45,11 +47,13 @@ _SIZES = _Units(
         "G": 1024**3,
     },
     example="64k",
+    meant={"kb": "KiB", "mb": "MiB", "gb": "GiB", "bytes": "B", "byte": "B", "ki": "KiB"},
 )
 _RATES = _Units(
     quantity="rate",
     factors={"/s": 1, "k/s": 1000, "M/s": 1000**2, "": 1, "k": 1000, "M": 1000**2},
     example="10k/s",
+    meant=dict.fromkeys(("rps", "qps", "/sec", "hz", "msg/s", "req/s"), "/s"),
 )
 # As network throughput is given everywhere: in bits, and decimal.
 _BIT_RATES = _Units(
@@ -71,6 +75,13 @@ _DURATIONS = _Units(
         "": _MICROSECONDS,
     },
     example="500us",
+    meant={
+        **dict.fromkeys(("sec", "secs", "second", "seconds"), "s"),
+        **dict.fromkeys(("msec", "millis", "msecs"), "ms"),
+        **dict.fromkeys(("usec", "\u00b5s", "\u03bcs", "micros"), "us"),
+        **dict.fromkeys(("mins", "minute", "minutes"), "min"),
+        **dict.fromkeys(("hr", "hour", "hours"), "h"),
+    },
 )
 
 
@@ -131,7 +142,9 @@ def parse_numbers(text: str, name: str = "numbers") -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name} {_quote(text)} is not a list of numbers like 0,1") from None
+        raise ValueError(
+            f"{name} {_quote(text)} is not a list of numbers; write them with commas, as in 0,1"
+        ) from None
 
 
 def format_size(size: float) -> str:
@@ -190,10 +203,9 @@ def _whole(text: str, name: str, units: _Units) -> int:
 def _split(text: str, name: str, units: _Units) -> tuple[int | float, int]:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None or match[2] not in units.factors:
-        names = ", ".join(unit for unit in units.factors if unit)
+        amount, unit = match.groups() if match else ("", "")
         raise ValueError(
-            f"{name} {_quote(text)} is not a number of at least 0"
-            f"{' with one of the units ' * bool(names)}{names}, as in {units.example}"
+            f"{name} {_quote(text)} is not a {units.quantity}; {_hint(amount, unit, units)}"
         )
     digits, factor = match[1].replace("_", ""), units.factors[match[2]]
     # float would round a byte count above 2**53, int refuses thousands of digits.
@@ -201,6 +213,18 @@ def _split(text: str, name: str, units: _Units) -> tuple[int | float, int]:
     if not math.isfinite(float(number) * factor):
         raise ValueError(f"{name} {_quote(text)} is too large for a float")
     return number, factor
+
+
+def _hint(amount: str, unit: str, units: _Units) -> str:
+    """What to write instead of an amount with an unknown unit, or of something else."""
+    if units is _NUMBERS and unit in _COUNTS.factors and unit:
+        return f"write it without a unit, as in {round(float(amount) * _COUNTS.factors[unit])}"
+    known = {each.lower(): each for each in units.factors}
+    meant = units.meant.get(unit.lower()) or known.get(unit.lower())
+    if meant:
+        return f"did you mean {amount}{meant}?"
+    names = ", ".join(each for each in units.factors if each)
+    return f"write a number{' and one of ' * bool(names)}{names}, as in {units.example}"
 
 
 def _join(value: float, amount: float, units: _Units) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from statistics import quantiles
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -239,7 +239,7 @@ def test_bench_compares_datagrams(kind: str, capsys: pytest.CaptureFixture[str])
     assert not [problem for problem in problems if problem.startswith("connections ")]
 
 
-@pytest.mark.parametrize("kind", contenders.KINDS)
+@pytest.mark.parametrize("kind", get_args(contenders.EndpointKind))
 def test_the_floor_of_every_kind(kind: str) -> None:
     """It is measured over a pair of such sockets, with the largest piece that they take."""
     assert compare.measure_floor(1 << 20, kind) > 0
@@ -322,7 +322,7 @@ def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None
     [
         ("--engines fancy", "engine 'fancy' does not take part; expected all, or some of epoll,"),
         ("--engines serial -c 2", "none of the servers serves 2 clients at a time"),
-        ("-c 1,many", "'1,many' is not a list of numbers like 0,1"),
+        ("-c 1,many", "'1,many' is not a list of numbers; write them with"),
         ("-c 0", "connections 0"),
         ("--picture engines.jpg", "has none of the suffixes .svg, .png"),
         ("--picture /nowhere/engines.svg", "cannot write /nowhere/engines.svg"),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from fastsock.bench import comparison as compare
-from fastsock.bench.contenders import native
+from fastsock.bench import text
+from fastsock.bench.contenders import NATIVE, native
 from fastsock.bench.evidence import Evidence, Usage, idle_and_busy
 from fastsock.cli import run
 from fastsock.client.report import Finding, Latency, LoadReport
@@ -132,7 +133,7 @@ def test_a_disturbed_window_is_measured_again(monkeypatch: pytest.MonkeyPatch) -
     assert not turns
     assert (result["windows"], result["repeated"], result["problems"]) == (2, 1, [])
     assert [each["disturbed"] for each in result["evidence"]] == [False, False]
-    assert "1 disturbed window measured again" in command.notes_of(comparison)
+    assert "1 disturbed window measured again" in text.notes_of(comparison)
 
 
 def test_windows_are_measured_again_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +186,7 @@ def test_one_cpu_for_both() -> None:
     case = comparison.as_dict()
     assert (case["one_cpu"], case["case"]["wait"]) == (True, "block")
     told = "server and client share the only CPU, so the client waits by blocking"
-    assert told in command.notes_of(comparison)
+    assert told in text.notes_of(comparison)
 
 
 def result_of(name: str, rate: float) -> compare.Result:
@@ -196,7 +197,8 @@ def result_of(name: str, rate: float) -> compare.Result:
 
 def shown_of(*results: compare.Result, capsys: pytest.CaptureFixture[str]) -> list[str]:
     floor = compare.Interval.of([1.0])
-    command.show("a case", compare.Comparison(compare.Case(), results, floor, results[0].name))
+    comparison = compare.Comparison(compare.Case(), results, floor, results[0].name)
+    command.show("a case", comparison, {each.name: NATIVE for each in results})
     return capsys.readouterr().out.splitlines()
 
 
@@ -224,10 +226,10 @@ def test_a_long_name_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_wide_terminal_has_all_columns() -> None:
     """What was left out comes back, and no cell is cut."""
-    row = dict.fromkeys(command.TITLES, "x" * 16)
-    head, _, first = command.table_lines([row], 200)
-    assert head.split() == " ".join(command.TITLES).split()
-    assert first.split() == ["x" * 16] * len(command.TITLES)
+    row = dict.fromkeys(text.TITLES, "x" * 16)
+    head, _, first = text.table_lines([row], 200)
+    assert head.split() == " ".join(text.TITLES).split()
+    assert first.split() == ["x" * 16] * len(text.TITLES)
 
 
 def test_a_server_that_answers_nothing(capsys: pytest.CaptureFixture[str]) -> None:

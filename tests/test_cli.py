@@ -130,14 +130,16 @@ def test_a_refused_connection(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["load", endpoint, "-d", "1s"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
-    assert f"{endpoint}: connections refused by {endpoint[6:]}: 1" in err
+    assert " ".join(err.split()) == (
+        f"Error: {endpoint}: connections refused by {endpoint[6:]}: 1; nothing listens there; "
+        f"start a server: fastsock serve {endpoint}"
+    )
 
 
 USAGE_ERRORS = [
     (["serve", "--engine", "kqueue"], "engine 'kqueue' is unknown"),
-    (["serve", "--buffer-size", "0"], "buffer_size 0 is out of range"),
-    (["serve", "--backlog", "0"], "backlog 0 is out of range"),
+    (["serve", "--buffer-size", "0"], "--buffer-size 0 is out of range"),
+    (["serve", "--backlog", "0"], "--backlog 0 is out of range"),
     (["serve", "--drain-timeout", "-1s"], "--drain-timeout"),
     (["serve", "unixgram://@a", "--service", "discard"], "service goes with streams"),
     (["serve", "udp://127.0.0.1:0", "--service", "discard"], "service goes with streams"),
@@ -145,7 +147,7 @@ USAGE_ERRORS = [
     (["serve", "--unix-mode", "1777"], "mode '1777' is not octal"),
     (["serve", "tcp://1:80"], "host '1' is not a dotted quad"),
     (["serve", "--json", "/no/such/place"], "cannot write /no/such/place"),
-    (["load"], "Missing argument 'ENDPOINT'"),
+    (["load"], "load needs an ENDPOINT, as in: fastsock load 127.0.0.1:7007"),
     (["load", "127.0.0.1:7"], "no scheme"),
     (["load", "tcp://127.0.0.1:0"], "port 0 cannot be connected to"),
     (["load", "tcp://127.0.0.1:7", "--size", "0"], "size 0 is out of range"),
@@ -160,7 +162,7 @@ USAGE_ERRORS = [
     (["bench", "--connections", "0"], "connections 0 is out of range"),
     (["bench", "--rival", "nothing"], "'nothing' is not NAME=COMMAND"),
     (["bench", "--windows", "0"], "--windows"),
-    (["bench", "--kind", "tls"], "'tls' is not one of"),
+    (["bench", "--kind", "tls"], "--kind 'tls' is unknown; expected one of"),
     (["bench", "--kind", "udp", "--size", "64k"], "size of a datagram 65536 is out of range"),
 ]
 
@@ -175,18 +177,17 @@ def test_usage_errors(
     assert run(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1
-    assert expected in errors[0]
-    assert "Traceback" not in err
+    assert err.startswith("Error: ")
+    assert err.count("Error: ") == 1
+    assert expected in " ".join(err.split())
 
 
 def test_port_in_use(server: fastsock.Server, capsys: pytest.CaptureFixture[str]) -> None:
     """An address that is taken is exit code 1 and one line that names it."""
     assert run(["serve", str(server.endpoint)]) == 1
-    assert capsys.readouterr().err == (
+    assert " ".join(capsys.readouterr().err.split()) == (
         f"Error: bind {server.endpoint}: Address already in use "
-        "(another socket is bound to it; port 0 picks a free one)\n"
+        "(another socket is bound to it; port 0 picks a free one)"
     )
 
 
@@ -195,7 +196,7 @@ def test_unresolvable_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["load", "tcp://no-such-host.invalid:7", "-d", "1s"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Error: resolve tcp://no-such-host.invalid:7: ")
-    assert err.count("\n") == 1
+    assert err.count("Error: ") == 1
 
 
 def test_ctrl_c_reports_what_was_measured(server: fastsock.Server) -> None:
@@ -261,7 +262,7 @@ def test_serve_takes_limits_and_workers() -> None:
         (["--service", "daytime"], "service 'daytime' is unknown"),
         (["--cpus", "first"], "'first' is not a list of numbers"),
         (["--allow", "all"], "allow 'all'"),
-        (["--max-connections", "-1"], "max_connections -1"),
+        (["--max-connections", "-1"], "--max-connections -1"),
     ],
 )
 def test_serve_refuses(

@@ -487,7 +487,7 @@ def test_variables_of_another_process_on_the_command_line() -> None:
         ("0", 2, "descriptor 0 is a stream socket that does not listen"),
         ("77", 1, "inherit descriptor 77: Bad file descriptor"),
         ("-1", 2, "descriptor -1 is out of range"),
-        ("x", 2, "descriptor 'x' is not a number"),
+        ("x", 2, "descriptor 'x' is not a whole number"),
     ],
 )
 def test_a_bad_fd_on_the_command_line(fd: str, code: int, expected: str) -> None:

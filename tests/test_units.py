@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsock.cli.parameters import DURATION, RATE, SIZE
+from fastsock.cli.parameters import KindType
+from fastsock.options import Rate, Seconds, Size
 from fastsock.units import (
     format_bits,
     format_duration,
@@ -118,8 +119,8 @@ def test_counts_are_whole(text: str, count: int) -> None:
     ("text", "units", "message"),
     [
         ("1.5", True, "n '1.5' is not a whole number"),
-        ("1KiB", True, "n '1KiB' is not a number of at least 0 with one of the units k, M, G"),
-        ("1k", False, "n '1k' is not a number of at least 0, as in 64"),
+        ("1KiB", True, "n '1KiB' is not a count; write a number and one of k, M, G, as in 10k"),
+        ("1k", False, "n '1k' is not a whole number; write it without a unit, as in 1000"),
     ],
 )
 def test_a_count_is_refused(text: str, units: bool, message: str) -> None:
@@ -155,7 +156,6 @@ def test_nonsense_is_refused(parse: Callable[[str], float], unit: str, text: str
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        (parse_size, "64KB"),
         (parse_size, "1k/s"),
         (parse_size, "1ms"),
         (parse_rate, "1KiB"),
@@ -167,9 +167,31 @@ def test_nonsense_is_refused(parse: Callable[[str], float], unit: str, text: str
     ],
 )
 def test_units_of_another_family_are_refused(parse: Callable[[str], float], text: str) -> None:
-    """A unit that is ambiguous or belongs elsewhere is refused."""
-    with pytest.raises(ValueError, match="with one of the units"):
+    """A unit that belongs elsewhere is refused, with those that do not."""
+    with pytest.raises(ValueError, match=r"(write a number and one of|did you mean)"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "meant"),
+    [
+        (parse_size, "64KB", "64KiB"),
+        (parse_size, "1.5 gb", "1.5GiB"),
+        (parse_duration, "5sec", "5s"),
+        (parse_duration, "10 MS", "10ms"),
+        (parse_duration, "50\u00b5s", "50us"),
+        (parse_rate, "10K/s", "10k/s"),
+        (parse_rate, "100rps", "100/s"),
+    ],
+)
+def test_other_spellings_name_the_unit(
+    parse: Callable[[str], float], text: str, meant: str
+) -> None:
+    """A spelling of other tools is refused with ours, which reads back."""
+    with pytest.raises(ValueError, match="; did you mean") as caught:
+        parse(text)
+    assert str(caught.value).endswith(f"; did you mean {meant}?")
+    parse(meant)
 
 
 @pytest.mark.parametrize("text", ["1.5", "1.5B", "0.001"])
@@ -266,9 +288,9 @@ def test_text_is_a_unit_or_a_value_error(text: str) -> None:
 
 
 @click.command()
-@click.option("--size", type=SIZE, default=64)
-@click.option("--rate", type=RATE, default=0.5)
-@click.option("--duration", type=DURATION, default="2s")
+@click.option("--size", type=KindType(Size(0, 1 << 40), "size"), default=64)
+@click.option("--rate", type=KindType(Rate(0, 1e9), "rate"), default=0.5)
+@click.option("--duration", type=KindType(Seconds(0, 1e6), "duration"), default="2s")
 def show(**options: Any) -> None:
     click.echo(repr(options))
 
@@ -290,7 +312,7 @@ def test_a_bad_option_is_a_usage_error() -> None:
     result = CliRunner().invoke(show, ["--size", "1x"])
     assert result.exit_code == 2
     assert "--size" in result.output
-    assert "'1x' is not a number" in result.output
+    assert "'1x' is not a size" in result.output
 
 
 @pytest.mark.parametrize(

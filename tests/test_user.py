@@ -191,9 +191,9 @@ def test_a_result_that_the_user_could_not_write(directory: Path) -> None:
         timeout=TIMEOUT,
     )
     assert done.returncode == 1
-    assert done.stderr == (
-        f"Error: cannot write {directory}/stats.json: expected a file in a writable directory, "
-        "as nobody\n"
+    assert " ".join(done.stderr.split()) == (
+        f"Error: cannot write {directory}/stats.json; name a file in a writable directory, "
+        "as nobody"
     )
 
 
@@ -233,8 +233,9 @@ def keep_capabilities() -> None:
 
 def test_without_root() -> None:
     """Without root --user is refused before any port is bound; exit code 1."""
-    assert in_fresh_process(serve_as_nobody).splitlines() == [
-        "Error: become daemon: Operation not permitted (only root can become another user)",
+    assert in_fresh_process(serve_as_nobody).split() == [
+        *["Error:", "become", "daemon:", "Operation", "not", "permitted"],
+        *["(only", "root", "can", "become", "another", "user)"],
         "1",
     ]
 

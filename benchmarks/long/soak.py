@@ -24,7 +24,7 @@ from benchmarks.long.random_clients import RandomClients, kill_a_client
 from benchmarks.long.server import FastsockServer
 from benchmarks.long.verdict import Verdict, parser, say, slope
 from fastsock import Endpoint
-from fastsock.cli.parameters import DURATION
+from fastsock.options import Seconds
 
 ROUND = 10.0  # seconds, at most; there are at least MIN_ROUNDS
 MIN_ROUNDS = 6
@@ -196,7 +196,7 @@ def main() -> int:
     arguments.add_argument("duration", nargs="?", default="10min", help="such as 30s, 10min or 1h")
     arguments.add_argument("--seed", type=int, default=random.randrange(1 << 20))
     options = arguments.parse_args()
-    seconds = DURATION.convert(options.duration, None, None)
+    seconds = Seconds(1, 1e7).parse("duration", options.duration)
     verdict = Verdict(
         "soak", options.results, duration_s=seconds, engine=options.engine, seed=options.seed
     )

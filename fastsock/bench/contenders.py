@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from fastsock._version import __version__
 from fastsock.server import engines
@@ -16,7 +17,7 @@ NATIVE_ENGINES = tuple(name for name in engines.WORKERS if not engines.doubt(nam
 PURE_ENGINES = ("threads", "selectors", "asyncio", "serial")
 
 #: What can be compared: the schemes of endpoints.
-KINDS = ("tcp", "udp", "unix", "unixgram")
+EndpointKind = Literal["tcp", "udp", "unix", "unixgram"]
 
 #: Groups of contenders.
 NATIVE, TWIN, RIVAL = "native", "twin", "rival"

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import gc
-import io
 import signal
 import sys
 from typing import Any
 
 import click
 
-from fastsock import __version__
+from fastsock import __version__, suggestions
 from fastsock.cli.bench import bench
 from fastsock.cli.exits import FAILED
 from fastsock.cli.info import info
 from fastsock.cli.load import load
-from fastsock.cli.output import finish_lines
+from fastsock.cli.output import complain, finish_lines
 from fastsock.cli.serve import serve
 from fastsock.client.load import LoadInterrupted
-from fastsock.line_writer import say
 from fastsock.signals import Ended, end_by_signals, ignore_signals
+
+#: Words of other tools, and the command that does it here.
+_MEANT = {
+    **dict.fromkeys(("server", "listen", "start", "run", "echo", "daemon"), "serve"),
+    **dict.fromkeys(("client", "connect", "test", "ping", "attack"), "load"),
+    **dict.fromkeys(("benchmark", "compete", "demo"), "bench"),
+    **dict.fromkeys(("engines", "env", "doctor"), "info"),
+    "help": "--help",
+    "version": "--version",
+}
 
 
 class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which people need them
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            raise click.UsageError(self._unknown(args[0])) from None
+
+    def _unknown(self, word: str) -> str:
+        if ":" in word or "/" in word:
+            return f"say what to do with it: fastsock serve {word}, or fastsock load {word}"
+        meant = _MEANT.get(word.lower()) or suggestions.near(word, self.commands)
+        if meant:
+            return f"{word!r} is not a command; did you mean fastsock {meant}?"
+        return f"{word!r} is not a command; they are {', '.join(self.commands)}"
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -35,18 +60,21 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={
-        "auto_envvar_prefix": "FASTSOCK",
         "help_option_names": ["-h", "--help"],
         "show_default": True,
     },
-    epilog="Every option can be set by environment: FASTSOCK_LOAD_SIZE=4k is load --size 4k.",
+    epilog="fastsock COMMAND --help shows the options of a command, with an example.",
 )
-@click.version_option(__version__, prog_name="fastsock")
+@click.version_option(__version__, "-V", "--version", prog_name="fastsock")
 def cli() -> None:
     """Echo server and load client for raw sockets.
 
     Exit codes: 0 ok, 1 run failed, 2 usage or an output that cannot be written, 3 target missed,
     4 run not valid; 130, 129, 143 ended by Ctrl-C, SIGHUP, SIGTERM.
+
+    \b
+    fastsock serve                     # in one terminal
+    fastsock load 127.0.0.1:7007       # in another
     """
 
 
@@ -57,16 +85,19 @@ for command in (serve, load, bench, info):
 def run(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Errors are one line on stderr."""
     try:
-        return int(cli.main(arguments, prog_name="fastsock", standalone_mode=False) or 0)
+        return int(
+            cli.main(arguments or ["--help"], prog_name="fastsock", standalone_mode=False) or 0
+        )
+    except click.NoSuchOption as error:
+        complain(f"{error.option_name} is not an option; name a command first: fastsock serve -h")
+        return error.exit_code
     except click.ClickException as error:
-        text = io.StringIO()
-        error.show(text)
-        say(text.getvalue().rstrip("\n"))
+        complain(error.message)
         return error.exit_code
     except Ended as ended:
         return 128 + ended.signal
     except OSError as error:
-        say(f"Error: {error.strerror or error}")
+        complain(error.strerror or str(error))
         return FAILED
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,44 +14,62 @@ import click
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture
 from fastsock.bench.contenders import Contender
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE, usage_errors
+from fastsock.bench.text import lines_of
+from fastsock.cli.command import Command, GroupedOption, usage_errors
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE
 from fastsock.cli.output import (
+    WIDTH,
     check_writable,
-    json_option,
+    complain,
     progress_bar,
+    warn,
     write_json,
     write_result,
 )
-from fastsock.cli.parameters import DURATION, SIZE, numbers
+from fastsock.cli.parameters import KindType, json_option, quiet_option
 from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
 from fastsock.line_writer import say
-from fastsock.options import check_int
+from fastsock.options import Choice, Count, Kind, Seconds, Size, check_int, declared
 from fastsock.server import engines
-from fastsock.units import format_duration, format_rate, format_size, plural
+from fastsock.units import format_duration, parse_numbers
 
 ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)
-TITLES = ("server", "rate", "p50", "p99", "CPU", "memory", "each", "rate ratio")
-#: Columns that a table leaves out, the first alone or both, where it is wider than the terminal.
-OPTIONAL = ("each", "memory")
-WIDTH = 80  # of a pipe, and of a terminal that is narrower
-
-Row = dict[str, str]  # the cell of each title
 
 
-class RivalType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``NAME=COMMAND`` to a contender."""
+class Rival(Kind):
+    """``NAME=COMMAND``: a contender."""
 
-    name = "NAME=COMMAND"
+    metavar = "NAME=COMMAND"
+    repeatable = True
 
-    def convert(
-        self, value: object, param: click.Parameter | None, context: click.Context | None
-    ) -> Contender:
-        name, _, command = str(value).partition("=")
-        words = shlex.split(command)
-        if not name or not words:
-            self.fail(f"{value!r} is not NAME=COMMAND", param, context)
-        return Contender(name, tuple(words))
+    def parse(self, name: str, text: str) -> Contender:
+        title, _, command = text.partition("=")
+        try:
+            words = shlex.split(command)
+        except ValueError as error:  # a quotation mark that is not closed
+            raise ValueError(f"{name} {text!r}: {error}") from None
+        if not title or not words:
+            raise ValueError(f"{name} {text!r} is not NAME=COMMAND, as in mine='./server --fast'")
+        return Contender(title, tuple(words))
+
+
+class EngineNames(Kind):
+    """Names of engines, checked later, when it is known on which kind of endpoints."""
+
+    metavar = "all|NAME,..."
+
+    def parse(self, name: str, text: str) -> str:
+        return text
+
+
+class Counts(Kind):
+    """Numbers of connections."""
+
+    metavar = "N,..."
+
+    def parse(self, name: str, text: str) -> list[int]:
+        return parse_numbers(text, name)
 
 
 def drawable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -61,55 +78,83 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
         try:
             picture.check(value)
         except (ValueError, ModuleNotFoundError) as error:
-            raise click.BadParameter(str(error)) from None
+            raise click.UsageError(str(error)) from None
     return check_writable(value)
 
 
-@click.command()
-@click.option(
+def option(
+    *flags: str, kind: Kind, default: str | None = None, group: str = "", help: str
+) -> Callable[[Any], Any]:
+    """An option of this command only."""
+    return click.option(
+        *flags,
+        cls=GroupedOption,
+        group=group,
+        type=KindType(kind, flags[-1]),
+        default=default,
+        multiple=kind.repeatable,
+        show_default=True,
+        help=help,
+    )
+
+
+_HELP = {each.name: each.help for each in declared(LoadOptions)}
+
+
+@click.command(
+    cls=Command,
+    short_help="Compare echo servers on this machine.",
+    example="fastsock bench\nfastsock bench --engines epoll,stdlib-threads -c 1,100 -s 1k",
+)
+@option(
     "--engines",
     "engine_names",
-    metavar="all|NAME,...",
+    kind=EngineNames(),
+    group="Servers",
     help="Compare these engines over a range of connections: all, or names such as "
     "epoll,fork,stdlib-threads.",
 )
-@click.option(
+@option(
+    "--rival",
+    "rivals",
+    kind=Rival(),
+    help="Compare this server too: a command that prints 'listening on ENDPOINT' to stderr "
+    "(repeatable).",
+)
+@option(
     "--kind",
-    type=click.Choice(contenders.KINDS),
+    kind=Choice(contenders.EndpointKind),
     default="tcp",
     help="Compare on endpoints of this kind.",
 )
-@click.option(
+@option(
     "-c",
     "--connections",
-    callback=numbers,
-    metavar="N,...",
+    kind=Counts(),
+    group="Load",
     help="Compare with each of these numbers of connections.  [default: 64; with --engines "
     "1,10,100,1000]",
 )
-@click.option("-s", "--size", type=SIZE, default="64", help="Send messages of this many bytes.")
-@click.option(
-    "--depth", type=int, default=1, help="Keep this many messages in flight per connection."
+@option("-s", "--size", kind=Size(1, 1 << 30), default="64", help=_HELP["size"])
+@option("--depth", kind=Count(1, 65536), default="1", help=_HELP["depth"])
+@option(
+    "--windows",
+    kind=Count(1, 1000),
+    default="9",
+    group="Length",
+    help="Give each server this many turns.",
 )
-@click.option(
-    "--windows", type=click.IntRange(1, 1000), default=9, help="Give each server this many turns."
+@option(
+    "--window",
+    kind=Seconds(0.001, 3600),
+    default="250ms",
+    help="Measure for this long in each turn.",
 )
-@click.option(
-    "--window", type=DURATION, default="250ms", help="Measure for this long in each turn."
-)
-@click.option(
+@option(
     "--warmup",
-    type=DURATION,
+    kind=Seconds(0, 3600),
     default="100ms",
     help="Load for this long before each window; at least 1ms per connection.",
-)
-@click.option(
-    "--rival",
-    "rivals",
-    type=RivalType(),
-    multiple=True,
-    help="Compare this server too: a command that prints 'listening on ENDPOINT' to stderr "
-    "(repeatable).",
 )
 @json_option
 @click.option(
@@ -119,6 +164,7 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
     callback=drawable,
     help="Draw rate, p99, CPU and memory over the connections; needs fastsock[plot].",
 )
+@quiet_option
 def bench(
     engine_names: str | None,
     kind: str,
@@ -131,6 +177,7 @@ def bench(
     rivals: tuple[Contender, ...],
     json_path: str | None,
     picture_path: str | None,
+    quiet: bool,
 ) -> int:
     """Compare the native server with its standard-library twin on this machine.
 
@@ -144,19 +191,19 @@ def bench(
     with usage_errors():
         servers = [*chosen(engine_names, kind), *rivals]
         check(servers, cases, method)
-    if engine_names == "all" and kind in ("tcp", "unix"):
+    if engine_names == "all" and kind in ("tcp", "unix") and not quiet:
         tell_unusable()
     try:
-        comparisons = compare_all(servers, cases, method)
+        comparisons = compare_all(servers, cases, method, quiet)
     except RuntimeError as error:
-        say(f"Error: {error}")
+        complain(str(error))
         return FAILED
     document = compare.document(comparisons, method)
     code = write_json(document, json_path) if json_path else OK
     drawn = draw(document, picture_path) if picture_path else OK
     if json_path != "-" and code == OK:  # else JSON is on stdout
         for name, comparison in comparisons.items():
-            show(name, comparison)
+            show(name, comparison, {each.name: each.group for each in servers})
     everything = [result for each in comparisons.values() for result in each.results]
     return code or drawn or (NOT_VALID if any(each.all_problems() for each in everything) else OK)
 
@@ -166,7 +213,7 @@ def draw(document: dict[str, Any], path: str) -> int:
     try:
         picture.draw_engines(document, path)
     except OSError as error:
-        say(f"Error: cannot write {path}: {error.strerror}")
+        complain(f"cannot write {path}: {error.strerror}")
         return USAGE
     return OK
 
@@ -194,7 +241,7 @@ def tell_unusable() -> None:
     for name in engines.NAMES[1:]:  # without "auto"
         why = engines.MISSING.get(name) or engines.doubt(name)
         if why:
-            say(f"without {name}: {why}")
+            warn(f"without {name}: {why}")
 
 
 def check(
@@ -216,23 +263,27 @@ def check(
 
 
 def compare_all(
-    servers: Sequence[Contender], cases: Sequence[compare.Case], method: compare.Method
+    servers: Sequence[Contender],
+    cases: Sequence[compare.Case],
+    method: compare.Method,
+    quiet: bool,
 ) -> dict[str, compare.Comparison]:
     """Compare in each case, the cases one after the other, and say beforehand how long it takes."""
     seconds = sum(method.seconds(servers, case) for case in cases)
     turns = sum(method.windows * len(compare.taking_part(servers, case)) for case in cases)
     about = format_duration(round(seconds) or 1)
-    say(f"{turns} turns, which take about {about}, or up to twice that on a busy machine")
-    with progress_of(turns) as progress:
+    if not quiet:
+        say(f"{turns} turns, which take about {about}, or up to twice that on a busy machine")
+    with progress_of(turns, quiet) as progress:
         return {
             case.title: compare.compare(servers, case, method, progress=progress) for case in cases
         }
 
 
 @contextmanager
-def progress_of(turns: int) -> Iterator[compare.Progress]:
+def progress_of(turns: int, quiet: bool) -> Iterator[compare.Progress]:
     """What draws a bar on stderr, on a terminal only."""
-    with progress_bar("starting", turns) as bar:
+    with progress_bar("starting", turns, quiet=quiet) as bar:
         if bar is None:
             yield lambda text: None
             return
@@ -246,91 +297,10 @@ def progress_of(turns: int) -> Iterator[compare.Progress]:
         yield update
 
 
-def show(name: str, comparison: compare.Comparison) -> None:
-    width = max(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH) if is_terminal() else WIDTH
-    rows = [*(row_of(comparison, result) for result in comparison.results)]
-    rows += [{"server": left_out, "rate": "n/a"} for left_out in comparison.left_out]
-    lines = [f"{name}: medians of {plural(len(comparison.results[0].rates), 'window')}", ""]
-    lines += table_lines(rows, width)
-    lines.append("")
-    for note in notes_of(comparison, titles=lines[2].split()):
-        lines += textwrap.wrap(note, width, subsequent_indent="  ")
-    write_result("\n".join(lines))
+def show(name: str, comparison: compare.Comparison, groups: Mapping[str, str]) -> None:
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = max(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH) if terminal else WIDTH
+    write_result("\n".join(lines_of(name, comparison, groups, width)))
     for result in comparison.results:
         for problem in result.all_problems():
-            say(f"not valid: {result.name}: {problem}")
-
-
-def is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
-
-
-def table_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
-    """The rows under a head, with as many columns as fit.
-
-    A server's name that leaves no room for its row has a line of its own.
-    """
-    head = {title: title for title in TITLES}
-    widest = {title: max(len(row.get(title, "")) for row in (head, *rows)) for title in TITLES}
-    for without, gap in (((), "  "), ((), " "), (OPTIONAL[:1], " "), (OPTIONAL, " ")):
-        titles = [title for title in TITLES[1:] if title not in without]
-        figures = sum(widest[title] + len(gap) for title in titles)
-        if widest["server"] + figures <= width:
-            break
-    room = min(width - figures, widest["server"])
-    for row in (head, *rows):
-        first = row["server"]
-        if len(first) > room:
-            yield first
-            first = ""
-        cells = (row.get(title, "").rjust(widest[title]) for title in titles)
-        yield gap.join((first.ljust(room), *cells)).rstrip()
-        if row is head:
-            yield "-" * (room + figures)
-
-
-def notes_of(comparison: compare.Comparison, titles: Sequence[str] = TITLES) -> Iterator[str]:
-    """What the columns mean, and what is to know of this comparison."""
-    confidence = compare.Interval.of(comparison.results[0].rates).confidence
-    interval = f" of the rounds, and its {confidence:.0%} interval" if confidence else ""
-    yield f"rate ratio: relative to {comparison.reference}, higher is better; median{interval}"
-    yield (
-        f"CPU: of the server per echo; the kernel alone takes "
-        f"{comparison.floor_us.median:.2f} us for both ends"
-    )
-    if "memory" in titles:
-        each = "; each: for each of them" if "each" in titles else ""
-        yield f"memory: with all connections open{each}"
-    if comparison.one_cpu:
-        yield "server and client share the only CPU, so the client waits by blocking"
-    if repeated := sum(result.repeated for result in comparison.results):
-        yield f"{plural(repeated, 'disturbed window')} measured again"
-    if any(comparison.rate_ratio(result) is None for result in comparison.results):
-        yield "-: in most windows of this server or of the reference nothing was answered"
-    for reason in dict.fromkeys(comparison.left_out.values()):
-        yield f"n/a: the server {reason}"
-
-
-def row_of(comparison: compare.Comparison, result: compare.Result) -> Row:
-    medians = [
-        compare.Interval.of(values).median
-        for values in (result.rates, result.p50s, result.p99s, result.cpu_per_echo)
-    ]
-    rate, *times = medians
-    figures = [format_rate(rate), *(format_duration(each / 1e6) for each in times)]
-    memory = result.memory
-    sizes = (memory.connected, max(memory.per_connection, 0)) if memory else ()
-    cells = (
-        result.name,
-        *(figures if rate else "-" * len(figures)),
-        *([format_size(size) for size in sizes] or ("unknown", "unknown")),
-        ratio_text(comparison.rate_ratio(result)),
-    )
-    return dict(zip(TITLES, cells, strict=True))
-
-
-def ratio_text(ratio: compare.Interval | None) -> str:
-    if ratio is None:
-        return "-"
-    interval = f" ({ratio.low:.2f}-{ratio.high:.2f})" if ratio.confidence else ""
-    return f"{ratio.median:.2f}{interval}"
+            complain(f"not valid: {result.name}: {problem}")

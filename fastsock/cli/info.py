@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
-from fastsock.cli.output import json_option, write_json, write_result
+from fastsock.cli.command import Command
+from fastsock.cli.output import write_json, write_result
+from fastsock.cli.parameters import json_option
 from fastsock.host import host_facts
 from fastsock.server import engines
 
 
-@click.command()
+@click.command(cls=Command, example="fastsock info --json machine.json")
 @json_option
 def info(json_path: str | None) -> int:
     """Show the version, the machine, and which engines can be used."""

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, usage_errors
-from fastsock.cli.output import json_option, progress_bar, write_json, write_result
-from fastsock.cli.parameters import options_of
+from fastsock.cli.command import Command, usage_errors
+from fastsock.cli.exits import FAILED, NOT_VALID, OK
+from fastsock.cli.output import complain, progress_bar, warn, write_json, write_result
+from fastsock.cli.parameters import json_option, options_of, quiet_option
 from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import Latency, LoadReport, Outages
 from fastsock.client.verdict import SIGNIFICANT, too_many_spinning
-from fastsock.line_writer import say
 from fastsock.options import from_given
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
 
@@ -26,11 +26,12 @@ COLUMNS = 80
 TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 
 
-@click.command()
+@click.command(cls=Command, example="fastsock load 127.0.0.1:7007 -c 64 -d 10s")
 @click.argument("endpoint")
 @options_of(LoadOptions)
 @json_option
-def load(endpoint: str, json_path: str | None, **options: Any) -> int:
+@quiet_option
+def load(endpoint: str, json_path: str | None, quiet: bool, **options: Any) -> int:
     """Load the server at ENDPOINT and report rate, latency and errors.
 
     Every byte that comes back is compared with what was sent. --mode send and receive measure
@@ -39,9 +40,10 @@ def load(endpoint: str, json_path: str | None, **options: Any) -> int:
     try:
         with usage_errors():
             checked = from_given(LoadOptions, options)
-        if warning := too_many_spinning(checked, len(os.sched_getaffinity(0))):
-            say(f"warning: {warning}")
-        with usage_errors(), progress_of(checked) as progress:
+        warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
+        if warning and not quiet:
+            warn(warning)
+        with usage_errors(), progress_of(checked, quiet) as progress:
             report = client.load(endpoint, progress=progress, **options)
     except client.LoadInterrupted as interrupted:
         return show(interrupted.report, json_path) or 128 + interrupted.signal
@@ -61,7 +63,15 @@ def show(report: LoadReport, json_path: str | None) -> int:
     ):  # else JSON is on stdout
         write_result("\n".join(lines_of(report)))
     elif report.reasons and code == OK:
-        say(f"Error: {report.endpoint}: {'; '.join(report.reasons)}")
+        reasons = [
+            str(reason)
+            for reason in report.reasons
+            if reason.code != "no_messages" or not report.failed
+        ]
+        if {kind for kind, count in report.errors.items() if count} == {"refused"}:
+            start = f"fastsock serve {report.endpoint}"
+            reasons.append(f"nothing listens there; start a server: {start}")
+        complain(f"{report.endpoint}: {'; '.join(reasons)}")
     return code
 
 
@@ -161,12 +171,12 @@ def microseconds(value: float) -> str:
 
 
 @contextmanager
-def progress_of(options: LoadOptions) -> Iterator[Callable[[float], object] | None]:
+def progress_of(options: LoadOptions, quiet: bool) -> Iterator[Callable[[float], object] | None]:
     """What draws a bar on stderr while the run lasts, on a terminal only."""
     if options.duration is None:
         yield None
         return
-    with progress_bar("loading", options.duration + options.warmup) as bar:
+    with progress_bar("loading", options.duration + options.warmup, quiet=quiet) as bar:
         if bar is None:
             yield None
             return

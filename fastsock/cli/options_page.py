@@ -21,19 +21,23 @@ variable. A size may have a binary unit (`64k` is 65536 bytes), a duration `us`,
 and such text. Numbers of connections, threads and workers have no unit.
 """
 
+_COLUMNS = ("option", "command line", "environment", "default", "range and unit", "what it does")
+
 _TABLES = (
     (
         "Server",
         "serve",
         ServerOptions,
         "For `fastsock.Server(...)`, `fastsock.serve(...)` and `fastsock serve`, which also has "
-        "`--user NAME[:GROUP]` and `--json FILE`.",
+        "`--user NAME[:GROUP]` and `--json FILE`. `FASTSOCK_SERVE_ENDPOINTS` sets the endpoints, "
+        "with spaces between them.",
     ),
     (
         "Load client",
         "load",
         LoadOptions,
-        "For `fastsock.load(...)` and `fastsock load`, which also has `--json FILE`.",
+        "For `fastsock.load(...)` and `fastsock load`, which also has `--json FILE` and `--quiet`. "
+        "`FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
     ),
 )
 
@@ -44,10 +48,12 @@ def page() -> str:
 
 
 def _table(title: str, command: str, options: type, text: str) -> Iterator[str]:
-    yield f"## {title}\n\n{text}\n"
-    yield "| option | command line | environment | default | range and unit | what it does |"
-    yield "|---|---|---|---|---|---|"
+    yield f"## {title}\n\n{text}"
     for option in declared(options):
+        if option.group:
+            yield f"\n### {title}: {option.group.lower()}\n"
+            yield f"| {' | '.join(_COLUMNS)} |"
+            yield "|---|---|---|---|---|---|"
         cells = (cell.replace("|", r"\|") for cell in _cells(option, command))
         yield f"| {' | '.join(cells)} |"
     yield ""

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,16 +26,27 @@ from fastsock.line_writer import draw, flush, say, write_text
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+WIDTH = 80  # columns that every output fits
+
 _A_MOMENT = 0.05  # seconds
 _LONGEST = 2.0  # seconds; a busy machine may let the thread that writes wait so long
 
-json_option = click.option(
-    "--json",
-    "json_path",
-    metavar="FILE",
-    help="Write the result as JSON to this file; - is stdout.",
-    callback=lambda context, parameter, value: check_writable(value),
-)
+
+def complain(text: str) -> None:
+    """Say what is wrong."""
+    say(_wrapped(f"Error: {text}"))
+
+
+def warn(text: str) -> None:
+    """Say what is doubtful."""
+    say(_wrapped(f"warning: {text}"))
+
+
+def _wrapped(text: str) -> str:
+    """The text in lines that fit; a long word, such as a path, stands whole."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def write_json(document: dict[str, Any], path: str) -> int:
@@ -43,12 +55,12 @@ def write_json(document: dict[str, Any], path: str) -> int:
     if path == "-":
         error = write_result(text)
         if error:
-            say(f"Error: cannot write the result to stdout: {error.strerror}")
+            complain(f"cannot write the result to stdout: {error.strerror}")
         return USAGE if error else OK
     try:
         Path(path).write_text(text + "\n")
     except OSError as failed:
-        say(f"Error: cannot write {path}: {failed.strerror}; the result follows")
+        complain(f"cannot write {path}: {failed.strerror}; the result follows")
         write_result(text)
         return USAGE
     return OK
@@ -79,9 +91,9 @@ def finish_lines() -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: float) -> Iterator[Progress | None]:
+def progress_bar(title: str, total: float, *, quiet: bool) -> Iterator[Progress | None]:
     """A bar on stderr with one task, on a terminal only. `update(0, refresh=True)` draws it."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -124,5 +136,5 @@ def check_writable(path: str | None) -> str | None:
     target = Path(path)
     written = target if target.exists() else target.parent
     if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
-        raise click.BadParameter(f"cannot write {path}: expected a file in a writable directory")
+        raise click.UsageError(f"cannot write {path}; name a file in a writable directory")
     return path

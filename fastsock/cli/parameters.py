@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fastsock.options import Choice, Flag, Kind, Option, Rate, Seconds, Size, declared
-from fastsock.units import parse_numbers
+from fastsock.cli.command import GroupedOption, name_given
+from fastsock.cli.output import check_writable
+from fastsock.options import Choice, Flag, Kind, Option, declared
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -32,9 +33,9 @@ class KindType(_AnyType):
         if not isinstance(value, str):  # a default
             return value
         try:
-            return self._kind.parse(self._option_name, value)
+            return self._kind.parse(name_given(param, ctx, self._option_name), value)
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            raise click.UsageError(str(error), ctx) from None
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return self._kind.metavar
@@ -46,11 +47,6 @@ class KindType(_AnyType):
 
         names = self._kind.names if isinstance(self._kind, Choice) else ()
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-SIZE = KindType(Size(0, 2**63 - 1), "size")
-RATE = KindType(Rate(0, 1e18), "rate")
-DURATION = KindType(Seconds(0, 1e12), "duration")
 
 
 def long_flag(option: Option) -> str:
@@ -80,7 +76,7 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
     if option.kind.repeatable:
         text = f"{text.removesuffix('.')} (repeatable)."
     settings["help"] = f"{text}  [default: {default}]" if default else text
-    return click.option(*flags(option), **settings)
+    return click.option(*flags(option), cls=GroupedOption, group=option.group, **settings)
 
 
 def options_of(options: type) -> Callable[[_Command], _Command]:
@@ -94,11 +90,21 @@ def options_of(options: type) -> Callable[[_Command], _Command]:
     return decorate
 
 
-def numbers(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> list[int] | None:
-    """``0,1`` to [0, 1]: the callback of an option that takes a list of numbers."""
-    try:
-        return None if value is None else parse_numbers(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+json_option = click.option(
+    "--json",
+    "json_path",
+    cls=GroupedOption,
+    group="Output",
+    metavar="FILE",
+    help="Write the result as JSON to this file; - is stdout.",
+    callback=lambda context, parameter, value: check_writable(value),
+)
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    cls=GroupedOption,
+    group="Output",
+    is_flag=True,
+    help="Show no progress and no remarks, only the result and errors.",
+)

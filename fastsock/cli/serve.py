@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 
-from fastsock.cli.exits import INTERRUPTED, OK, usage_errors
-from fastsock.cli.output import check_writable, json_option, write_json
-from fastsock.cli.parameters import options_of
+from fastsock.cli.command import Command, GroupedOption, usage_errors
+from fastsock.cli.exits import INTERRUPTED, OK
+from fastsock.cli.output import check_writable, write_json
+from fastsock.cli.parameters import json_option, options_of
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.endpoint import Endpoint
 from fastsock.line_writer import say
@@ -26,11 +27,18 @@ from fastsock.signals import Ended
 from fastsock.units import format_size, plural
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Echo what arrives at each ENDPOINT until stopped.",
+    example="fastsock serve 127.0.0.1:7007\n"
+    "fastsock serve localhost:7007 udp://127.0.0.1:7007 unix:/run/echo.sock",
+)
 @click.argument("endpoints", metavar="[ENDPOINT]...", nargs=-1)
 @options_of(ServerOptions)
 @click.option(
     "--user",
+    cls=GroupedOption,
+    group="Process",
     type=USER,
     metavar="NAME[:GROUP]",
     help="Drop root privileges to this user after binding.",
@@ -43,11 +51,12 @@ def serve(
     json_path: str | None,
     **options: object,
 ) -> int:
-    """Echo what arrives at each ENDPOINT, until Ctrl-C, SIGTERM or SIGHUP.
+    """Echo what arrives at each ENDPOINT until Ctrl-C, SIGTERM or SIGHUP.
 
-    ENDPOINT is like tcp://127.0.0.1:7007 (the default), udp://0.0.0.0:7007, unix:///run/echo.sock
-    or unixgram:///run/echo.dgram; port 0 picks a free one. Sockets that systemd passes (LISTEN_FDS)
-    are served too; if there are any, the default endpoint is not.
+    ENDPOINT is like 127.0.0.1:7007 (the default), localhost:7007, :7007 (loopback), [::1]:7007,
+    udp://0.0.0.0:7007, unix:/run/echo.sock or unixgram:/run/echo.dgram; port 0 picks a free one.
+    Sockets that systemd passes (LISTEN_FDS) are served too; if there are any, the default endpoint
+    is not.
     """
     if user:
         check_root(user)
@@ -85,7 +94,7 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
     become(user)
     try:
         check_writable(json_path)
-    except click.BadParameter as error:
+    except click.UsageError as error:
         # Not click's error: to show it click imports more, which the user may not be able to read.
         raise OSError(errno.EACCES, f"{error.message}, as {user.name}") from None
     for path in paths:

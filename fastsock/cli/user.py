@@ -58,14 +58,14 @@ class _User(_UserType):
         name, colon, group = value.partition(":")
         uid, gid = _look_up(name, lambda: pwd.getpwnam(name)[2:4]) or (_number(name), None)
         if uid is None:
-            self.fail(f"user {name!r} is unknown", param, ctx)
+            self.fail(f"user {name!r} is unknown; `getent passwd` lists them", param, ctx)
         if uid == 0:
             self.fail(f"user {name!r} is root; expected one with fewer rights", param, ctx)
         if colon:
             gid = _look_up(group, lambda: grp.getgrnam(group).gr_gid)
             gid = _number(group) if gid is None else gid
             if gid is None:
-                self.fail(f"group {group!r} is unknown", param, ctx)
+                self.fail(f"group {group!r} is unknown; `getent group` lists them", param, ctx)
         if gid is None:
             self.fail(f"user {name} is a number without a name; expected {name}:GROUP", param, ctx)
         return User(value, uid, gid)

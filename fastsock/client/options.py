@@ -45,17 +45,12 @@ _MESSAGES = Count(1, 1 << 48, units=True)
 class LoadOptions:
     """The checked options of a run, with every default filled in; see `load()`."""
 
-    mode: str = option(
-        "echo",
-        Choice(Mode),
-        help="Echo, send to a discard service, or receive from a chargen service.",
-        more="send and receive measure throughput one way, on streams only.",
-    )
     connections: int = option(
         1,
         Count(1, 65536),  # as many have a place of their own in the pattern
         flags=("-c",),
         help="Open this many connections.",
+        group="Load",
     )
     size: int = option(
         None,
@@ -71,25 +66,10 @@ class LoadOptions:
         help="Keep this many messages in flight per connection.",
         more="In a closed loop of echoes only.",
     )
-    duration: float | None = option(
-        None, _TIME, flags=("-d",), shown="5s", help="Measure for this long."
-    )
-    messages: int | None = option(
-        None,
-        _MESSAGES,
-        flags=("-n",),
-        help="Stop after this many messages, instead of --duration.",
-        more="They are counted over all connections; each is closed when its share is done.",
-    )
-    warmup: float = option(
-        None,
-        Seconds(0, _MAX_SECONDS),
-        shown="duration / 10; 0 with messages",
-        help="Load for this long before the measured window.",
-    )
     rate: float | None = option(
         None,
         Rate(0.001, 1e9),
+        flags=("-r",),
         help="Send on schedule, this many messages per second in all (open loop).",
         more="Over all connections in turn, whether or not answers came. Not to receive.",
     )
@@ -105,43 +85,36 @@ class LoadOptions:
         help="Draw the random times of Poisson arrivals from this number.",
         more="The same number gives the same times.",
     )
+    mode: str = option(
+        "echo",
+        Choice(Mode),
+        help="Echo, send to a discard service, or receive from a chargen service.",
+        more="send and receive measure throughput one way, on streams only.",
+    )
     verify: bool = option(True, Flag(), help="Compare every byte that comes with what must come.")
-    wait: str = option(
-        "spin",
-        Choice(Wait),
-        help="Poll without pause, block, or poll for a while before blocking.",
-        more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, as "
-        "long as waits are shorter than that and nothing else wants the CPU, which is the rule "
-        "of a server's busy_poll.",
+    duration: float | None = option(
+        None, _TIME, flags=("-d",), shown="5s", help="Measure for this long.", group="Length"
     )
-    threads: int = option(
-        1,
-        Count(1, 1024),
-        help="Share the connections out over this many native threads.",
+    messages: int | None = option(
+        None,
+        _MESSAGES,
+        flags=("-n",),
+        help="Stop after this many messages, instead of --duration.",
+        more="They are counted over all connections; each is closed when its share is done.",
     )
-    nodelay: bool = option(True, Flag(), help="Set TCP_NODELAY.", more="Nothing on a Unix socket.")
+    warmup: float = option(
+        None,
+        Seconds(0, _MAX_SECONDS),
+        shown="duration / 10; 0 with messages",
+        help="Load for this long before the measured window.",
+    )
     reconnect_every: int | None = option(
         None,
         _MESSAGES,
         help="Connect again after this many messages; 1 = connect-echo-close.",
         more="On loopback the source addresses vary, so that ports do not run out. Streams only, "
         "and not to receive.",
-    )
-    timeout: float = option(
-        5.0,
-        _TIME,
-        help="Fail a connection after this long without progress.",
-        more="At the end a connection that is still answered is given up after one more window "
-        "(at least 1s); "
-        "in a closed loop after the length of the run so far and this long. Streams only.",
-    )
-    finish: str | None = option(
-        None,
-        Choice(Finish),
-        shown="wait",
-        help="Half-close after the last answer (wait), or at once (half-close).",
-        more="At once tests that a server and the path to it send back what is under way, and a "
-        "server that does not close then fails. Echoes on streams only.",
+        group="Connections",
     )
     on_disconnect: str | None = option(
         None,
@@ -151,9 +124,26 @@ class LoadOptions:
         more="Connecting again counts an outage instead of an error, for a reload or a failover. "
         "Not to receive, and on streams only.",
     )
+    finish: str | None = option(
+        None,
+        Choice(Finish),
+        shown="wait",
+        help="Half-close after the last answer (wait), or at once (half-close).",
+        more="At once tests that a server and the path to it send back what is under way, and a "
+        "server that does not close then fails. Echoes on streams only.",
+    )
+    timeout: float = option(
+        5.0,
+        _TIME,
+        help="Fail a connection after this long without progress.",
+        more="At the end a connection that is still answered is given up after one more window "
+        "(at least 1s); "
+        "in a closed loop after the length of the run so far and this long. Streams only.",
+    )
     loss_timeout: float = option(
         0.2, _TIME, help="Count a datagram as lost after this long without an answer."
     )
+    nodelay: bool = option(True, Flag(), help="Set TCP_NODELAY.", more="Nothing on a Unix socket.")
     gso: bool = option(
         False,
         Flag(),
@@ -162,12 +152,28 @@ class LoadOptions:
         "apart, and they are received together (UDP_GRO), which takes Linux 5.0. On loopback "
         "nothing takes them apart, so a server that knows UDP_GRO gets them as one. UDP only.",
     )
+    threads: int = option(
+        1,
+        Count(1, 1024),
+        flags=("-t",),
+        help="Share the connections out over this many native threads.",
+        group="Client",
+    )
+    wait: str = option(
+        "spin",
+        Choice(Wait),
+        help="Poll without pause, block, or poll for a while before blocking.",
+        more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, as "
+        "long as waits are shorter than that and nothing else wants the CPU, which is the rule "
+        "of a server's busy_poll.",
+    )
     server_pid: int | None = option(
         None,
         Count(1, _MAX_PID),
         help="Report the CPU time of this local process and its children too.",
         more="It is the time over the window, with that of the processes it has started by the "
         "middle of the warm-up and of those that end in the window.",
+        group="Output",
     )
     label: str | None = option(
         None, Text(200), help="Put this text into the report, to find the run again."
@@ -259,25 +265,25 @@ class LoadOptions:
 class LoadKeywords(TypedDict, total=False):
     """What may be given for each field of `LoadOptions`."""
 
-    mode: Mode
     connections: int
     size: int | str | None
     depth: int
-    duration: float | str | None
-    messages: int | str | None
-    warmup: float | str | None
     rate: float | str | None
     arrivals: Arrivals
     seed: int
+    mode: Mode
     verify: bool
-    wait: Wait
-    threads: int
-    nodelay: bool
+    duration: float | str | None
+    messages: int | str | None
+    warmup: float | str | None
     reconnect_every: int | str | None
-    timeout: float | str
-    finish: Finish | None
     on_disconnect: OnDisconnect | None
+    finish: Finish | None
+    timeout: float | str
     loss_timeout: float | str
+    nodelay: bool
     gso: bool
+    threads: int
+    wait: Wait
     server_pid: int | None
     label: str | None

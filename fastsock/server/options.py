@@ -42,70 +42,27 @@ DRAIN_TIME = Seconds(0, 86400)
 class ServerOptions:
     """The checked options of a server; see `Server`."""
 
+    service: str = option(
+        "echo",
+        Choice(Service),
+        help="Echo (RFC 862), discard (RFC 863) or generate characters (RFC 864).",
+        more="discard and chargen are for streams only.",
+        group="Service",
+    )
+    close_on: bytes = option(
+        b"",
+        Line(4096),
+        help="Close a connection after echoing this line.",
+        more="The line ends with LF or CR LF. Empty is never. Streams only.",
+    )
     engine: str = option(
         "auto",
         Choice(Engine),
         help="Serve streams with this engine; auto picks one.",
         more="`fastsock info` lists those that can be used here. An engine given by name is used, "
         "or the call fails with the reason. Datagrams have one engine of their own.",
+        group="Engine",
     )
-    # sockets
-    backlog: int = option(
-        4096, Count(1, MAX_INT), help="Let this many connections wait to be accepted, listen(2)."
-    )
-    unix_mode: int = option(
-        Octal(0o600),
-        FileMode(),
-        help="Give the file of a Unix socket these rights.",
-        more="They are exact whatever the umask is; a client needs to write. An abstract name "
-        "(unix://@name) has none: every local user of the network namespace may connect.",
-    )
-    reuse_port: bool = option(
-        False,
-        Flag(),
-        help="Let other sockets of this user bind the same port, SO_REUSEPORT.",
-        more="Every one of them must ask for it. Without it a second server finds the port in use. "
-        "With several workers the kernel cannot refuse a program of the same user that asks for "
-        "SO_REUSEPORT itself: that program then takes a part of the connections.",
-    )
-    dual_stack: bool = option(
-        False,
-        Flag(),
-        help="Take IPv4 on IPv6 endpoints too.",
-        more="An endpoint's own ?dual_stack= wins.",
-    )
-    nodelay: bool = option(
-        True,
-        Flag(),
-        help="Set TCP_NODELAY.",
-        more="Without it small answers wait for acknowledgements.",
-    )
-    rcvbuf: int = option(
-        0,
-        Size(0, MAX_INT),
-        help="Set SO_RCVBUF; 0 = the kernel's choice.",
-        more="tcp and udp only. With 0 the kernel adapts it to the connection.",
-    )
-    sndbuf: int = option(
-        0,
-        Size(0, MAX_INT),
-        help="Set SO_SNDBUF; 0 = the kernel's choice.",
-        more="Not for unix. Of unixgram it holds all answers that no client has received yet; "
-        "when it is full, answers are dropped.",
-    )
-    fds: tuple[int, ...] = option(
-        (),
-        Descriptors(),
-        flags=("--fd",),
-        help="Also serve on this inherited descriptor.",
-        more="It is a listening stream socket or a bound datagram socket, such as "
-        "socket.create_server(...).fileno(). It stays the caller's: the server makes a duplicate "
-        "and closes only that. A listener becomes non-blocking, for the caller too, and gets "
-        "nodelay; a Unix socket takes no open files any more (SO_PASSRIGHTS, if the kernel has "
-        "it). Each has one worker. A stop leaves what waits in the queue to the other holders of "
-        "the socket, so that a restart loses no client.",
-    )
-    # engine
     workers: int = option(
         1,
         Count(1, 1024),
@@ -135,13 +92,69 @@ class ServerOptions:
         "that and nothing else wants the CPU, so an idle server blocks. auto is 200us. Not for "
         "the engines threads and fork, whose connections wait one by one. 0 is never.",
     )
-    # limits
+    fds: tuple[int, ...] = option(
+        (),
+        Descriptors(),
+        flags=("--fd",),
+        help="Also serve on this inherited descriptor.",
+        more="It is a listening stream socket or a bound datagram socket, such as "
+        "socket.create_server(...).fileno(). It stays the caller's: the server makes a duplicate "
+        "and closes only that. A listener becomes non-blocking, for the caller too, and gets "
+        "nodelay; a Unix socket takes no open files any more (SO_PASSRIGHTS, if the kernel has "
+        "it). Each has one worker. A stop leaves what waits in the queue to the other holders of "
+        "the socket, so that a restart loses no client.",
+        group="Sockets",
+    )
+    backlog: int = option(
+        4096, Count(1, MAX_INT), help="Let this many connections wait to be accepted, listen(2)."
+    )
+    nodelay: bool = option(
+        True,
+        Flag(),
+        help="Set TCP_NODELAY.",
+        more="Without it small answers wait for acknowledgements.",
+    )
+    rcvbuf: int = option(
+        0,
+        Size(0, MAX_INT),
+        help="Set SO_RCVBUF; 0 = the kernel's choice.",
+        more="tcp and udp only. With 0 the kernel adapts it to the connection.",
+    )
+    sndbuf: int = option(
+        0,
+        Size(0, MAX_INT),
+        help="Set SO_SNDBUF; 0 = the kernel's choice.",
+        more="Not for unix. Of unixgram it holds all answers that no client has received yet; "
+        "when it is full, answers are dropped.",
+    )
+    reuse_port: bool = option(
+        False,
+        Flag(),
+        help="Let other sockets of this user bind the same port, SO_REUSEPORT.",
+        more="Every one of them must ask for it. Without it a second server finds the port in use. "
+        "With several workers the kernel cannot refuse a program of the same user that asks for "
+        "SO_REUSEPORT itself: that program then takes a part of the connections.",
+    )
+    dual_stack: bool = option(
+        False,
+        Flag(),
+        help="Take IPv4 on IPv6 endpoints too.",
+        more="An endpoint's own ?dual_stack= wins.",
+    )
+    unix_mode: int = option(
+        Octal(0o600),
+        FileMode(),
+        help="Give the file of a Unix socket these rights.",
+        more="They are exact whatever the umask is; a client needs to write. An abstract name "
+        "(unix://@name) has none: every local user of the network namespace may connect.",
+    )
     max_connections: int = option(
         0,
         Count(0, MAX_INT),
         help="Stop accepting at this many connections; 0 = unlimited.",
         more="New ones wait in the backlog until one closes. The number is shared out evenly over "
         "the workers. Streams only.",
+        group="Limits",
     )
     idle_timeout: float = option(
         0.0,
@@ -172,19 +185,6 @@ class ServerOptions:
         DRAIN_TIME,
         help="Serve connections for up to this long after the first signal.",
         more="stop() does so too. The second signal stops at once.",
-    )
-    # service
-    service: str = option(
-        "echo",
-        Choice(Service),
-        help="Echo (RFC 862), discard (RFC 863) or generate characters (RFC 864).",
-        more="discard and chargen are for streams only.",
-    )
-    close_on: bytes = option(
-        b"",
-        Line(4096),
-        help="Close a connection after echoing this line.",
-        more="The line ends with LF or CR LF. Empty is never. Streams only.",
     )
 
     def __post_init__(self) -> None:
@@ -217,26 +217,26 @@ class ServerOptions:
 class ServerKeywords(TypedDict, total=False):
     """What may be given for each field of `ServerOptions`."""
 
+    service: Service
+    close_on: bytes
     engine: Engine
-    backlog: int
-    unix_mode: int
-    reuse_port: bool
-    dual_stack: bool
-    nodelay: bool
-    rcvbuf: int | str
-    sndbuf: int | str
-    fds: Iterable[int]
     workers: int
     cpus: Iterable[int] | None
     buffer_size: int | str
     busy_poll: float | str
+    fds: Iterable[int]
+    backlog: int
+    nodelay: bool
+    rcvbuf: int | str
+    sndbuf: int | str
+    reuse_port: bool
+    dual_stack: bool
+    unix_mode: int
     max_connections: int
     idle_timeout: float | str
     allow: Iterable[str]
     loop_guard: bool
     drain_timeout: float | str
-    service: Service
-    close_on: bytes
 
 
 def _busy_poll(value: float | str, engine: str) -> float:
