@@ -4,6 +4,15 @@
     tcp://[::1]:0               tcp://[fe80::1%eth0]:7      unix://@abstract
     tcp://[::]:7007?dual_stack=1                            unixgram:///run/echo.dgram
 
+A host and a port alone mean tcp, and a port without a host is on loopback. "//" may be left out:
+
+    127.0.0.1:7007              [::1]:7007                  localhost:7007
+    :7007                       udp://:7007                 udp:127.0.0.1:7007
+    unix:/run/echo.sock         unix:@abstract              unixgram:/run/echo.dgram
+
+"tcp:7007" is refused: it may be meant as a port, or as a host called tcp. An endpoint prints as the
+whole URL.
+
 Nothing is percent-decoded, so that an address reads as it is bound, but for the "%25" of RFC 6874
 before an interface: [fe80::1%25eth0] is [fe80::1%eth0]. An IPv4-mapped address, [::ffff:127.0.0.1],
 is printed so and resolved to the IPv4 address: Linux takes it only on sockets that take IPv4.
@@ -23,7 +32,8 @@ __all__ = ["DEFAULT_ENDPOINT", "Endpoint", "EndpointLike", "SocketAddress", "Soc
 _INET_SCHEMES = ("tcp", "udp")
 _UNIX_SCHEMES = ("unix", "unixgram")
 _STREAM_SCHEMES = ("tcp", "unix")
-_FORMS = "tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unixgram:///PATH"
+_HTTP_SCHEMES = ("http", "https", "ws", "wss")
+_LOOPBACK = "127.0.0.1"
 
 # sun_path has 108 bytes. A path needs one for its closing NUL, an abstract name one for its leading
 # NUL (unix(7)), so that both have at most 107.
@@ -32,13 +42,17 @@ _MAX_PORT = 65535
 _MAX_SCOPE_ID = 2**32 - 1  # sin6_scope_id is 32 bits (ipv6(7))
 _MAX_HOST_NAME = 253  # RFC 1123 2.1 and RFC 1035 3.1, without the root's dot
 _QUOTED = 80
+_PATH_ENDS = (".sock", ".socket", ".dgram")  # of a file name that is no host name
 
-_PORT = re.compile("0|[1-9][0-9]{0,4}")
+_PORT = re.compile("0|[1-9][0-9]{0,9}")
 _OCTET = re.compile("0|[1-9][0-9]{0,2}")
 # At most 15 characters (IFNAMSIZ), of those that RFC 6874 does not escape.
 _INTERFACE = re.compile("[A-Za-z0-9._~-]{1,15}")
 # Not IGNORECASE: the Kelvin sign would match "k", and lower() makes it a "k".
 _LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_SLASHES_AND_PORT = re.compile("/+[^/]*:[0-9]+/*")  # "tcp:/127.0.0.1:7007"
+_SEPARATOR = re.compile(r"[\s,;]")
+_NO_IPV6 = re.compile("[^0-9A-Fa-f:]")
 _NUMBER_LABEL = re.compile("[0-9]+|0[xX][0-9A-Fa-f]*")
 _MAPPED = "::ffff:"  # before the dotted quad of an IPv4-mapped address (RFC 4291 2.5.5.2)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -119,31 +133,44 @@ class Endpoint:
             object.__setattr__(self, "host", _canonical_host(self.host))
             _check_inet(self)
         else:
-            raise ValueError(f"scheme {_quote(self.scheme)} is unknown; write {_FORMS}")
+            known = "tcp, udp, unix or unixgram"
+            raise MisspelledError(f"scheme {_quote(self.scheme)} is unknown", known)
 
     @classmethod
     def parse(cls, value: Endpoint | str | tuple[Any, ...]) -> Endpoint:
-        """Read an endpoint from a URL, or from a socket address tuple, without a system call.
+        """Read an endpoint from text, or from a socket address tuple, without a system call.
 
-        ``(host, port)`` and ``(host, port, flowinfo, scope_id)`` mean tcp, as in ``socket``.
+        Text is a URL or one of the short forms above. ``(host, port)`` and
+        ``(host, port, flowinfo, scope_id)`` mean tcp, as in ``socket``. There an empty host means
+        every address, and here a missing one means loopback, so that ``("", port)`` is refused.
 
         Raises:
             TypeError: not one of these, or a tuple item has the wrong type.
-            ValueError: not an address; the message names it and what was expected.
+            ValueError: not an address; the message names it and what to write.
 
         """
         if isinstance(value, Endpoint):
             return value
         try:
             if isinstance(value, str):
-                return _from_url(value)
+                return from_text(value)
             if isinstance(value, tuple):
                 return _from_tuple(value)
+        except MisspelledError as error:
+            from fastsock import spelling
+
+            meant = spelling.corrected(value) if isinstance(value, str) else None
+            reason, form = error.args
+            text = f"endpoint {_quote(value)}: {reason}; write {meant or form}"
+            raise ValueError(text) from None
         except ValueError as error:
             raise ValueError(f"endpoint {_quote(value)}: {error}") from None
         except TypeError as error:
             raise TypeError(f"endpoint {_quote(value)}: {error}") from None
-        raise _wrong_type("endpoint", value, "a URL str, a (host, port) tuple or an Endpoint")
+        if type(value) is int and 0 <= value <= _MAX_PORT:
+            every = f'"0.0.0.0:{value}" for every address'
+            raise TypeError(f'endpoint {value} is int; write ":{value}" for loopback or {every}')
+        raise _wrong_type("endpoint", value, "a str, a (host, port) tuple or an Endpoint")
 
     def __str__(self) -> str:
         if self.is_unix:
@@ -262,49 +289,112 @@ def _ipv6_address(host: str, port: int, scope_id: int) -> SocketAddress:
     return SocketAddress(int(socket.AF_INET6), host, port, scope_id)
 
 
-def _from_url(url: str) -> Endpoint:
-    scheme, separator, address = url.partition("://")
-    if not separator:
-        raise ValueError(f"no scheme; write {_FORMS}")
+class MisspelledError(ValueError):
+    """An address that is refused for `reason`, and the `form` that it should have."""
+
+    def __init__(self, reason: str, form: str) -> None:
+        super().__init__(reason, form)
+
+    def __str__(self) -> str:
+        reason, form = self.args
+        return f"{reason}; write {form}"
+
+
+def from_text(text: str) -> Endpoint:
+    """Read a URL or a short form.
+
+    Raises:
+        MisspelledError: not an address; perhaps `spelling.corrected()` knows which was meant.
+        ValueError: not an address.
+
+    """
+    scheme, colon, address = text.partition(":")
     scheme = scheme.lower()  # RFC 3986 3.1
-    if scheme not in _INET_SCHEMES:
-        return Endpoint(scheme, path=address)
+    if address.startswith("//"):
+        address = address[2:]
+    elif not colon or scheme not in _INET_SCHEMES + _UNIX_SCHEMES:
+        return _inet("tcp", text, "")
+    if scheme in _INET_SCHEMES:
+        return _inet(scheme, address, f"{scheme}://")
+    if scheme in _HTTP_SCHEMES:
+        raise MisspelledError("fastsock speaks no HTTP", "tcp://HOST:PORT")
+    return Endpoint(scheme, path=address)
+
+
+def _inet(scheme: str, address: str, prefix: str) -> Endpoint:
+    """Read what follows `prefix`, the scheme as it was written."""
+    if _is_like_path(address):
+        unix = _UNIX_SCHEMES[_INET_SCHEMES.index(scheme)]
+        raise ValueError(f"a path needs {unix}:; write {_path_form(unix, address)}")
     if "#" in address:
-        raise ValueError("fragments (#) are not supported; remove it")
+        raise MisspelledError("fragments (#) are not supported", f"{prefix}HOST:PORT")
     authority, question, query = address.partition("?")
     if "/" in authority:
-        raise ValueError(f"nothing may follow the port, found '/'; write {scheme}://HOST:PORT")
+        raise MisspelledError("'/' does not go here", f"{prefix}HOST:PORT")
     if "@" in authority:
-        raise ValueError(f"user names (@) are not supported; write {scheme}://HOST:PORT")
-    host, port = _split_authority(authority, scheme)
-    return Endpoint(scheme, host, port, dual_stack=_parse_query(query) if question else None)
+        raise MisspelledError("user names (@) are not supported", f"{prefix}HOST:PORT")
+    host, port = _split_authority(authority, prefix)
+    dual_stack = _parse_query(query) if question else None
+    return Endpoint(scheme, host or _LOOPBACK, port, dual_stack=dual_stack)
 
 
-def _split_authority(authority: str, scheme: str) -> tuple[str, int]:
-    bracketed = authority.startswith("[")
-    if bracketed:
+def _is_like_path(address: str) -> bool:
+    if address.startswith(("@", "~", "./", "../")):
+        return True
+    if address.startswith("/"):
+        return not _SLASHES_AND_PORT.fullmatch(address)
+    first, slash, _ = address.partition("/")
+    is_host = ":" in first or _is_dotted_quad(first)
+    return not is_host and (bool(slash) or first.endswith(_PATH_ENDS))
+
+
+def _path_form(scheme: str, path: str) -> str:
+    """What to write for a path, as a shell takes it."""
+    if path.startswith("~/"):
+        path = f"$HOME{path[1:]}"
+    elif not path.startswith(("/", "@", "~")):
+        path = f"$PWD/{path.removeprefix('./')}"
+    short = len(path) <= _QUOTED and path.isprintable() and path[0] != "~"
+    return f"{scheme}:{path}" if short else f"{scheme}:/ABSOLUTE/PATH"
+
+
+def _split_authority(authority: str, prefix: str) -> tuple[str, int]:
+    if _SEPARATOR.search(authority):
+        raise MisspelledError("spaces and commas do not go here", f"one {prefix}HOST:PORT")
+    if authority.startswith("["):
         host, bracket, tail = authority[1:].partition("]")
         if not bracket:
-            raise ValueError(f"']' is missing; write {scheme}://[ADDRESS]:PORT")
+            raise MisspelledError("']' is missing", f"{prefix}[ADDRESS]:PORT")
         if ":" not in host:
-            raise ValueError(f"only IPv6 goes in brackets, not {_quote(host)}; leave them out")
+            raise MisspelledError("only IPv6 goes in brackets", f"{prefix}HOST:PORT")
         before, colon, port = tail.partition(":")
         if before:
-            raise ValueError(f"{_quote(before)} follows ']'; write {scheme}://[ADDRESS]:PORT")
+            raise MisspelledError(f"{_quote(before)} follows ']'", f"{prefix}[ADDRESS]:PORT")
     else:
         host, colon, port = authority.rpartition(":")
+        if ":" in host and not _NO_IPV6.search(host.partition("%")[0]):
+            raise MisspelledError("IPv6 needs brackets", f"{prefix}[ADDRESS]:PORT")
         if ":" in host:
-            raise ValueError(f"IPv6 needs brackets; write {scheme}://[ADDRESS]:PORT")
-    if not colon:
-        raise ValueError(f"no port; write {scheme}://HOST:PORT, and 0 to pick a free one")
-    if not _PORT.fullmatch(port):
-        raise ValueError(f"port {_quote(port)} is not decimal digits, 0 to {_MAX_PORT}")
-    return host, int(port)
+            raise MisspelledError("too many colons", f"{prefix}HOST:PORT")
+        if not colon and port.isdecimal():
+            number = _port_number(port)
+            every = f"{prefix}0.0.0.0:{number} for every address"
+            raise ValueError(f"no host; write {prefix}:{number} for loopback or {every}")
+    if not (colon and port):
+        raise MisspelledError("no port", f"{prefix}HOST:PORT")
+    return host, _port_number(port)
+
+
+def _port_number(port: str) -> int:
+    if _PORT.fullmatch(port):
+        _check_port(int(port))
+        return int(port)
+    raise MisspelledError(f"port {_quote(port)} is not a plain number", f"one of 0 to {_MAX_PORT}")
 
 
 def _parse_query(query: str) -> bool:
     if query not in ("dual_stack=0", "dual_stack=1"):
-        raise ValueError(f"query {_quote(query)} is unknown; expected dual_stack=0 or dual_stack=1")
+        raise ValueError(f"query {_quote(query)} is unknown; write ?dual_stack=0 or ?dual_stack=1")
     return query.endswith("1")
 
 
@@ -314,6 +404,9 @@ def _from_tuple(address: tuple[Any, ...]) -> Endpoint:
     host, port, flowinfo, scope_id = address if len(address) == 4 else (*address, 0, 0)
     if not isinstance(host, str):
         raise _wrong_type("host", host, "a str")
+    if host in ("", "*"):
+        every = f'"0.0.0.0" for every address, "{_LOOPBACK}" for loopback'
+        raise ValueError(f"host {host!r} is not an address; write {every}")
     for name, value in (("flowinfo", flowinfo), ("scope_id", scope_id)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong_type(name, value, "an int")
@@ -356,14 +449,17 @@ def _check_unix(endpoint: Endpoint) -> None:
         raise ValueError(f"host, port and dual_stack do not go with {scheme}")
     if path in ("", "@"):
         # bind(2) replaces an empty name by one of its own ("autobind"), unknown to clients.
-        raise ValueError(f"the path is empty; write {scheme}:///PATH or {scheme}://@NAME")
+        raise ValueError(f"the path is empty; write {scheme}:/PATH or {scheme}:@NAME")
+    if path[0] == "~":
+        raise ValueError(f"'~' is not expanded; write {_path_form(scheme, path)}")
     if path[0] not in "/@":
-        raise ValueError(f"path {_quote(path)} is relative; write {scheme}:///ABSOLUTE/PATH")
+        form = _path_form(scheme, path)
+        raise MisspelledError(f"path {_quote(path)} is relative", form)
     if _CONTROL.search(path):
         # NUL would truncate the path, and a newline would split the line that the server prints.
-        raise ValueError(f"path {_quote(path)} holds a control character; expected none")
+        raise MisspelledError(f"path {_quote(path)} holds a control character", "it without")
     if "?" in path or "#" in path:
-        raise ValueError(f"path {_quote(path)} holds '?' or '#'; queries do not go with {scheme}")
+        raise ValueError(f"path {_quote(path)} holds '?' or '#'; write a path without them")
     try:
         size = len(os.fsencode(path.removeprefix("@")))
     except UnicodeEncodeError:
@@ -374,23 +470,23 @@ def _check_unix(endpoint: Endpoint) -> None:
 
 def _canonical_host(host: str) -> str:
     if not host:
-        raise ValueError("the host is empty; write 0.0.0.0 or [::] for every address")
+        raise ValueError("the host is empty; write 0.0.0.0 for every address")
+    if host == "*":
+        raise MisspelledError("host '*' is not an address", "0.0.0.0 for every address")
     if ":" in host:
         return _canonical_ipv6(host)
     if _is_dotted_quad(host):
         return host
     labels = host.removesuffix(".").split(".")
     if _NUMBER_LABEL.fullmatch(labels[-1]):
-        raise ValueError(
-            f"host {_quote(host)} is not a dotted quad like 127.0.0.1; "
-            "getaddrinfo would quietly read another address"
-        )
-    is_name = all(_LABEL.fullmatch(label) for label in labels)
-    if not is_name or len(host.removesuffix(".")) > _MAX_HOST_NAME:
-        raise ValueError(
-            f"host {_quote(host)} is not an address or a name of letters, digits and hyphens, "
-            f"63 a label, {_MAX_HOST_NAME} in all (RFC 1123)"
-        )
+        # inet_aton(3), and with it getaddrinfo(3), reads 127.1 as 127.0.0.1 and 010 as 8.
+        reason = f"host {_quote(host)} is not a dotted quad"
+        raise MisspelledError(reason, "four plain numbers of 0 to 255")
+    if not all(map(_LABEL.fullmatch, labels)):
+        reason = f"host {_quote(host)} is not a host name (RFC 1123)"
+        raise MisspelledError(reason, "letters, digits and hyphens, at most 63 between dots")
+    if len(host.removesuffix(".")) > _MAX_HOST_NAME:
+        raise ValueError(f"the host has {len(host)} characters; expected at most {_MAX_HOST_NAME}")
     return host.lower()
 
 
@@ -405,7 +501,7 @@ def _canonical_ipv6(host: str) -> str:
     scope = _canonical_scope(scope) if percent else ""
     if address.is_link_local and not scope:
         raise ValueError(
-            f"host {_quote(host)} is link-local and needs its interface, as in fe80::1%eth0"
+            f"host {_quote(host)} is link-local; write its interface too, as in fe80::1%eth0"
         )
     if mapped := address.ipv4_mapped:
         if scope:
@@ -425,7 +521,7 @@ def _canonical_scope(scope: str) -> str:
     if scope.startswith("25"):
         raise ValueError(
             f"scope {_quote(scope)} begins with 25, which RFC 6874 reads as '%'; "
-            "write the number of the interface (ip link)"
+            "write the number of the interface"
         )
     if not _INTERFACE.fullmatch(scope):
         raise ValueError(f"scope {_quote(scope)} is not an interface name or number, as in %eth0")
@@ -457,7 +553,7 @@ def _quote(value: object) -> str:
     return f"{text[: _QUOTED - 3]}..." if too_long else text
 
 
-#: A URL, a socket address tuple, or an Endpoint.
+#: A URL or its short form, a socket address tuple, or an Endpoint.
 EndpointLike = Endpoint | str | tuple[Any, ...]
 
-DEFAULT_ENDPOINT = Endpoint("tcp", "127.0.0.1", 7007)  # loopback: no network can reach it
+DEFAULT_ENDPOINT = Endpoint("tcp", _LOOPBACK, 7007)  # loopback: no network can reach it

@@ -148,7 +148,7 @@ USAGE_ERRORS = [
     (["serve", "tcp://1:80"], "host '1' is not a dotted quad"),
     (["serve", "--json", "/no/such/place"], "cannot write /no/such/place"),
     (["load"], "load needs an ENDPOINT, as in: fastsock load 127.0.0.1:7007"),
-    (["load", "127.0.0.1:7"], "no scheme"),
+    (["load", "127.0.0.1"], "no port; write 127.0.0.1:7007"),
     (["load", "tcp://127.0.0.1:0"], "port 0 cannot be connected to"),
     (["load", "tcp://127.0.0.1:7", "--size", "0"], "size 0 is out of range"),
     (["load", "tcp://127.0.0.1:7", "--size", "12 parsecs"], "parsecs"),

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fastsock import spelling
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, SocketAddress
 
 GOOD = [
@@ -55,6 +56,22 @@ CANONICAL = [
     ("tcp://[fe80::1%25eth0]:80", "tcp://[fe80::1%eth0]:80"),  # RFC 6874
     ("tcp://[fe80::1%25]:80", "tcp://[fe80::1%25]:80"),
     ("tcp://[fe80::1%253]:80", "tcp://[fe80::1%253]:80"),
+    ("127.0.0.1:7007", "tcp://127.0.0.1:7007"),
+    ("localhost:7007", "tcp://localhost:7007"),
+    ("Host.Name:0", "tcp://host.name:0"),
+    ("[::1]:7007", "tcp://[::1]:7007"),
+    ("[::]:7007?dual_stack=1", "tcp://[::]:7007?dual_stack=1"),
+    (":7007", "tcp://127.0.0.1:7007"),
+    ("tcp://:7007", "tcp://127.0.0.1:7007"),
+    ("udp://:7007", "udp://127.0.0.1:7007"),
+    ("tcp:127.0.0.1:7007", "tcp://127.0.0.1:7007"),
+    ("UDP:[::1]:7007", "udp://[::1]:7007"),
+    ("tcp::7007", "tcp://127.0.0.1:7007"),
+    ("tcp:tcp:7007", "tcp://tcp:7007"),
+    ("unix:/run/echo.sock", "unix:///run/echo.sock"),
+    ("unix:/run/a://b", "unix:///run/a://b"),
+    ("unix:@name", "unix://@name"),
+    ("unixgram:/run/echo.dgram", "unixgram:///run/echo.dgram"),
 ]
 
 TUPLES = [
@@ -69,26 +86,23 @@ TUPLES = [
 ]
 
 BAD_VALUES = [
-    ("", "write tcp://HOST:PORT"),
-    ("127.0.0.1:7007", "no scheme; write tcp://HOST:PORT"),
-    ("/run/echo.sock", "unix:///PATH"),
+    ("", "no port; write :7007"),
     ("://127.0.0.1:80", "scheme '' is unknown"),
-    ("http://127.0.0.1:80", "scheme 'http' is unknown; write tcp://HOST:PORT"),
+    ("http://127.0.0.1:80", "fastsock speaks no HTTP; write tcp://127.0.0.1:80"),
     ("tcp://127.0.0.1", "no port"),
     ("tcp://[::1]", "no port"),
     ("tcp://", "no port"),
-    ("tcp://127.0.0.1:", "port '' is not decimal digits"),
-    ("tcp://127.0.0.1:٣", "port '٣' is not decimal digits"),
-    ("tcp://127.0.0.1:+1", "port '+1' is not decimal digits"),
-    ("tcp://127.0.0.1:-1", "port '-1' is not decimal digits"),
-    ("tcp://127.0.0.1: 80", "port ' 80' is not decimal digits"),
-    ("tcp://127.0.0.1:80\n", r"port '80\n' is not decimal digits"),
-    ("tcp://127.0.0.1:0x50", "port '0x50' is not decimal digits"),
-    ("tcp://127.0.0.1:8_0", "port '8_0' is not decimal digits"),
-    ("tcp://127.0.0.1:080", "port '080' is not decimal digits"),
+    ("tcp://127.0.0.1:", "no port; write tcp://127.0.0.1:7007"),
+    ("tcp://127.0.0.1:٣", "port '٣' is not a plain number"),
+    ("tcp://127.0.0.1:+1", "port '+1' is not a plain number"),
+    ("tcp://127.0.0.1:-1", "port '-1' is not a plain number"),
+    ("tcp://127.0.0.1: 80", "write tcp://127.0.0.1:80"),
+    ("tcp://127.0.0.1:80\n", "write tcp://127.0.0.1:80"),
+    ("tcp://127.0.0.1:0x50", "port '0x50' is not a plain number"),
+    ("tcp://127.0.0.1:8_0", "port '8_0' is not a plain number"),
+    ("tcp://127.0.0.1:080", "port '080' is not a plain number"),
     ("tcp://127.0.0.1:65536", "port 65536 is not in 0 to 65535"),
-    ("tcp://127.0.0.1:" + "9" * 5000, "is not decimal digits, 0 to 65535"),
-    ("tcp://:80", "write 0.0.0.0 or [::] for every address"),
+    ("tcp://127.0.0.1:" + "9" * 5000, "is not a plain number; write one of 0 to 65535"),
     ("tcp://[]:80", "only IPv6 goes in brackets"),
     ("tcp://[127.0.0.1]:80", "only IPv6 goes in brackets"),
     ("tcp://[::1:80", "']' is missing"),
@@ -97,19 +111,19 @@ BAD_VALUES = [
     ("tcp://fe80::1%eth0:80", "IPv6 needs brackets"),
     ("tcp://[::1::2]:80", "is not an IPv6 address"),
     ("tcp://[::g]:80", "is not an IPv6 address"),
-    ("tcp://[::1]]:80", "']' follows ']'"),
-    ("tcp://[fe80::1]:80", "link-local and needs its interface"),
-    ("tcp://[febf::1]:80", "link-local and needs its interface"),
-    ("tcp://[fe80::1%0]:80", "link-local and needs its interface"),
+    ("tcp://[::1]]:80", "']' follows ']'; write tcp://[::1]:80"),
+    ("tcp://[fe80::1]:80", "link-local; write its interface too"),
+    ("tcp://[febf::1]:80", "link-local; write its interface too"),
+    ("tcp://[fe80::1%0]:80", "link-local; write its interface too"),
     ("tcp://[fe80::1%]:80", "scope '' is not an interface"),
-    ("tcp://[fe80::1%a b]:80", "scope 'a b' is not an interface"),
+    ("tcp://[fe80::1%a+b]:80", "scope 'a+b' is not an interface"),
     ("tcp://[fe80::1%abcdefghijklmnop]:80", "is not an interface"),
     ("tcp://[fe80::1%4294967296]:80", "scope '4294967296' is not in"),
     ("tcp://[fe80::1%2525eth0]:80", "scope '25eth0' begins with 25"),
-    ("tcp://[fe80::1%25a b]:80", "scope 'a b' is not an interface"),
+    ("tcp://[fe80::1%25a+b]:80", "scope 'a+b' is not an interface"),
     ("tcp://[::ffff:127.0.0.1%lo]:80", "has no interface in its address"),
     ("tcp://[::ffff:127.0.0.1]:80?dual_stack=0", "write tcp://127.0.0.1:80"),
-    ("tcp://1:80", "host '1' is not a dotted quad like 127.0.0.1"),
+    ("tcp://1:80", "host '1' is not a dotted quad; write four plain numbers"),
     ("tcp://127.1:80", "is not a dotted quad"),
     ("tcp://0x7f.1:80", "is not a dotted quad"),
     ("tcp://0x7F000001:80", "is not a dotted quad"),
@@ -122,26 +136,26 @@ BAD_VALUES = [
     ("tcp://a-.b:80", "RFC 1123"),
     ("tcp://a..b:80", "RFC 1123"),
     ("tcp://.:80", "RFC 1123"),
-    ("tcp://a b:80", "RFC 1123"),
-    ("tcp://a\n:80", "RFC 1123"),
+    ("tcp://a b:80", "spaces and commas do not go here; write one tcp://HOST:PORT"),
+    ("tcp://a\n:80", "write tcp://a:80"),
     ("tcp://\u212aelvin:80", "RFC 1123"),
     ("tcp://münchen:80", "RFC 1123"),
     (f"tcp://{'a' * 64}:80", "RFC 1123"),
-    (f"tcp://{'.'.join(['a' * 49] * 6)}:80", "RFC 1123"),
+    (f"tcp://{'.'.join(['a' * 49] * 6)}:80", "the host has 299 characters; expected at most 253"),
     ("tcp://user@127.0.0.1:80", "user names (@) are not supported"),
     ("tcp://127.0.0.1:80#top", "fragments (#) are not supported"),
-    ("tcp://127.0.0.1:80/", "nothing may follow the port"),
-    ("tcp://127.0.0.1:80/a", "nothing may follow the port"),
+    ("tcp://127.0.0.1:80/", "'/' does not go here"),
+    ("tcp://127.0.0.1:80/a", "'/' does not go here; write tcp://127.0.0.1:80"),
     ("tcp://[::]:80?", "query '' is unknown"),
-    ("tcp://[::]:80?dual_stack", "expected dual_stack=0 or dual_stack=1"),
-    ("tcp://[::]:80?dual_stack=true", "expected dual_stack=0 or dual_stack=1"),
-    ("tcp://[::]:80?dual_stack=1&dual_stack=1", "expected dual_stack=0 or dual_stack=1"),
+    ("tcp://[::]:80?dual_stack", "write ?dual_stack=0 or ?dual_stack=1"),
+    ("tcp://[::]:80?dual_stack=true", "write ?dual_stack=0 or ?dual_stack=1"),
+    ("tcp://[::]:80?dual_stack=1&dual_stack=1", "write ?dual_stack=0 or ?dual_stack=1"),
     ("tcp://[::]:80?backlog=1", "query 'backlog=1' is unknown"),
     ("tcp://0.0.0.0:80?dual_stack=1", "dual_stack needs an IPv6 host"),
     ("tcp://localhost:80?dual_stack=0", "dual_stack needs an IPv6 host"),
     ("unix://", "the path is empty"),
     ("unix://@", "the path is empty"),
-    ("unix://rel/path", "path 'rel/path' is relative; write unix:///ABSOLUTE/PATH"),
+    ("unix://rel/path", "path 'rel/path' is relative; write unix:$PWD/rel/path"),
     ("unix://./path", "is relative"),
     ("unix:///a\0b", "holds a control character"),
     ("unix://@a\0b", "holds a control character"),
@@ -155,7 +169,7 @@ BAD_VALUES = [
     ((), "expected (host, port)"),
     (("127.0.0.1",), "expected (host, port)"),
     (("127.0.0.1", 80, 0), "expected (host, port)"),
-    (("", 80), "write 0.0.0.0 or [::] for every address"),
+    (("", 80), 'write "0.0.0.0" for every address, "127.0.0.1" for loopback'),
     (("[::1]", 80), "is not an IPv6 address"),
     (("127.0.0.1", -1), "port -1 is not in 0 to 65535"),
     (("127.0.0.1", 65536), "port 65536 is not in 0 to 65535"),
@@ -164,12 +178,72 @@ BAD_VALUES = [
     (("::1", 80, 0, -1), "scope_id -1 is not in"),
     (("::1", 80, 0, 2**32), "is not in 0 to 4294967295"),
     (("127.0.0.1", 80, 0, 1), "scope_id 1 needs an IPv6 host"),
-    (("fe80::1", 80, 0, 0), "link-local and needs its interface"),
+    (("fe80::1", 80, 0, 0), "link-local; write its interface too"),
+]
+
+#: What people type, and the whole reason that they are given.
+MISSPELLED = [
+    ("7007", "no host; write :7007 for loopback or 0.0.0.0:7007 for every address"),
+    ("tcp:7007", "no host; write tcp://:7007 for loopback or tcp://0.0.0.0:7007 for every address"),
+    ("70000", "port 70000 is not in 0 to 65535"),
+    ("localhost", "no port; write localhost:7007"),
+    ("127.0.0.1", "no port; write 127.0.0.1:7007"),
+    ("tcp://127.0.0.1", "no port; write tcp://127.0.0.1:7007"),
+    ("udp:localhost", "no port; write udp://localhost:7007"),
+    ("[::1]", "no port; write [::1]:7007"),
+    ("tcp", "no port; write HOST:PORT"),
+    ("*:7007", "host '*' is not an address; write 0.0.0.0:7007"),
+    ("::1:7007", "IPv6 needs brackets; write [::1]:7007"),
+    ("tcp://2001:db8::1:80", "IPv6 needs brackets; write tcp://[2001:db8::1]:80"),
+    ("fe80::1%eth0:80", "IPv6 needs brackets; write [fe80::1%eth0]:80"),
+    ("::1", "IPv6 needs brackets; write [::1]:7007"),
+    ("::7007", "IPv6 needs brackets; write [::]:7007"),
+    ("fe80::1:80", "IPv6 needs brackets; write [ADDRESS]:PORT"),
+    ("[::1]80", "'80' follows ']'; write [::1]:80"),
+    ("[::1:80", "']' is missing; write [::1]:80"),
+    ("[127.0.0.1]:80", "only IPv6 goes in brackets; write 127.0.0.1:80"),
+    ("127.0.0.1 7007", "spaces and commas do not go here; write 127.0.0.1:7007"),
+    ("127.0.0.1, 7007", "spaces and commas do not go here; write 127.0.0.1:7007"),
+    (" 127.0.0.1:7007\n", "spaces and commas do not go here; write 127.0.0.1:7007"),
+    ("a:1,b:2", "spaces and commas do not go here; write one HOST:PORT"),
+    ("127.0.0.1:7007:7008", "too many colons; write HOST:PORT"),
+    ("127.0.0.1:080", "port '080' is not a plain number; write 127.0.0.1:80"),
+    ("localhost:http", "port 'http' is not a plain number; write one of 0 to 65535"),
+    ("127.0.0.1:7007/", "'/' does not go here; write 127.0.0.1:7007"),
+    ("//127.0.0.1:7007", "'/' does not go here; write 127.0.0.1:7007"),
+    ("tcp:/127.0.0.1:7007", "'/' does not go here; write tcp://127.0.0.1:7007"),
+    ("user@127.0.0.1:80", "user names (@) are not supported; write 127.0.0.1:80"),
+    ("http://example.com/a", "fastsock speaks no HTTP; write tcp://example.com:80"),
+    ("https://[::1]:8443", "fastsock speaks no HTTP; write tcp://[::1]:8443"),
+    ("ws://localhost:9000/x", "fastsock speaks no HTTP; write tcp://localhost:9000"),
+    ("tpc://127.0.0.1:7", "scheme 'tpc' is unknown; write tcp://127.0.0.1:7"),
+    ("tpc:127.0.0.1:7", "too many colons; write tcp://127.0.0.1:7"),
+    ("tcp4://127.0.0.1:7", "scheme 'tcp4' is unknown; write tcp://127.0.0.1:7"),
+    ("udp6://::1:7", "scheme 'udp6' is unknown; write udp://[::1]:7"),
+    ("unixdgram:///run/x", "scheme 'unixdgram' is unknown; write unixgram:///run/x"),
+    ("file:///run/x", "scheme 'file' is unknown; write unix:///run/x"),
+    ("foo://host:1", "scheme 'foo' is unknown; write tcp://host:1"),
+    ("foo://", "scheme 'foo' is unknown; write tcp://:7007"),
+    ("foo://\u200b", "scheme 'foo' is unknown; write tcp, udp, unix or unixgram"),
+    ("/run/echo.sock", "a path needs unix:; write unix:/run/echo.sock"),
+    ("./echo.sock", "a path needs unix:; write unix:$PWD/echo.sock"),
+    ("echo.sock", "a path needs unix:; write unix:$PWD/echo.sock"),
+    ("~/echo.sock", "a path needs unix:; write unix:$HOME/echo.sock"),
+    ("@name", "a path needs unix:; write unix:@name"),
+    ("udp:///run/x", "a path needs unixgram:; write unixgram:/run/x"),
+    ("unix:echo.sock", "path 'echo.sock' is relative; write unix:$PWD/echo.sock"),
+    ("unix:~/x", "'~' is not expanded; write unix:$HOME/x"),
+    ("unix://~bob/x", "'~' is not expanded; write unix:/ABSOLUTE/PATH"),
+    (
+        "unix://127.0.0.1:7007",
+        "path '127.0.0.1:7007' is relative; write tcp://127.0.0.1:7007",
+    ),
 ]
 
 BAD_TYPES = [
-    (None, "endpoint None is NoneType; expected a URL str"),
-    (7007, "endpoint 7007 is int"),
+    (None, "endpoint None is NoneType; expected a str"),
+    (7007, 'write ":7007" for loopback or "0.0.0.0:7007" for every address'),
+    (70000, "endpoint 70000 is int"),
     (b"tcp://127.0.0.1:80", "is bytes"),
     (["127.0.0.1", 80], "is list"),
     (("127.0.0.1", True), "port True is bool; expected an int"),
@@ -215,6 +289,15 @@ def test_parse_refuses_a_bad_value(value: str | tuple[object, ...], reason: str)
     assert len(message) < 320
 
 
+@pytest.mark.parametrize(("text", "reason"), MISSPELLED)
+def test_a_refusal_says_what_to_write(text: str, reason: str) -> None:
+    """It is one spelling where one is probably meant."""
+    with pytest.raises(ValueError) as caught:
+        Endpoint.parse(text)
+    assert str(caught.value) == f"endpoint {text!r}: {reason}"
+    assert len(reason) <= 110
+
+
 @pytest.mark.parametrize(("value", "reason"), BAD_TYPES)
 def test_parse_refuses_a_wrong_type(value: object, reason: str) -> None:
     """A wrong type is a TypeError of one line that names it and what was expected."""
@@ -228,7 +311,7 @@ def test_long_input_is_cut_in_the_message() -> None:
     """A message quotes at most 80 characters of the input."""
     with pytest.raises(ValueError) as caught:
         Endpoint.parse("x" * 1_000_000)
-    assert str(caught.value).startswith(f"endpoint '{'x' * 76}...: no scheme")
+    assert str(caught.value).startswith(f"endpoint '{'x' * 76}...: no port; ")
 
 
 def test_a_repr_of_many_lines_is_one_line_in_the_message() -> None:
@@ -329,7 +412,7 @@ def no_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_lookups")
-@pytest.mark.parametrize("value", [text for text, _ in GOOD + BAD_VALUES])
+@pytest.mark.parametrize("value", [each for each, _ in GOOD + BAD_VALUES + MISSPELLED])
 def test_parsing_looks_nothing_up(value: str | tuple[object, ...]) -> None:
     """Parsing asks neither a name server nor the kernel."""
     with suppress(ValueError):
@@ -457,7 +540,7 @@ ENDPOINTS = st.one_of(
         PATH_TEXT,
     ),
 )
-PIECES = "tcp udp unix :// : [ ] :: % ?dual_stack= 0 1 / @ # . 127 fe80 lo - 0x \0 ٣ é \ud800"
+PIECES = "tcp udp unix :// : [ ] :: % ?dual_stack= 0 1 / @ # . , ~ * 127 fe80 lo - 0x \0 ٣ é \ud800"
 ALMOST = st.lists(st.sampled_from([*PIECES.split(), " ", "\n"])).map("".join)
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
 
@@ -477,8 +560,16 @@ def test_text_is_an_endpoint_or_a_value_error(text: str) -> None:
     except ValueError as error:
         assert type(error) is ValueError
         assert str(error).isprintable()
+        assert len(str(error)) < 320
     else:
         assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@given(ALMOST | ALMOST.map("127.0.0.1:".__add__))
+def test_what_is_advised_can_be_parsed(text: str) -> None:
+    """A spelling is advised only if it is an endpoint."""
+    meant = spelling.corrected(text)
+    assert meant is None or Endpoint.parse(meant)
 
 
 @given(st.lists(ANYTHING, max_size=5).map(tuple) | st.tuples(NAMES | IPV6, ANYTHING))
