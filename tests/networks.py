@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -99,6 +101,19 @@ def inside(network: int) -> Iterator[None]:
     finally:
         enter(home)
         os.close(home)
+
+
+def listing(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
+    """Have getaddrinfo(3) list these addresses, each with its family, for every name."""
+
+    def getaddrinfo(name: object, port: int, **_: object) -> list[Any]:
+        size = {socket.AF_INET: 2, socket.AF_INET6: 4}
+        return [
+            (family, socket.SOCK_STREAM, 6, "", (host, port, 0, 0)[: size[family]])
+            for family, host in addresses
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 def current_network() -> int:

@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 from clients import assert_serves, connect, refuses, wait_until
 from implementations import ANY_PORT, in_fresh_process
-from load_runs import faults
+from load_runs import QUIET, faults
+from networks import listing, own_network
 
 import fastsock
 from fastsock import Endpoint, Server, pure
+from fastsock.server import binding
 from fastsock.server.hints import hinted
 
 NOBODY = 65534  # the user id of nobody
+BOTH = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))  # the addresses of localhost
 
 
 @contextmanager
@@ -138,6 +141,200 @@ def test_several_endpoints() -> None:
         assert server.stats().endpoints == tuple(map(str, server.endpoints))
         server.stop()
         assert all(map(refuses, server.endpoints))
+
+
+@pytest.mark.parametrize("engine", ["epoll", "threads"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp://127.0.0.1:0",
+        "udp://0.0.0.0:0",
+        "tcp://[::1]:0",
+        "unix://{}/echo.sock",
+        "unix://@fastsock-binding-{}",
+        "unixgram://{}/echo.dgram",
+        "127.0.0.1:0",
+        "localhost:0",
+        ":0",
+        "[::1]:0",
+        "udp://:0",
+        "tcp:localhost:0",
+        "udp:127.0.0.1:0",
+        "unix:{}/echo.sock",
+        "unix:@fastsock-binding-{}",
+        "unixgram:{}/echo.dgram",
+    ],
+)
+def test_what_people_type_is_served_and_loaded(tmp_path: Path, text: str, engine: Any) -> None:
+    text = text.format(tmp_path if "{}/" in text else os.getpid())
+    with Server(text, engine=engine) as server:
+        target = text if server.endpoint.is_unix else f"{text[:-1]}{server.endpoint.port}"
+        assert Endpoint.parse(target) == server.endpoint
+        report = fastsock.load(target, connections=2, messages=20, **QUIET)
+    assert not faults(report)
+    assert report.messages == 20
+
+
+def addresses_that_serve(endpoint: Endpoint) -> list[str]:
+    """Those of BOTH that answer at the port."""
+    found = []
+    for family, host in BOTH:
+        kind = socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
+        with socket.socket(family, kind) as sock:
+            sock.settimeout(20)
+            try:
+                sock.connect((host, endpoint.port))
+                sock.send(b"hello")
+                assert sock.recv(9) == b"hello"
+            except ConnectionRefusedError:
+                continue
+        found.append(host)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.parametrize("engine", ["epoll", "threads"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_name_is_served_at_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, engine: Any, workers: int
+) -> None:
+    """They have one port and stay one endpoint; each has all the workers of a tcp endpoint."""
+    listing(monkeypatch, *BOTH)
+    with Server(f"{scheme}://localhost:0", ANY_PORT, engine=engine, workers=workers) as server:
+        first, second = server.endpoints
+        assert (first.scheme, first.host, second.host) == (scheme, "localhost", "127.0.0.1")
+        assert addresses_that_serve(first) == ["127.0.0.1", "::1"]
+        assert_serves(second)
+        threads = (workers if scheme == "tcp" else 1) * 2 + workers
+        assert len(server.stats().accepted_per_worker) == threads
+        server.stop()
+        assert addresses_that_serve(first) == []
+        with Server(first, engine=engine, reuse_port=True), Server(first, reuse_port=True):
+            assert addresses_that_serve(first) == ["127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize("served", ["tcp://127.0.0.1:0", "tcp://[::1]:0"])
+@pytest.mark.parametrize("addresses", [BOTH, BOTH[::-1]])
+def test_a_name_is_loaded_where_it_is_served(
+    monkeypatch: pytest.MonkeyPatch, served: str, addresses: tuple[tuple[int, str], ...]
+) -> None:
+    """A server of one family is found by the name of both."""
+    listing(monkeypatch, *addresses)
+    with Server(served) as server:
+        port = server.endpoint.port
+        report = fastsock.load(f"localhost:{port}", connections=2, messages=20, **QUIET)
+    assert not faults(report)
+    assert report.messages == 20
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1"])
+def test_an_address_of_another_machine_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, host: str
+) -> None:
+    """As long as another one can be bound; if none can, the error is that of the first."""
+    absent = Endpoint(scheme, host, 0).resolve()
+    listing(monkeypatch, (absent.family, host), BOTH[0])
+    with Server(f"{scheme}://echo.test:0") as server:
+        assert addresses_that_serve(server.endpoint) == ["127.0.0.1"]
+    listing(monkeypatch, (absent.family, host), (socket.AF_INET, "198.51.100.1"))
+    text = f"bind {scheme}://echo.test:0 ({absent}): Cannot assign requested address (not an addr"
+    with pytest.raises(OSError, match=re.escape(text)) as caught:
+        Server(f"{scheme}://echo.test:0").start()
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("addresses", [BOTH, BOTH[::-1]])
+def test_ipv6_switched_off(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[tuple[int, str], ...]
+) -> None:
+    """Then localhost is 127.0.0.1 alone."""
+    listing(monkeypatch, *addresses)
+    with own_network():
+        Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+        with Server("localhost:0") as server:
+            assert_serves(Endpoint("tcp", "127.0.0.1", server.endpoint.port))
+
+
+def test_a_protocol_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ipv6.disable=1 on the kernel's command line."""
+    listing(monkeypatch, *BOTH[::-1])
+    make = binding.Listener
+
+    def without_ipv6(family: int, *arguments: Any, **options: Any) -> Any:
+        # No kernel has a family of this number; it fails at socket(2).
+        return make(255 if family == socket.AF_INET6 else family, *arguments, **options)
+
+    monkeypatch.setattr(binding, "Listener", without_ipv6)
+    with Server("localhost:0") as server:
+        assert addresses_that_serve(server.endpoint) == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_the_port_is_free_at_every_address(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Port 0 is picked again while the port of the first address is in use at another one."""
+    listing(monkeypatch, *BOTH)
+    name = "Listener" if scheme == "tcp" else "DatagramSocket"
+    make = getattr(binding, name)
+    kind = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
+    ports: list[int] = []
+    with ExitStack() as stack:
+
+        def taken_before(family: int, host: str, port: int, *arguments: Any, **options: Any) -> Any:
+            if family == socket.AF_INET6 and len(ports) < most:
+                ports.append(port)
+                other = stack.enter_context(socket.socket(family, kind))
+                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                other.bind((host, port))
+                if scheme == "tcp":
+                    other.listen()
+            return make(family, host, port, *arguments, **options)
+
+        monkeypatch.setattr(binding, name, taken_before)
+        most = 5
+        with Server(f"{scheme}://localhost:0", workers=2) as server:
+            assert len(ports) == 5
+            assert server.endpoint.port not in ports
+            assert addresses_that_serve(server.endpoint) == ["127.0.0.1", "::1"]
+        most = 1000
+        with pytest.raises(OSError, match=r"localhost:0 \(\[::1\]:\d+\): .*no port") as caught:
+            Server(f"{scheme}://localhost:0").start()
+        assert caught.value.errno == errno.EADDRINUSE
+        assert len(ports) < 100
+        for port in ports:
+            with socket.socket(socket.AF_INET, kind) as sock:
+                sock.bind(("127.0.0.1", port))
+
+
+def test_a_port_in_use_at_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that was asked for is not picked again, and nothing stays bound."""
+    listing(monkeypatch, *BOTH[::-1])
+    with taken_port() as port:
+        server = Server(ANY_PORT, f"localhost:{port}")
+        text = rf"bind tcp://localhost:{port} \(127\.0\.0\.1:{port}\): .*in use"
+        with pytest.raises(OSError, match=text):
+            server.start()
+        assert refuses(Endpoint("tcp", "::1", port))
+
+
+def test_connections_are_shared_by_what_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of an address never has a share of 0, which would be no limit."""
+    listing(monkeypatch, *BOTH)
+    with taken_port() as port:
+        pass
+    server = Server(f"localhost:{port}", max_connections=3, workers=2)
+    with pytest.raises(ValueError, match=r"max_connections 3 is shared by 4 workers; .* 4$"):
+        server.start()
+    assert refuses(Endpoint("tcp", "127.0.0.1", port))
+    with Server("localhost:0", max_connections=2) as two, ExitStack() as stack:
+        for _, host in BOTH:
+            sock = stack.enter_context(connect(Endpoint("tcp", host, two.endpoint.port)))
+            sock.sendall(b"?")
+            assert sock.recv(1) == b"?"
+            waiting = stack.enter_context(connect(Endpoint("tcp", host, two.endpoint.port)))
+            waiting.sendall(b"?")
+        assert two.stats().accepted == 2
+    Server("unix://@one", workers=2, max_connections=1)  # has one worker
 
 
 def test_ipv6_loopback() -> None:

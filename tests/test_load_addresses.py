@@ -9,25 +9,13 @@ from typing import Any
 import misbehaving
 import pytest
 from load_runs import QUIET, assert_bad, assert_good, failures
-from networks import own_network
+from networks import listing, own_network
 
 import fastsock
 from fastsock.endpoint import Endpoint, SocketAddress
 
 NAME = "echo.test"
 V4, V6 = socket.AF_INET, socket.AF_INET6
-
-
-def listing(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
-    """Have getaddrinfo(3) list these addresses for every name."""
-
-    def getaddrinfo(host: Any, port: int, **_: Any) -> list[Any]:
-        return [
-            (family, socket.SOCK_STREAM, 6, "", (address, port, 0, 0)[: 2 if family == V4 else 4])
-            for family, address in addresses
-        ]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 def test_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
-"""From endpoints and descriptors to bound sockets, one for each worker."""
+"""From endpoints and descriptors to bound sockets, one for each worker.
+
+A host name is bound at every address that it resolves to, on one port.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,11 +27,17 @@ if TYPE_CHECKING:
     from fastsock.server.options import ServerOptions
 
 
+#: What a step says of an address that this machine does not have, or of IPv6 switched off.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_PICKS = 32  # ports that are tried for port 0 of a host name with several addresses
+
+
 class Binding:
     """What a server is bound to.
 
-    ``endpoints`` have their real ports. ``sockets`` has one for each worker, in their order.
-    ``files`` are those of Unix sockets, which this process removes.
+    ``endpoints`` are those asked for, with their real ports, and then those of the descriptors.
+    ``sockets`` has one for each worker, in their order. ``files`` are those of Unix sockets, which
+    this process removes.
     """
 
     def __init__(self) -> None:
@@ -38,8 +49,13 @@ class Binding:
         """Remove every file and close every socket."""
         while self.files:
             self.files.pop().remove()  # while its socket is bound
-        for sock in self.sockets:
-            sock.close()  # not when the last reference goes, which an exception may hold for long
+        self.close_sockets()
+
+    def close_sockets(self, after: int = 0) -> None:
+        """Close the sockets after that many."""
+        while len(self.sockets) > after:
+            # Not when the last reference goes, which an exception may hold for long.
+            self.sockets.pop().close()
 
 
 def bind(
@@ -48,13 +64,16 @@ def bind(
     options: ServerOptions,
     cancelled: Callable[[], bool],
 ) -> Binding:
-    """Bind a socket to each endpoint, as many as it has workers, and duplicate each descriptor.
+    """Bind each endpoint, with a socket for each worker, and duplicate each descriptor.
+
+    An address of a host name that this machine does not have is left out, if another one is bound.
 
     Raises:
         CancelledError: `cancelled` returned true while a host name was looked up, or while another
             program held the lock of a Unix path.
         OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
-        ValueError: a descriptor is not a socket that can be served on.
+        ValueError: a descriptor is not a socket that can be served on, or `max_connections` is
+            less than the sockets.
 
     """
     binding = Binding()
@@ -63,10 +82,11 @@ def bind(
             if endpoint.is_unix:
                 binding.endpoints.append(_bind_unix(endpoint, options, binding, cancelled))
             else:
-                address = endpoint.resolve(cancelled)
-                binding.endpoints.append(_bind_inet(endpoint, address, options, binding))
+                addresses = endpoint.resolve_all(cancelled)
+                binding.endpoints.append(_bind_inet(endpoint, addresses, options, binding))
         for fd in fds:
             binding.endpoints.append(_inherit(fd, options, binding))
+        options.check_shares(len(binding.sockets))
     except BaseException:
         binding.undo()
         raise
@@ -89,8 +109,55 @@ def _bind_unix(
 
 
 def _bind_inet(
-    endpoint: Endpoint, address: SocketAddress, options: ServerOptions, binding: Binding
+    endpoint: Endpoint,
+    addresses: Sequence[SocketAddress],
+    options: ServerOptions,
+    binding: Binding,
 ) -> Endpoint:
+    before = len(binding.sockets)
+    picks = _PICKS if endpoint.port == 0 else 1
+    while True:
+        picks -= 1
+        try:
+            return _bind_addresses(endpoint, addresses, options, binding)
+        except OSError as error:
+            # The port that the kernel picked at one address may be in use at the next one.
+            picked = len(binding.sockets) > before
+            if error.errno != errno.EADDRINUSE or not picked or not picks:
+                raise
+        binding.close_sockets(before)
+
+
+def _bind_addresses(
+    endpoint: Endpoint,
+    addresses: Sequence[SocketAddress],
+    options: ServerOptions,
+    binding: Binding,
+) -> Endpoint:
+    port = endpoint.port
+    absent: list[OSError] = []
+    for address in addresses:
+        at = replace(address, port=port)
+        where = str(endpoint) if len(addresses) == 1 else f"{endpoint} ({at})"
+        try:
+            port = _bind_address(endpoint, at, where, options, binding)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            absent.append(error)
+    if len(absent) == len(addresses):
+        raise absent[0]
+    return endpoint.with_port(port)
+
+
+def _bind_address(
+    endpoint: Endpoint,
+    address: SocketAddress,
+    where: str,
+    options: ServerOptions,
+    binding: Binding,
+) -> int:
+    """Bind a socket for each worker; return the port."""
     make: Callable[..., BoundSocket] = DatagramSocket
     workers = 1
     if endpoint.is_stream:
@@ -110,9 +177,9 @@ def _bind_inet(
                 address.host,
                 port,
                 address.scope_id,
-                str(endpoint),
+                where,
                 dual_stack=dual_stack,
-                reuse_port=number > 0 or (options.reuse_port and port != 0),
+                reuse_port=number > 0 or (options.reuse_port and endpoint.port != 0),
                 rcvbuf=options.rcvbuf,
                 sndbuf=options.sndbuf,
             )
@@ -120,7 +187,7 @@ def _bind_inet(
         port = sock.port
         if shared:
             sock.share_port()
-    return endpoint.with_port(port)
+    return port
 
 
 def _inherit(fd: int, options: ServerOptions, binding: Binding) -> Endpoint:

@@ -67,7 +67,8 @@ class ServerOptions:
         1,
         Count(1, 1024),
         help="Run this many native threads per tcp endpoint.",
-        more="Each has a listener of its own (SO_REUSEPORT). Other endpoints have one worker.",
+        more="Each has a listener of its own (SO_REUSEPORT). Other endpoints have one worker. A "
+        "host name has as many for each of its addresses.",
     )
     cpus: tuple[int, ...] = option(
         (),
@@ -195,12 +196,9 @@ class ServerOptions:
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options do not go with one of the endpoints."""
-        shares = self.workers * len(asked) + len(inherited)
-        if self.max_connections and self.max_connections < shares:
-            raise ValueError(
-                f"max_connections {self.max_connections} is shared by {shares} workers; "
-                f"expected 0 for no limit, or at least {shares}"
-            )
+        tcp = sum(endpoint.scheme == "tcp" for endpoint in asked)
+        # At least: a host name may have several addresses.
+        self.check_shares(self.workers * tcp + len(asked) - tcp + len(inherited))
         stream_only = {
             "max_connections": self.max_connections,
             "idle_timeout": self.idle_timeout,
@@ -212,6 +210,14 @@ class ServerOptions:
         for endpoint in (*asked, *inherited):
             if given and not endpoint.is_stream:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
+
+    def check_shares(self, workers: int) -> None:
+        """Raise ValueError if `max_connections` cannot be shared by that many workers."""
+        if 0 < self.max_connections < workers:
+            raise ValueError(
+                f"max_connections {self.max_connections} is shared by {workers} workers; "
+                f"expected 0 for no limit, or at least {workers}"
+            )
 
 
 class ServerKeywords(TypedDict, total=False):

@@ -53,9 +53,12 @@ class Server:
     Urgent bytes (MSG_OOB) are not sent back: TCP delivers them apart from the stream (tcp(7)).
 
     Args:
-        endpoints: where to listen, as URL, ``(host, port)`` or Endpoint. Without any, and without
-            `fds`, it is ``tcp://127.0.0.1:7007``. Port 0 picks a free port. A stale socket at a
-            ``unix`` or ``unixgram`` path is replaced; anything else there is EADDRINUSE.
+        endpoints: where to listen: ``"127.0.0.1:7007"`` or another text that `Endpoint.parse()`
+            takes, ``(host, port)`` or an Endpoint. Without any, and without `fds`, it is
+            ``tcp://127.0.0.1:7007``. Port 0 picks a free port. A host name is served at every
+            address of this machine that it resolves to, on one port: ``localhost`` over IPv4 and
+            IPv6. A stale socket at a ``unix`` or ``unixgram`` path is replaced; anything else there
+            is EADDRINUSE.
         {options}
 
     A Unix datagram can be answered only if its sender is bound to an address of its own. If that
@@ -75,7 +78,7 @@ class Server:
         self.engine = engines.choose(self._options.engine)
         borrowed = [inherited.endpoint_of(fd) for fd in self._options.fds]
         self._options.check_endpoints(self._asked, borrowed)
-        #: Native threads per tcp endpoint.
+        #: Native threads per tcp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
         self._state = "new"  # "running", then "stopped"
@@ -98,7 +101,8 @@ class Server:
 
         Raises:
             OSError: a step failed; the text names the step and the endpoint. Nothing stays bound.
-            ValueError: one of `fds` is no longer what it was.
+            ValueError: one of `fds` is no longer what it was, or a host name has more addresses
+                than `max_connections` can be shared by.
             RuntimeError: started before, stopped before, stopped while a host name was looked up
                 or a lock was waited for (CancelledError), or this process is a fork.
 
@@ -182,7 +186,10 @@ class Server:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints as bound, with their real ports; those of `fds` are the last."""
+        """The endpoints as bound, one for each that was asked for, with their real ports.
+
+        Those of `fds` are the last. A host name stays one: ``tcp://localhost:40213``.
+        """
         if not self._bound:
             raise RuntimeError("this server has not been started")
         return self._bound
@@ -437,7 +444,7 @@ def serve(
     See `Server` and `Server.serve_forever()`.
 
     Args:
-        endpoints: where to listen, as URL, ``(host, port)`` or Endpoint.
+        endpoints: where to listen; see `Server`.
         bound: called when every endpoint is bound, before there is any thread.
         ready: called once the endpoints can be connected to.
         {options}
