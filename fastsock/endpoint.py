@@ -260,7 +260,12 @@ class Endpoint:
         except OSError as error:
             reason = error.strerror or str(error)
             raise type(error)(error.errno, f"resolve {self}: {reason}") from None
-        return _families_in_turn([_found_address(each[4], self.port) for each in found])
+        addresses = [_found_address(each[4], self.port) for each in found]
+        if self.host == "localhost":
+            # Both loopback addresses (RFC 6761 6.3); many a container's /etc/hosts has only one.
+            addresses.append(SocketAddress(int(socket.AF_INET), "127.0.0.1", self.port))
+            addresses.append(SocketAddress(int(socket.AF_INET6), "::1", self.port))
+        return _families_in_turn(addresses)
 
 
 def _found_address(name: Any, port: int) -> SocketAddress:

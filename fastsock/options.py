@@ -147,7 +147,8 @@ class Rate(Kind):
             value = units.parse_rate(value, name)
         number = _finite(name, value, "a number of messages per second, or a str like '10k/s'")
         if not self.low <= number <= self.high:
-            raise ValueError(f"{name} {number:g} is out of range; expected {self.limits}")
+            expected = f"{self.low:g} to {self.high:g} messages per second"
+            raise ValueError(f"{name} {number:g} is out of range; expected {expected}")
         return number
 
 
@@ -211,7 +212,7 @@ class FileMode(Kind):
     def parse(self, name: str, text: str) -> int:
         digits = text.removeprefix("0o").removeprefix("0") or "0"
         if not (len(digits) <= 3 and set(digits) <= set("01234567")):
-            raise ValueError(f"{name} {text[:40]!r} is not octal, 0 to 777, as in 600")
+            raise ValueError(f"{name} {text[:40]!r} is not octal, 0 to 777; write 600, for example")
         return int(digits, 8)
 
     def show(self, value: int) -> str:
@@ -399,7 +400,9 @@ def from_given(options: type[_T], given: Mapping[str, Any]) -> _T:
     for name in given:
         if name not in names:
             hyphened = [each.replace("_", "-") for each in names]
-            meant, remark = suggestions.for_option(name.replace("_", "-"), hyphened, "the endpoint")
+            meant, remark = suggestions.for_option(
+                name.replace("_", "-"), hyphened, "write it in the endpoint: "
+            )
             helps = f"did you mean {meant.replace('-', '_')!r}?" if meant else remark
             helps = helps or f"expected some of {', '.join(names)}"
             raise TypeError(f"option {name!r} is unknown; {helps}")

@@ -76,7 +76,8 @@ def near(name: str, names: Iterable[str]) -> str:
 def for_option(name: str, names: Iterable[str], address: str) -> tuple[str, str]:
     """The option among `names` that was meant by one that does not exist, or a remark.
 
-    Names are without leading hyphens, and with hyphens inside. `address` is where an address goes.
+    Names are without leading hyphens, and with hyphens inside. `address` says where an address is
+    given; an example is added.
     """
     known = list(names)
     name = name.lower()
@@ -84,7 +85,7 @@ def for_option(name: str, names: Iterable[str], address: str) -> tuple[str, str]
     if meant and name not in _ADDRESS:
         return meant, ""
     if name in _ADDRESS:
-        return "", f"{address} has the address, as in 127.0.0.1:7007"
+        return "", f"{address}127.0.0.1:7007"
     if name in _KINDS:
-        return "", f"{address} says it, as in {_KINDS[name]}"
+        return "", f"{address}{_KINDS[name]}"
     return "", _ABSENT.get(name, "")

@@ -196,7 +196,9 @@ def _whole(text: str, name: str, units: _Units) -> int:
     number, factor = _split(text, name, units)
     if factor == 1 and number != int(number):
         of_bytes = " of bytes" if units is _SIZES else ""
-        raise ValueError(f"{name} {_quote(text)} is not a whole number{of_bytes}")
+        raise ValueError(
+            f"{name} {_quote(text)} is not a whole number{of_bytes}; write {max(1, round(number))}"
+        )
     return round(number * factor)
 
 
@@ -223,7 +225,8 @@ def _hint(amount: str, unit: str, units: _Units) -> str:
     meant = units.meant.get(unit.lower()) or known.get(unit.lower())
     if meant:
         return f"did you mean {amount}{meant}?"
-    names = ", ".join(each for each in units.factors if each)
+    printed = {factor: each for each, factor in reversed(units.factors.items()) if each}
+    names = ", ".join(sorted(printed.values(), key=lambda each: units.factors[each]))
     return f"write a number{' and one of ' * bool(names)}{names}, as in {units.example}"
 
 

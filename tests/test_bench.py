@@ -324,7 +324,7 @@ def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None
         ("--engines serial -c 2", "none of the servers serves 2 clients at a time"),
         ("-c 1,many", "'1,many' is not a list of numbers; write them with"),
         ("-c 0", "connections 0"),
-        ("--picture engines.jpg", "has none of the suffixes .svg, .png"),
+        ("--picture engines.jpg", "ends with none of .svg, .png; write engines.svg"),
         ("--picture /nowhere/engines.svg", "cannot write /nowhere/engines.svg"),
     ],
 )

@@ -475,11 +475,15 @@ def test_resolve_of_a_name_to_a_mapped_address(monkeypatch: pytest.MonkeyPatch) 
     assert Endpoint("tcp", "echo.test", 80).resolve() == expected
 
 
-def test_resolve_of_localhost_is_loopback() -> None:
-    """localhost is a loopback address."""
-    found = Endpoint.parse("tcp://localhost:80").resolve()
-    assert ipaddress.ip_address(found.host).is_loopback
-    assert found.port == 80
+def test_resolve_of_localhost_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """localhost is both loopback addresses, each once, also where /etc/hosts has only one."""
+    both = {("127.0.0.1", 80), ("::1", 80)}
+    found = Endpoint.parse("tcp://localhost:80").resolve_all()
+    assert {(each.host, each.port) for each in found} == both
+    listed = [(socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::1", 80, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: listed)
+    found = Endpoint.parse("tcp://localhost:80").resolve_all()
+    assert [each.host for each in found] == ["::1", "127.0.0.1"]
 
 
 def test_resolve_failure_names_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:

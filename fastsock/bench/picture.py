@@ -74,7 +74,10 @@ def check(path: str) -> None:
 
     """
     if Path(path).suffix not in SUFFIXES:
-        raise ValueError(f"picture {path!r} has none of the suffixes {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"picture {path!r} ends with none of {', '.join(SUFFIXES)}; "
+            f"write {Path(path).with_suffix(SUFFIXES[0])}"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("a picture needs matplotlib: pip install 'fastsock[plot]'")
 

@@ -27,9 +27,9 @@ from fastsock.cli.output import (
     write_result,
 )
 from fastsock.cli.parameters import KindType, json_option, quiet_option
-from fastsock.client.options import DATAGRAM_SIZES, LoadOptions
+from fastsock.client.options import LoadOptions, check_datagram_size
 from fastsock.line_writer import say
-from fastsock.options import Choice, Count, Kind, Seconds, Size, check_int, declared
+from fastsock.options import Choice, Count, Kind, Seconds, Size, declared
 from fastsock.server import engines
 from fastsock.units import format_duration, parse_numbers
 
@@ -50,7 +50,7 @@ class Rival(Kind):
         except ValueError as error:  # a quotation mark that is not closed
             raise ValueError(f"{name} {text!r}: {error}") from None
         if not title or not words:
-            raise ValueError(f"{name} {text!r} is not NAME=COMMAND, as in mine='./server --fast'")
+            raise ValueError(f"{name} {text!r} has no name; write {name} 'mine=./server'")
         return Contender(title, tuple(words))
 
 
@@ -250,7 +250,7 @@ def check(
     """Refuse before any server is started what `load()` would refuse."""
     for case in cases:
         if case.kind in ("udp", "unixgram"):
-            check_int("size of a datagram", case.size, *DATAGRAM_SIZES)
+            check_datagram_size(case.size)
         LoadOptions(
             connections=case.connections,
             size=case.size,

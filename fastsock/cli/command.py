@@ -75,7 +75,7 @@ class Command(click.Command):
             return f"{self.name} takes options only, not {left[0]!r}; see fastsock {self.name} -h"
         if left[0].isdigit() and not re.search(r":\d+$", first):
             return f"write host and port as one: fastsock {self.name} {first}:{left[0]}"
-        return f"{self.name} takes one ENDPOINT, not {1 + len(left)}: {first!r} and {left[0]!r}"
+        return f"{self.name} takes one ENDPOINT; run it once for {first} and once for {left[0]}"
 
     def _flags(self) -> Iterator[str]:
         for parameter in self.params:
@@ -84,7 +84,8 @@ class Command(click.Command):
 
     def _no_such_option(self, flag: str) -> str:
         names = [each.lstrip("-") for each in self._flags() if each.startswith("--")]
-        meant, remark = suggestions.for_option(flag.lstrip("-"), names, "the ENDPOINT")
+        address = f"write it in the ENDPOINT: fastsock {self.name} "
+        meant, remark = suggestions.for_option(flag.lstrip("-"), names, address)
         helps = f"did you mean --{meant}?" if meant else remark
         return f"{flag} is not an option of {self.name}; {helps or f'see fastsock {self.name} -h'}"
 
@@ -92,7 +93,8 @@ class Command(click.Command):
         for parameter in self.params:
             if flag in parameter.opts and isinstance(parameter, click.Option):
                 if parameter.is_flag:
-                    return f"{flag} takes no value"
+                    flags = " or ".join((*parameter.opts, *parameter.secondary_opts))
+                    return f"{flag} takes no value; write {flags}"
                 return f"{flag} needs a value: {flag} {metavar_of(parameter)}"
         return f"{flag} needs a value"
 
@@ -111,7 +113,7 @@ class Command(click.Command):
 
     def _address_variable(self) -> str:
         arguments = [each for each in self.params if isinstance(each, click.Argument)]
-        return str(arguments[0].envvar) if arguments else "no variable"
+        return f"set {arguments[0].envvar}=" if arguments else "no option takes "
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -15,7 +15,6 @@ from fastsock.options import (
     Size,
     Text,
     check_all,
-    check_int,
     option,
 )
 
@@ -244,14 +243,16 @@ class LoadOptions:
                 raise ValueError(
                     f"{target}: mode {self.mode!r} goes with streams, not with datagrams"
                 )
-            check_int("size of a datagram", self.size, *DATAGRAM_SIZES)
+            check_datagram_size(self.size)
             for name in ("reconnect_every", "finish", "on_disconnect"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{target}: {name} goes with streams, not with datagrams")
         if self.gso and target.scheme != "udp":
             raise ValueError(f"{target}: gso goes with udp")
         if not target.is_unix and target.port == 0:
-            raise ValueError(f"{target}: port 0 cannot be connected to")
+            raise ValueError(
+                f"{target}: port 0 cannot be connected to; write the port that the server printed"
+            )
 
     @property
     def busy_poll(self) -> float:
@@ -260,6 +261,13 @@ class LoadOptions:
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def check_datagram_size(size: int) -> None:
+    """Raise ValueError if no datagram of a load run has that many bytes."""
+    low, high = DATAGRAM_SIZES
+    if not low <= size <= high:
+        raise ValueError(f"size {size} is no size of a datagram; expected {low} to {high}")
 
 
 class LoadKeywords(TypedDict, total=False):
