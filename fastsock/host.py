@@ -29,7 +29,7 @@ def host_facts() -> dict[str, Any]:
 def _load_average() -> float | None:
     """Of the last minute (getloadavg(3))."""
     try:
-        return os.getloadavg()[0]
+        return round(os.getloadavg()[0], 2)
     except OSError:
         return None
 
