@@ -27,15 +27,18 @@ WIDE = 3
 Cell = Callable[[dict[str, Any]], str]
 FIGURES: dict[str, Cell] = {
     "messages/s": lambda result: f"{result['messages_per_s']['median']:,.0f}",
-    "p50 us": lambda result: microseconds(result["p50_us"]["median"]),
-    "p99 us": lambda result: microseconds(result["p99_us"]["median"]),
+    "p50 us": lambda result: microseconds(result["p50_us"]),
+    "p99 us": lambda result: microseconds(result["p99_us"]),
     "CPU us/echo": lambda result: f"{result['server_cpu_us_per_echo']['median']:.2f}",
     "rate ratio": lambda result: spread(result["rate_ratio"]),
     "calls/echo": lambda result: calls(result.get("syscalls_per_echo")),
 }
 
 
-def microseconds(value: float) -> str:
+def microseconds(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "-"
+    value = interval["median"]
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -116,8 +116,8 @@ def measure(
         best = max(reports, key=lambda report: report.messages_per_s)
         benchmark.extra_info.update(
             messages_per_s=best.messages_per_s,
-            p50_us=best.latency.p50,
-            p99_us=best.latency.p99,
+            p50_us=best.latency.p50 if best.latency.count else None,
+            p99_us=best.latency.p99 if best.latency.count else None,
             messages=messages,
             repeated=repeated,
             valid=not reasons,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 import json
@@ -116,6 +117,19 @@ def test_a_picture_as_png(measured: tuple[dict[str, Any], Path], tmp_path: Path)
     document, _ = measured
     picture.draw_engines(document, tmp_path / "engines.png")
     assert (tmp_path / "engines.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize("servers", [1, None])
+def test_a_picture_without_a_latency(
+    servers: int | None, measured: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Servers that answered nothing have no point; where none did, the panel is empty."""
+    document = copy.deepcopy(measured[0])
+    for case in document["cases"]:
+        for result in case["results"][:servers]:
+            result["p99_us"] = None
+    picture.draw_engines(document, tmp_path / "silent.svg")
+    assert (tmp_path / "silent.svg").read_text() != measured[1].read_text()
 
 
 def test_bench_compares(capsys: pytest.CaptureFixture[str]) -> None:

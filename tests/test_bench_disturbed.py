@@ -155,6 +155,17 @@ def test_errors_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 of 2 windows stayed disturbed" in result["problems"][1]
 
 
+def test_windows_without_answers_have_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The document has null, and no NaN; the table has a dash."""
+    none = replace(report_with(SILENT), messages=0, bytes=0)
+    comparison = compared(monkeypatch, [(none, QUIET)] * 2)
+    document = compare.document({"silence": comparison}, compare.Method(2, 0.05, 0.01))
+    (result,) = json.loads(json.dumps(document, allow_nan=False))["cases"][0]["results"]
+    assert result["p50_us"] is None and result["p99_us"] is None
+    row = command.row_of(comparison, comparison.results[0])
+    assert (row["rate"], row["p50"], row["p99"]) == ("-", "-", "-")
+
+
 def test_beside_a_program_on_the_servers_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     """The windows are measured again, in vain; the row says so, and the exit code is 4."""
     server_cpu, _ = compare.cpus_for_both()

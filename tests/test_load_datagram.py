@@ -24,7 +24,6 @@ from misbehaving import datagram_server as misbehaving
 import fastsock
 from fastsock import pure
 from fastsock.cli import cli
-from fastsock.cli.load import lines_of
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-2.schema.json"
 QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where datagrams are lost
@@ -392,7 +391,7 @@ def test_the_command_line(server: fastsock.Server) -> None:
     assert result.return_value in SERVED
     line = "datagrams sent 100, received 100, lost 0, duplicated 0, reordered 0, late 0"
     assert line in result.output
-    assert line in list(lines_of(fastsock.load(server.endpoint, messages=100, **PATIENT)))
+    assert line in str(fastsock.load(server.endpoint, messages=100, **PATIENT)).splitlines()
 
 
 def test_the_command_line_of_the_twin(

@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import astuple, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,18 @@ from misbehaving import MisbehavingServer
 
 import fastsock
 from fastsock.client import hdr, verdict
+from fastsock.client.document import LOAD_SCHEMA
 from fastsock.client.options import LoadOptions
-from fastsock.client.report import LOAD_ERRORS, LOAD_SCHEMA, Latency, LoadReport
+from fastsock.client.report import (
+    DATAGRAM_COUNTS,
+    LOAD_ERRORS,
+    Finding,
+    Latency,
+    LoadReport,
+    Outages,
+    TcpStory,
+)
+from fastsock.units import format_rate
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -164,7 +175,7 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
     assert document["bytes"] == document["messages"] * document["options"]["size"]
     assert document["offered_per_s"] == document["options"]["rate"]
     assert document["valid"] is (document["reasons"] == [])
-    assert set(document["errors"]) == set(LOAD_ERRORS)
+    assert tuple(document["errors"]) == tuple(report.errors) == LOAD_ERRORS
     assert report.failed is (sort in ("refused", "corrupt", "lost"))
     if document["duration_s"]:
         codes = {reason["code"] for reason in document["reasons"]}
@@ -173,13 +184,15 @@ def test_figures_agree_with_each_other(sort: str, reports: dict[str, LoadReport]
     else:
         assert document["messages_per_s"] == 0
     assert document["bytes_per_s"] == document["messages_per_s"] * document["options"]["size"]
-    answered = sort not in ("send", "receive")
+    answered = sort not in ("send", "receive", "refused")
     for start in HISTOGRAMS.values():
         if start.startswith("from_"):
             assert (document["latency_us"][start] is not None) is answered
     assert math.isnan(report.latency.p99) is not answered
     open_loop = document["options"]["rate"] is not None
     assert (document["latency_us"]["send_delay"] is not None) is open_loop
+    opened = sort not in ("refused", "datagrams")
+    assert (document["latency_us"]["connect"] is not None) is opened
     if open_loop:
         assert document["offered"] == document["messages"] + document["unanswered"]
     else:
@@ -363,6 +376,133 @@ def test_an_empty_report() -> None:
     report = LoadReport("tcp://127.0.0.1:1", {}, 0.0, 0, 0, Latency(), Latency())
     assert report.messages_per_s == report.bytes_per_s == 0
     assert report.valid and not report.failed
+
+
+#: As long as sun_path lets one be (unix(7)), with a space, and in characters of two columns.
+LONG = "unix:///" + "directory-" * 10 + "a b.so"
+WIDE = "unix:///" + "\u6f22\u5b57" * 17 + " x"
+
+
+def huge(endpoint: str, mode: str, rate: float | None) -> LoadReport:
+    """A report with the largest figures that a run can have, and with everything to say."""
+    options = {"mode": mode, "connections": 65536, "size": 1 << 30, "depth": 65536, "rate": rate}
+    month = Latency(1 << 60, *[2_592_000_123_456.7] * 8)
+    path = endpoint.partition("://")[2]
+    return LoadReport(
+        endpoint=endpoint,
+        options=options,
+        duration=2_591_999.9,
+        messages=1 << 48,
+        answered_in_window=1 << 48,
+        bytes=1 << 78,
+        latency=month,
+        latency_from_send=month,
+        connect_latency=month,
+        send_delay=month,
+        address=path,
+        offered_per_s=rate,
+        datagrams=dict.fromkeys(DATAGRAM_COUNTS, 1 << 60),
+        outages=Outages(1 << 40, 2_591_999.9, 2_591_999.9, 1 << 60),
+        tcp=TcpStory(65536, 1 << 60, 2e12, 2e12, 2e12),
+        reasons=(
+            Finding("errors", f"connections refused by {path}: 1; perhaps it is {'so ' * 40}"),
+            Finding("lost", "w" * 75),
+        ),
+        notes=(Finding("no_eof", "the server did not close it" + ", nor this one" * 9),),
+        server_cpu=2e6,
+    )
+
+
+@pytest.mark.parametrize(
+    "endpoint", [LONG, WIDE, "tcp://[2001:db8::1]:65535"], ids=["long", "wide", "tcp"]
+)
+@pytest.mark.parametrize(
+    ("mode", "rate"),
+    [("echo", None), ("echo", 999e6), ("send", None), ("send", 1e9), ("receive", None)],
+)
+def test_the_text_has_80_columns(endpoint: str, mode: str, rate: float | None) -> None:
+    """No line is wider, but for a name that is: it stands whole on a line of its own."""
+    report = huge(endpoint, mode, rate)
+    lines = str(report).splitlines()
+    path = report.address
+    for line in lines:
+        assert len(line.encode()) <= 80 or line in (endpoint, f"{path}:"), line
+        assert line == line.rstrip()
+    assert sum(endpoint in line for line in lines) == 1
+    assert sum(path in line for line in lines) == 2
+    words = " ".join(" ".join(line[10:] for line in lines if line.startswith(" " * 10)).split())
+    assert f"perhaps it is {'so ' * 40}".strip() in words
+    assert "w" * 75 in lines
+    assert len(repr(report)) < 400
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_the_text_of_every_sort(sort: str, reports: dict[str, LoadReport]) -> None:
+    """It begins with the endpoint, has each reason, and no line is wider than 80 columns."""
+    report = reports[sort]
+    text = str(report)
+    assert text.startswith(report.endpoint)
+    assert "nan" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for reason in report.reasons:
+        assert reason in " ".join(text.split())
+    assert text.endswith("valid     yes") is (report.valid and not report.reasons)
+
+
+@pytest.mark.parametrize("sort", ["closed", "open", "send", "datagrams"])
+def test_the_command_prints_the_text(
+    sort: str, reports: dict[str, LoadReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`print(report)` shows what `fastsock load` prints."""
+    written: list[str] = []
+    command = import_module("fastsock.cli.load")
+    monkeypatch.setattr(command, "write_result", written.append)
+    command.show(reports[sort], None)
+    assert written == [str(reports[sort])]
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_repr_is_one_line(sort: str, reports: dict[str, LoadReport]) -> None:
+    """repr() has the endpoint, the rate, p99 and the verdict, for a prompt and for pytest."""
+    report = reports[sort]
+    text = repr(report)
+    assert text.startswith(f"<fastsock.LoadReport {report.endpoint}: ")
+    assert format_rate(report.messages_per_s) in text
+    assert (" p99 " in text) is (report.latency.count > 0)
+    assert text.endswith("valid>") is report.valid
+    assert not report.reasons or f"not valid: {report.reasons[0][:90]}" in text
+    assert "\n" not in text and len(text) < 300
+
+
+def test_errors_have_every_kind(reports: dict[str, LoadReport]) -> None:
+    """A kind that did not happen is 0, in a report of the twin and one made by hand too."""
+    assert reports["refused"].errors["refused"] == 1
+    twin = import_module("fastsock.pure.client")
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        of_twin = twin.load(server.endpoint, messages=5)
+    by_hand = LoadReport("", {}, 1.0, 0, 0, Latency(), Latency(), errors={"reset": 2})
+    for report in (*reports.values(), of_twin, by_hand):
+        assert tuple(report.errors) == LOAD_ERRORS
+        assert report.errors["other"] == 0
+    assert by_hand.errors["reset"] == 2
+    assert not of_twin.failed and by_hand.failed
+
+
+def test_no_target_is_met_without_answers(reports: dict[str, LoadReport]) -> None:
+    """All latencies of a run without answers are not numbers: no comparison holds."""
+    twin = import_module("fastsock.pure.client")
+    with misbehaving.refusing_address() as address:
+        of_twin = twin.load(address, messages=5)
+    for report in (reports["refused"], reports["send"], reports["receive"], of_twin):
+        for latency in (report.latency, report.latency_from_send, report.latency_without_away):
+            assert latency.count == 0
+            assert all(math.isnan(value) for value in astuple(latency)[1:])
+            assert not latency.p99 < 500 and not latency.max < 500
+    assert math.isnan(reports["refused"].connect_latency.max)
+    assert math.isnan(reports["datagrams"].connect_latency.max)
+    assert math.isnan(reports["closed"].send_delay.max)
+    json.dumps(of_twin.as_dict(), allow_nan=False)
+    assert " - " in str(of_twin)
 
 
 def test_reports_are_frozen(reports: dict[str, LoadReport]) -> None:

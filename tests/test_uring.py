@@ -422,7 +422,7 @@ def test_an_end_that_comes_with_the_data_on_a_unix_socket(tmp_path: Path) -> Non
         report = fastsock.load(
             server.endpoint, connections=19, messages=300_000, reconnect_every=1, timeout=3.0
         )
-    assert dict(report.errors) == {}
+    assert not any(report.errors.values())
     assert report.messages == 300_000
 
 

@@ -124,7 +124,10 @@ class Memory:
 
 @dataclass(slots=True)
 class Result:
-    """What one contender did, a value per window; times in microseconds."""
+    """What one contender did, a value per window; times in microseconds.
+
+    A window without answers has no latency.
+    """
 
     name: str
     memory: Memory | None = None
@@ -143,8 +146,9 @@ class Result:
             problem for problem in problems_of(report) if problem not in self.problems
         )
         self.rates.append(report.messages_per_s)
-        self.p50s.append(report.latency.p50)
-        self.p99s.append(report.latency.p99)
+        if report.latency.count:
+            self.p50s.append(report.latency.p50)
+            self.p99s.append(report.latency.p99)
         self.cpu_per_echo.append((report.server_cpu or 0.0) / max(report.messages, 1) * 1e6)
 
     def all_problems(self) -> list[str]:
@@ -232,8 +236,8 @@ class Comparison:
         return {
             "name": result.name,
             "messages_per_s": Interval.of(result.rates).as_dict(),
-            "p50_us": Interval.of(result.p50s).as_dict(),
-            "p99_us": Interval.of(result.p99s).as_dict(),
+            "p50_us": Interval.of(result.p50s).as_dict() if result.p50s else None,
+            "p99_us": Interval.of(result.p99s).as_dict() if result.p99s else None,
             "server_cpu_us_per_echo": Interval.of(result.cpu_per_echo).as_dict(),
             "memory_bytes": result.memory and result.memory.as_dict(),
             "syscalls_per_echo": result.syscalls_per_echo,

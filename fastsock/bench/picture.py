@@ -123,7 +123,7 @@ def title(drawing: Figure, text: str, document: dict[str, Any], method: str) -> 
 
 
 def median(key: str) -> Value:
-    return lambda result: float(result[key]["median"])
+    return lambda result: float(result[key]["median"]) if result[key] else None
 
 
 def memory_mib(result: dict[str, Any]) -> float | None:
@@ -193,12 +193,14 @@ def draw_panel(axes: Axes, panel: Panel, document: dict[str, Any]) -> None:
 
     axes.set_title(panel.name)
     axes.set_xscale("log")
-    for server in servers(document):
-        draw_line(axes, panel, document, server)
+    drawn = [draw_line(axes, panel, document, server) for server in servers(document)]
     counts = sorted({case["case"]["connections"] for case in document["cases"]})
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if not any(drawn):
+        axes.set_yticks([])
+        return
     axes.set_yscale(panel.scale)
     if panel.scale == "linear":
         axes.set_ylim(bottom=0)
@@ -216,7 +218,8 @@ def around(low: float, high: float) -> tuple[float, float]:
     return steps[bisect_right(steps, low) - 1], steps[bisect_left(steps, high)]
 
 
-def draw_line(axes: Axes, panel: Panel, document: dict[str, Any], server: str) -> None:
+def draw_line(axes: Axes, panel: Panel, document: dict[str, Any], server: str) -> bool:
+    """Draw what is known of a server; return whether anything is."""
     points = [
         (case["case"]["connections"], panel.value(result))
         for case in document["cases"]
@@ -236,9 +239,10 @@ def draw_line(axes: Axes, panel: Panel, document: dict[str, Any], server: str) -
         linewidth=1.6,
         linestyle="-" if native else (0, (4, 1.5)),
         label=server,
-        clip_on=False,
+        clip_on=not known,  # without points its box is none, and the layout gives up
     )
     line.set_gid(f"{panel.name}: {server}")
+    return bool(known)
 
 
 def servers(document: dict[str, Any]) -> list[str]:

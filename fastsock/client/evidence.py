@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastsock import cgroup
 
@@ -39,9 +38,6 @@ class ClientEvidence:
     schedstat: bool = True
     spinning_threads: int = 0
     cpus: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,19 @@
-"""What a load run measured: frozen records, and their JSON form.
+"""What a load run measured: frozen records.
 
-Times are seconds and latencies microseconds, both from CLOCK_MONOTONIC. The JSON form of a
-LoadReport is the public format ``fastsock.load/2``, described in docs/results.md.
+Times are seconds and latencies microseconds, both from CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastsock.client.evidence import ClientEvidence
 
-LOAD_SCHEMA = "fastsock.load/2"
-
 #: Every way in which a connection of a load run can fail.
 LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
-
 
 #: What is counted of the datagrams of a load run.
 DATAGRAM_COUNTS = ("sent", "received", "lost", "duplicated", "reordered", "late")
@@ -41,23 +37,24 @@ class Finding(str):
     def text(self) -> str:
         return str(self)
 
-    def as_dict(self) -> dict[str, str]:
-        return {"code": self.code, "text": self.text}
-
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Summary of a latency distribution in microseconds; all zero when nothing was recorded."""
+    """Summary of a latency distribution in microseconds.
+
+    Where nothing was recorded, ``count`` is 0 and all else not a number (NaN), with which no
+    comparison holds: ``p99 < 500`` is False.
+    """
 
     count: int = 0
-    min: float = 0.0
-    mean: float = 0.0
-    p50: float = 0.0
-    p90: float = 0.0
-    p99: float = 0.0
-    p99_9: float = 0.0
-    p99_99: float = 0.0
-    max: float = 0.0
+    min: float = math.nan
+    mean: float = math.nan
+    p50: float = math.nan
+    p90: float = math.nan
+    p99: float = math.nan
+    p99_9: float = math.nan
+    p99_99: float = math.nan
+    max: float = math.nan
 
     def percentiles(self) -> tuple[tuple[float, float], ...]:
         """Those on which a run is judged, with their values."""
@@ -66,23 +63,6 @@ class Latency:
     def count_above(self, percent: float) -> int:
         """How many answers rank above a percentile."""
         return self.count - min(max(1, int(percent / 100 * self.count + 0.5)), self.count)
-
-    def as_dict(self) -> dict[str, float | int]:
-        return {
-            "count": self.count,
-            "min": self.min,
-            "mean": self.mean,
-            "p50": self.p50,
-            "p90": self.p90,
-            "p99": self.p99,
-            "p99.9": self.p99_9,
-            "p99.99": self.p99_99,
-            "max": self.max,
-        }
-
-
-#: Of a run in which nothing is answered. No comparison with it holds, and JSON has null for it.
-NO_LATENCY = Latency(0, *[math.nan] * 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +79,6 @@ class TcpStory:
     max_rtt_us: float
     min_rtt_us: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Outages:
@@ -114,9 +91,6 @@ class Outages:
     seconds: float
     longest_s: float
     messages: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +109,8 @@ class LoadReport:
     ``latency_without_away`` is ``latency`` without the time in which the client itself was away.
     ``connect_latency`` is that of every connection opened, also before the window. ``send_delay``
     is how late messages were sent: the client's own pacing error, and the wait for room in a socket
-    that the server does not empty; ``NO_LATENCY`` in a closed loop. ``histograms`` has the whole
-    distributions (fastsock.client.hdr).
+    that the server does not empty; of an open loop only. ``histograms`` has the whole distributions
+    (fastsock.client.hdr), of those in which anything was recorded.
 
     ``valid`` is False, with ``reasons``, when the figures should not be trusted; ``notes`` say what
     to know of a valid run. ``client`` is the evidence on which the client judged itself.
@@ -145,14 +119,14 @@ class LoadReport:
     ``outages`` is None if connections were not to be opened again. ``no_eof`` counts connections
     that the server did not close after our half-close.
 
-    ``datagrams`` counts, over the whole run, what
-    became of the datagrams that were "sent": "received" in time or "lost"; and of the answers, how
-    many were "duplicated", "reordered", or "late", after their datagram was given up as lost. It is
-    None for streams.
+    ``errors`` counts failed connections by kind, and has every kind of ``LOAD_ERRORS``.
+    ``datagrams`` counts, over the whole run, what became of the datagrams that were "sent":
+    "received" in time or "lost"; and of the answers, how many were "duplicated", "reordered", or
+    "late", after their datagram was given up as lost. It is None for streams.
 
     One way, ``messages`` and ``bytes`` count in mode "send" what the sockets took, a message when
     its last byte was taken, and in mode "receive" complete, verified messages that came. There are
-    no answers, so both latencies are ``NO_LATENCY``: count 0 and not a number (NaN) elsewhere.
+    no answers, and so no latencies.
     """
 
     endpoint: str
@@ -162,16 +136,16 @@ class LoadReport:
     bytes: int
     latency: Latency
     latency_from_send: Latency
-    latency_without_away: Latency = NO_LATENCY
+    latency_without_away: Latency = Latency()
     connect_latency: Latency = Latency()
-    send_delay: Latency = NO_LATENCY
+    send_delay: Latency = Latency()
     histograms: Mapping[str, str] = field(default_factory=dict)
     started_at: str = ""
     address: str = ""
     offered_per_s: float | None = None
     offered: int | None = None
     answered_in_window: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)  # every kind is filled in
     lost_bytes: int = 0
     corrupt_bytes: int = 0
     no_eof: int = 0
@@ -183,6 +157,9 @@ class LoadReport:
     client: ClientEvidence = field(default_factory=ClientEvidence)
     server_cpu: float | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "errors", {**dict.fromkeys(LOAD_ERRORS, 0), **self.errors})
 
     @property
     def messages_per_s(self) -> float:
@@ -216,49 +193,18 @@ class LoadReport:
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
-        """The run as a ``fastsock.load/2`` document."""
-        return {
-            "schema": LOAD_SCHEMA,
-            "label": self.label,
-            "started_at": self.started_at,
-            "endpoint": self.endpoint,
-            "address": self.address,
-            "options": {key: value for key, value in self.options.items() if key != "label"},
-            "duration_s": self.duration,
-            "messages": self.messages,
-            "bytes": self.bytes,
-            "offered": self.offered,
-            "unanswered": self.unanswered,
-            "answered_in_window": self.answered_in_window,
-            "messages_per_s": self.messages_per_s,
-            "bytes_per_s": self.bytes_per_s,
-            "offered_per_s": self.offered_per_s,
-            "latency_us": {
-                "from_intended_send": _distribution(self.latency),
-                "from_intended_send_without_away": _distribution(self.latency_without_away),
-                "from_actual_send": _distribution(self.latency_from_send),
-                "connect": self.connect_latency.as_dict(),
-                "send_delay": _distribution(self.send_delay),
-            },
-            "histograms": dict(self.histograms),
-            "errors": {kind: self.errors.get(kind, 0) for kind in LOAD_ERRORS},
-            "lost_bytes": self.lost_bytes,
-            "corrupt_bytes": self.corrupt_bytes,
-            "no_eof": self.no_eof,
-            "datagrams": None if self.datagrams is None else dict(self.datagrams),
-            "outages": self.outages and self.outages.as_dict(),
-            "tcp": self.tcp and self.tcp.as_dict(),
-            "valid": self.valid,
-            "reasons": [reason.as_dict() for reason in self.reasons],
-            "notes": [note.as_dict() for note in self.notes],
-            "client": self.client.as_dict(),
-            "server_cpu_s": self.server_cpu,
-            "intervals": None,
-            "stages": None,
-            "targets": None,
-            "host": dict(self.host),
-        }
+        """The run as a ``fastsock.load/2`` document, for JSON (docs/results.md)."""
+        from fastsock.client import document  # not at the top: it imports this module
 
+        return document.of(self)
 
-def _distribution(latency: Latency) -> dict[str, float | int] | None:
-    return None if latency is NO_LATENCY else latency.as_dict()
+    def __str__(self) -> str:
+        """The text that ``fastsock load`` prints."""
+        from fastsock.client import text  # not at the top: it imports this module
+
+        return text.of(self)
+
+    def __repr__(self) -> str:
+        from fastsock.client import text
+
+        return text.in_short(self)

@@ -15,7 +15,6 @@ from fastsock.client.evidence import ClientEvidence, Taken
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
-    NO_LATENCY,
     Latency,
     LoadReport,
     Outages,
@@ -55,18 +54,18 @@ class Results:
             duration=self._duration,
             messages=seen.messages,
             bytes=seen.messages * options.size,
-            latency=latencies.get("latency", NO_LATENCY),
-            latency_from_send=latencies.get("latency_from_send", NO_LATENCY),
-            latency_without_away=latencies.get("latency_without_away", NO_LATENCY),
-            connect_latency=latencies["connect"],
-            send_delay=latencies.get("send_delay", NO_LATENCY),
+            latency=latencies.get("latency", Latency()),
+            latency_from_send=latencies.get("latency_from_send", Latency()),
+            latency_without_away=latencies.get("latency_without_away", Latency()),
+            connect_latency=latencies.get("connect", Latency()),
+            send_delay=latencies.get("send_delay", Latency()),
             histograms={name: hdr.encode(each) for name, each in shown.items()},
             started_at=started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             address=str(tried[-1]),
             offered_per_s=options.rate,
             offered=seen.offered if options.rate else None,
             answered_in_window=seen.in_window,
-            errors=dict(seen.errors),
+            errors=seen.errors,
             lost_bytes=seen.lost,
             corrupt_bytes=seen.corrupt,
             no_eof=seen.no_eof,
@@ -120,7 +119,7 @@ class Results:
         return int(sum(each.get(name, 0) for each in self._threads))
 
     def _shown(self, options: LoadOptions, without_away: Histogram) -> dict[str, Histogram]:
-        """The distributions that this run has, by their names in the report."""
+        """The distributions in which anything was recorded, by their names in the report."""
         shown = {"connect": self._histograms["connects"]}
         if options.mode == "echo":
             shown["latency"] = self._histograms["from_intended"]
@@ -128,7 +127,7 @@ class Results:
             shown["latency_without_away"] = without_away
         if options.rate:
             shown["send_delay"] = self._histograms["send_delay"]
-        return shown
+        return {name: each for name, each in shown.items() if len(each)}
 
     def _trend(self) -> list[tuple[int, float]]:
         parts = zip(*(each["trend"] for each in self._threads), strict=True)

@@ -1,0 +1,67 @@
+"""The JSON form of a LoadReport: the public format ``fastsock.load/2`` (docs/results.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from fastsock.client.report import Finding, Latency, LoadReport
+
+LOAD_SCHEMA = "fastsock.load/2"
+
+
+def of(report: LoadReport) -> dict[str, Any]:
+    """The report as a document. It has no NaN, which JSON does not know."""
+    return {
+        "schema": LOAD_SCHEMA,
+        "label": report.label,
+        "started_at": report.started_at,
+        "endpoint": report.endpoint,
+        "address": report.address,
+        "options": {key: value for key, value in report.options.items() if key != "label"},
+        "duration_s": report.duration,
+        "messages": report.messages,
+        "bytes": report.bytes,
+        "offered": report.offered,
+        "unanswered": report.unanswered,
+        "answered_in_window": report.answered_in_window,
+        "messages_per_s": report.messages_per_s,
+        "bytes_per_s": report.bytes_per_s,
+        "offered_per_s": report.offered_per_s,
+        "latency_us": {
+            "from_intended_send": _distribution(report.latency),
+            "from_intended_send_without_away": _distribution(report.latency_without_away),
+            "from_actual_send": _distribution(report.latency_from_send),
+            "connect": _distribution(report.connect_latency),
+            "send_delay": _distribution(report.send_delay),
+        },
+        "histograms": dict(report.histograms),
+        "errors": dict(report.errors),
+        "lost_bytes": report.lost_bytes,
+        "corrupt_bytes": report.corrupt_bytes,
+        "no_eof": report.no_eof,
+        "datagrams": None if report.datagrams is None else dict(report.datagrams),
+        "outages": report.outages and asdict(report.outages),
+        "tcp": report.tcp and asdict(report.tcp),
+        "valid": report.valid,
+        "reasons": _findings(report.reasons),
+        "notes": _findings(report.notes),
+        "client": asdict(report.client),
+        "server_cpu_s": report.server_cpu,
+        "intervals": None,
+        "stages": None,
+        "targets": None,
+        "host": dict(report.host),
+    }
+
+
+def _distribution(latency: Latency) -> dict[str, float | int] | None:
+    """None if nothing was recorded."""
+    names = {"p99_9": "p99.9", "p99_99": "p99.99"}
+    found = {names.get(name, name): value for name, value in asdict(latency).items()}
+    return found if latency.count else None
+
+
+def _findings(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    return [{"code": each.code, "text": each.text} for each in findings]
