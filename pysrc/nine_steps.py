@@ -1,0 +1,100 @@
+"""A TCP echo server (RFC 862) in nine steps, in one file: python3 nine_steps.py [PORT | HOST:PORT]
+
+Each step makes the system call of its name, which section 2 of the manual describes.
+"""
+
+import errno
+import signal
+import socket
+import sys
+import threading
+import time
+
+STOP = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what kill(1) and service managers send
+# accept(2): errors of the connection that it would have returned. The next call may succeed.
+NETWORK = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN}
+NETWORK |= {errno.EHOSTUNREACH, errno.ENONET, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
+SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # of descriptors, of memory
+
+
+def open_listener(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")  # an IPv6 address stands in brackets (RFC 3986)
+    family, _, _, _, (ip, *others) = socket.getaddrinfo(host.strip("[]") or "127.0.0.1", None)[0]
+    # 1. Create a socket. Python sets close-on-exec: a child process would keep the port open.
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # 2. Set options before bind() looks at them. Without SO_REUSEADDR a restart fails for a minute
+    # with EADDRINUSE, while old connections are in TIME_WAIT (socket(7)).
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Nagle's algorithm (RFC 896) would delay small answers. Accepted sockets inherit the option.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # 3. Bind it to an address. For port 0 the kernel picks a free one.
+    listener.bind((ip, int(port), *others[1:]))
+    # 4. Listen: the kernel completes connections and queues them, net.core.somaxconn at most.
+    listener.listen(4096)
+    return listener
+
+
+def accept_clients(listener: socket.socket, stopped_by: list[int]) -> None:
+    while not stopped_by:
+        try:
+            # 5. Accept the oldest connection of the queue. It gets a socket of its own.
+            client, _ = listener.accept()
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                time.sleep(0.1)  # the connection stays in the queue: to retry at once would spin
+            elif error.errno not in NETWORK and not stopped_by:
+                raise  # such as EPERM, which would come again for ever
+            continue
+        try:
+            # A daemon, not joined: a stop must not wait for a client that stays for days.
+            threading.Thread(target=echo, args=(client,), daemon=True).start()
+        except RuntimeError:  # no thread can be made (EAGAIN, pthread_create(3))
+            client.close()
+
+
+def echo(client: socket.socket) -> None:
+    buffer = memoryview(bytearray(65536))
+    try:
+        # 6. Receive what has come: a stream has no messages. 0 bytes are the client's end: it sends
+        # no more, but it may still read (half-close, RFC 9293 3.6).
+        while received := client.recv_into(buffer):
+            # 7. Send it back. send(2) may take a part only; sendall() is this loop. While a client
+            # does not read, send() blocks, nothing is received, and TCP's flow control stops it.
+            unsent = buffer[:received]
+            while unsent:
+                unsent = unsent[client.send(unsent) :]
+    except OSError:
+        pass  # ECONNRESET, EPIPE, ETIMEDOUT, ...: the end of this connection, and of no other
+    finally:
+        # 8. Close the client. All bytes have been received and sent, and the kernel delivers them;
+        # with bytes still to be received it would send a reset (RFC 1122 4.2.2.13).
+        client.close()
+
+
+def serve(address: str) -> int:
+    listener = open_listener(address)
+    stopped_by: list[int] = []
+    # A handler that runs just before accept() blocks would not wake it. So the signals are blocked
+    # in every thread (threads inherit the mask), and one thread waits for them: sigwait(3).
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+    def wait_for_stop() -> None:
+        stopped_by.append(signal.sigwait(STOP))
+        listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() would not do
+
+    waiter = threading.Thread(target=wait_for_stop, daemon=True)
+    waiter.start()
+    ip, port, *_ = listener.getsockname()
+    print(f"listening on {f'[{ip}]' if ':' in ip else ip}:{port}", flush=True)
+    accept_clients(listener, stopped_by)
+    waiter.join()
+    # 9. Close the listener. The port is free at once; clients in its queue are reset.
+    listener.close()
+    return 130 if stopped_by[0] == signal.SIGINT else 0  # as shells do: 128 + 2 for a Ctrl-C
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(serve(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:7007"))
+    except (OSError, ValueError, OverflowError) as error:
+        sys.exit(f"nine_steps.py [PORT | HOST:PORT]: {error}")
