@@ -9,9 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 
-import fastsock.pure
-
 import fastsock
+import fastsock.pure
 
 
 def main(package: str, kind: str) -> None:

@@ -10,6 +10,10 @@ NOT_VALID = pytest.StashKey[dict[str, list[str]]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_VALID] = {}
+    try:
+        import fastsock._native  # noqa: F401  says whether the extension modules are built
+    except ImportError as error:
+        raise pytest.UsageError(str(error)) from None
     defaults = {"columns": ["mean", "stddev", "ops"], "name": "short"}
     given = " ".join(config.invocation_params.args)
     for option, value in defaults.items():

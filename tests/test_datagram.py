@@ -21,12 +21,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fastsock.pure
 import pytest
 from clients import not_zero, wait_until
 from implementations import IMPLEMENTATIONS, ServedProcess, usable_engines
 from networks import ip, own_network
 
+import fastsock.pure
 from fastsock import Endpoint, Server
 
 TIMEOUT = 20.0  # seconds; only something that hangs takes so long

@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fastsock.pure
 import pytest
 from clients import (
     TIMEOUT,
@@ -26,11 +25,12 @@ from clients import (
     running,
     skip_if_rights_always_pass,
 )
-from fastsock.pure.control import Phase
 from implementations import Implementation
 from networks import ip, own_network
 
 import fastsock
+import fastsock.pure
+from fastsock.pure.control import Phase
 from fastsock.server import inherited
 
 FASTSOCK = (sys.executable, "-m", "fastsock")

@@ -20,11 +20,11 @@ from clients import (
     receive_all,
     wait_until,
 )
-from fastsock.pure.acceptor import Acceptor
 from load_runs import faults
 
 import fastsock
 from fastsock import pure
+from fastsock.pure.acceptor import Acceptor
 
 
 @pytest.mark.native

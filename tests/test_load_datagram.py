@@ -17,13 +17,13 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from clients import running, wait_until
-from fastsock.pure.__main__ import main
 from load_runs import SERVED, faults, until_counted
 from misbehaving import datagram_server as misbehaving
 
 import fastsock
 from fastsock import pure
 from fastsock.cli import cli
+from fastsock.pure.__main__ import main
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "load-2.schema.json"
 QUICK: dict[str, Any] = {"wait": "block", "loss_timeout": 0.05}  # where datagrams are lost

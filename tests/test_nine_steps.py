@@ -35,7 +35,6 @@ from clients import (
     stall,
     wait_until,
 )
-from fastsock.pure import nine_steps
 from test_contract import (  # noqa: F401 - run here on the textbook server
     test_echoes_every_byte_in_order,
     test_half_close_gets_everything_back,
@@ -45,6 +44,7 @@ from test_contract import (  # noqa: F401 - run here on the textbook server
 
 from fastsock import Endpoint
 from fastsock.bench.server_process import Process
+from fastsock.pure import nine_steps
 
 FILE = Path(__file__).resolve().parent.parent / "pysrc" / "nine_steps.py"
 LINES_MAX = 100
