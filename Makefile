@@ -5,10 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
-.PHONY: demo test slow believable asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# The native server and its standard-library twin, loaded in turns, side by side.
-demo: $(VENV)/.package
+.PHONY: help build demo test slow believable asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
+
+help: ## list the targets
+	@echo "make TARGET, or make TARGET PYTHON=python3.12; the first builds in $(VENV)."
+	@sed -nE 's/^([a-z ]+):.* ## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r target text; do printf '  %-12s %s\n' "$$target" "$$text"; done
+
+build: $(VENV)/.package ## compile the extension modules, and install the command in .venv
+	@echo "built; type: . $(VENV)/bin/activate"
+
+demo: $(VENV)/.package ## load the native server and its twin in pure Python, in turns
 	$(BIN)/fastsock bench
 
 # Most tests spend most of their time waiting, so JOBS processes run them side by side. For a
@@ -16,11 +25,10 @@ demo: $(VENV)/.package
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
-test: $(VENV)/.test
+test: $(VENV)/.test ## run the tests, without the slow ones
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
-# The tests that take minutes.
-slow: $(VENV)/.test
+slow: $(VENV)/.test ## run the tests that take minutes
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow and not believable" --timeout 1800 -o faulthandler_timeout=1700
 
 # Compares what the load client reports with what was disturbed, one test after the other: two that
@@ -29,7 +37,7 @@ slow: $(VENV)/.test
 # runs, ten: make believable BELIEVABLE='believable and not slow'.
 BELIEVABLE ?= believable
 
-believable: $(VENV)/.test
+believable: $(VENV)/.test ## disturb load runs, and check their verdicts (root, 20 minutes)
 	rm -f build/believable/*.json
 	$(BIN)/pytest -p no:xdist -m '$(BELIEVABLE)' -o faulthandler_timeout=1700; code=$$?; \
 		$(BIN)/python -m tests.believable.page && exit $$code
@@ -61,7 +69,7 @@ TESTS_valgrind := $(addprefix tests/test_contract.py::test_, echoes_with_any_buf
 asan: RUNTIME = libasan.so
 tsan: RUNTIME = libtsan.so
 # With a sanitizer gcc gives a false warning (stringop-overflow) for poll().
-asan tsan: $(VENV)/.sanitize
+asan tsan: $(VENV)/.sanitize ## run the tests with a sanitizer of gcc
 	FASTSOCK_LDFLAGS="-fsanitize=$(SANITIZE_$@)" \
 	FASTSOCK_CFLAGS="-fsanitize=$(SANITIZE_$@) -g -O1 -Wno-stringop-overflow -DFASTSOCK_CHECK" \
 		$(BIN)/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
@@ -73,28 +81,26 @@ asan tsan: $(VENV)/.sanitize
 # A short suite: valgrind runs one thread at a time, some 30 times slower. Without io_uring: valgrind
 # (3.19 at least) does not know that io_uring_enter(2) blocks, and lets no other thread run meanwhile.
 # Without the fork engine, as valgrind does not support pidfd_open(2).
-valgrind: $(VENV)/.test
+valgrind: $(VENV)/.test ## run some tests under valgrind
 	PYTHONMALLOC=malloc valgrind --error-exitcode=1 --fair-sched=yes \
 		--suppressions=tests/valgrind.supp --gen-suppressions=all --log-file=build/valgrind.log \
 		$(BIN)/python $(BIN)/pytest $(SANITIZED) -k "not pure and not fork and not uring and not tcp6 and not unix" \
 		$(TESTS_valgrind) tests/test_listener.py tests/test_histogram.py || { cat build/valgrind.log; exit 1; }
 	@tail -1 build/valgrind.log
 
-# Comparison with every rival, for the tables, the picture and the figures of the pages, and the
-# pytest-benchmark suite. Half an hour.
-bench: $(VENV)/.bench
+# For the tables, the picture and the figures of the pages.
+bench: $(VENV)/.bench ## compare with every rival, and run pytest-benchmark (half an hour)
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.figures
 
-# Every engine over 1 to 1000 connections, for docs/nine-steps.md. Some minutes.
-engines: $(VENV)/.bench
+engines: $(VENV)/.bench ## measure every engine for docs/nine-steps.md (some minutes)
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.figures
 
-# Measures every promise, and rivals, for docs/reliability.md. Ten minutes; UDP needs root.
-reliability: $(VENV)/.reliability
+# Of rivals too, for docs/reliability.md; UDP needs root.
+reliability: $(VENV)/.reliability ## measure every promise (ten minutes)
 	$(BIN)/python -m benchmarks.reliability.run; code=$$?; \
 		$(BIN)/python -m benchmarks.reliability.table && exit $$code
 
@@ -109,27 +115,26 @@ STUCK ?= 1000
 STOPS ?= 1400
 ENGINE ?= epoll
 
-soak: $(VENV)/.package
+soak: $(VENV)/.package ## serve and load for long; SOAK=10min
 	$(BIN)/python -m benchmarks.long.soak $(SOAK) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.figures
 
-churn: $(VENV)/.package
+churn: $(VENV)/.package ## open and close many connections; CHURN=1000000
 	$(BIN)/python -m benchmarks.long.churn $(CHURN) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.figures
 
 # MOST is how many idle connections are tried at the end, if the machine allows; STUCK is how many
 # clients never read.
-hold: $(VENV)/.package
+hold: $(VENV)/.package ## hold idle connections, and clients that never read; HOLD=10000
 	$(BIN)/python -m benchmarks.long.hold $(HOLD) --most $(MOST) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.long.hold --stuck $(STUCK) --most $(STUCK) --engine $(ENGINE)
 	$(BIN)/python -m benchmarks.figures
 
-# Of all engines, and of datagrams, in turns.
-stop: $(VENV)/.package
+stop: $(VENV)/.package ## stop servers of every engine under load; STOPS=1400
 	$(BIN)/python -m benchmarks.long.stop $(STOPS)
 	$(BIN)/python -m benchmarks.figures
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint ## run ruff, cython-lint, mypy and the check of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
@@ -140,7 +145,7 @@ lint: $(VENV)/.lint
 # One wheel for CPython 3.11 and later, and the source distribution. auditwheel names the wheel after
 # the oldest C library that has its symbols (manylinux_2_NN), and copies liburing into it if that was
 # not linked from an archive. Then the wheel is installed in a new environment and run.
-dist: $(VENV)/.dist
+dist: $(VENV)/.dist ## make the wheel and the source distribution in dist/ (minutes)
 	rm -rf dist build/dist build/tried
 	$(BIN)/python -m build --outdir build/dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --strip --wheel-dir dist build/dist/*.whl
@@ -150,7 +155,7 @@ dist: $(VENV)/.dist
 	build/tried/bin/pip install --quiet dist/*.whl
 	cd / && $(CURDIR)/build/tried/bin/fastsock info
 
-clean:
+clean: ## delete .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find fastsock/_native -name '*.so' -delete
 	rm -rf benchmarks/rivals/bin
@@ -168,20 +173,23 @@ APT_GET := apt-get -qq -o DPkg::Lock::Timeout=60
 FETCH := $(APT_GET) install -y --no-install-recommends liburing-dev pkg-config
 
 # The build's requirements are installed in the environment, so that an edit compiles what changed
-# and makes no new environment. pip installs once, and again when the metadata change.
+# and makes no new environment. pip installs once, and again when the metadata change. A missing tool
+# is one line from setup.py; from pip it would be ten.
 $(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml fastsock/_version.py
 	@$(LIBURING) || { [ "$$(id -u)" = 0 ] && command -v apt-get && \
 		{ $(FETCH) || { $(APT_GET) update && $(FETCH); }; }; } >/dev/null 2>&1 || \
 		echo "no engine io_uring: apt-get install liburing-dev pkg-config, then make clean"
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' >$(VENV)/requires.txt
-	$(BIN)/pip install --quiet --requirement $(VENV)/requires.txt
+	@echo "installing the build's requirements in $(VENV)"
+	@$(BIN)/pip install --quiet --requirement $(VENV)/requires.txt
 	@echo "compiling the extension modules: half a minute, and seconds after an edit"
-	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
 # Cython compiles the changed files, and those that cimport them.
 $(VENV)/.package: $(VENV)/.installed $(SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 # Adds the packages of an extra; the package itself is installed already.

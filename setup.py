@@ -4,17 +4,33 @@ FASTSOCK_CFLAGS   extra compiler flags, e.g. "-O3" or "-fsanitize=address,undefi
                   -DFASTSOCK_CHECK adds the checks of fastsock/_native/server/debug.pxd
 FASTSOCK_ABI3=0   build for this interpreter only, not for every CPython from 3.11 on
 
-Without liburing, which pkg-config looks for, only the io_uring engine is left out.
+Without liburing, which pkg-config looks for, only the io_uring engine is left out. Without a tool
+that it needs, the build ends with one line that names the package to install.
 """
 
+from __future__ import annotations
+
 import os
+import re
 import shlex
+import shutil
 import subprocess
+import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
-from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+
+# What pip installs first, unless it is told --no-build-isolation: [("setuptools", ">=77"), ...].
+REQUIRES = re.findall(
+    r'"(\w+)(\S+)"', re.search(r"(?m)^requires = .*", Path("pyproject.toml").read_text())[0]
+)
+
+# These commands compile. The others, sdist and egg_info among them, need neither Cython nor a
+# compiler; pip asks for egg_info several times.
+COMPILING = {"build", "build_ext", "bdist_egg", "bdist_wheel", "editable_wheel", "install"}
+COMPILES = bool(COMPILING & set(sys.argv))
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
 MODULES = [f"server.{name}" for name in ["listener", "datagram_socket", "worker", *ENGINES]]
@@ -46,6 +62,60 @@ abi3 = os.environ.get("FASTSOCK_ABI3", "1") == "1" and not free_threaded
 macros = [("_GNU_SOURCE", "1")]
 if abi3:
     macros.append(("Py_LIMITED_API", "0x030B0000"))
+
+
+def unfit(name: str, wanted: str) -> str | None:
+    """What is wrong with the version of an installed package, and what to type."""
+    install = f"pip install '{name}{wanted}'"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return f"{name} is missing: {install}"
+    numbers = [int(each) for each in re.findall(r"\d+", version)[:2]]
+    for sign, bound in re.findall(r"(>=|<)([\d.]+)", wanted):
+        if (numbers >= [int(each) for each in bound.split(".")]) != (sign == ">="):
+            return f"{name} {version} does not fit: {install}"
+    return None
+
+
+def missing_tool() -> str | None:
+    """The first tool or header that compiling needs and does not find, and what to type."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    name = compiler[0]
+    if shutil.which(name) is None:
+        usual = name.endswith(("gcc", "cc"))
+        return f"the C compiler {name} is missing: apt-get install gcc libc6-dev" + (
+            "" if usual else ", then set CC=gcc"
+        )
+
+    def error_of(header: str) -> str:
+        """What the compiler says of including the header; empty if it is found."""
+        folders = [f"-I{sysconfig.get_path(each)}" for each in ("include", "platinclude")]
+        flags = [*shlex.split(os.environ.get("CFLAGS", "")), *folders]
+        command = [*compiler, *flags, "-E", "-x", "c", "-", "-o", os.devnull]
+        done = subprocess.run(
+            command,
+            input=f"#include <{header}>\n",
+            text=True,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        lines = [line for line in done.stderr.splitlines() if "error" in line]
+        return ([*lines, f"exit code {done.returncode}"])[0] if done.returncode else ""
+
+    if not error_of("Python.h"):
+        return None
+    error = error_of("errno.h")
+    if "errno.h" in error:
+        return "the headers of the C library are missing: apt-get install libc6-dev"
+    if error:
+        return f"the C compiler {name} does not work: {error}"
+    version = "{}.{}".format(*sys.version_info)
+    text = f"the headers of Python {version} (Python.h) are missing: "
+    if sys.base_prefix != "/usr":
+        return f"{text}{sys.base_prefix} has none; use an interpreter that has them"
+    usual = Path("/usr/bin/python3").resolve().name == f"python{version}"
+    return f"{text}apt-get install {'python3-dev' if usual else f'python{version}-dev'}"
 
 
 def pkg_config(*arguments: str) -> list[str] | None:
@@ -85,20 +155,39 @@ def extension(module: str) -> Extension:
     )
 
 
-setup(
-    packages=[*find_packages(include=["fastsock", "fastsock.*"]), "fastsock.pure"],
-    package_dir={"fastsock.pure": "pysrc"},
-    include_package_data=False,  # the sources of the extensions go into the sdist only
-    package_data={"fastsock": ["py.typed", "_native/**/*.pyi"]},
-    # No C file is shipped: cythonize() always compiles from the .pyx.
-    ext_modules=cythonize(
+def compiled() -> list[Extension]:
+    """The extension modules; no C file is shipped, so they are always made from the .pyx."""
+    from Cython.Build import cythonize
+
+    return cythonize(
         [extension(module) for module in MODULES] + uring_extension(),
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
         nthreads=CPUS,
-    ),
-    options={
-        "build_ext": {"parallel": CPUS},
-        **({"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {}),
-    },
+        quiet="--quiet" in sys.argv,
+    )
+
+
+problem = unfit(*REQUIRES[0])  # with an older setuptools not even the metadata can be read
+if COMPILES:
+    problem = problem or unfit(*REQUIRES[1]) or missing_tool()
+if problem:
+    raise SystemExit(f"fastsock: {problem}")
+
+options = {"build_ext": {"parallel": CPUS}}
+if abi3:
+    options["bdist_wheel"] = {"py_limited_api": "cp311"}
+if {"build_ext", "editable_wheel"} & set(sys.argv) and "strict" not in sys.argv:
+    # Both compile for this directory, so they share the results. By default `pip install -e` would
+    # compile everything in a temporary directory, each time.
+    options["build_ext"].update(build_lib="build/inplace", build_temp="build/inplace")
+
+setup(
+    # Found without the link fastsock/pure, which an sdist does not have.
+    packages=[*find_packages(include=["fastsock*"], exclude=["fastsock.pure"]), "fastsock.pure"],
+    package_dir={"fastsock.pure": "pysrc"},
+    include_package_data=False,  # the sources of the extensions go into the sdist only
+    package_data={"fastsock": ["py.typed", "_native/**/*.pyi"]},
+    ext_modules=compiled() if COMPILES else [],
+    options=options,
 )
