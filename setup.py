@@ -54,7 +54,8 @@ CPUS = len(os.sched_getaffinity(0))
 
 # -O3 was measured against -O2 and gained nothing (docs/benchmarks.md).
 CFLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
-CFLAGS += shlex.split(os.environ.get("FASTSOCK_CFLAGS", ""))
+# The interpreter's own flags have -g, which makes the modules four times as large.
+CFLAGS += ["-g0", *shlex.split(os.environ.get("FASTSOCK_CFLAGS", ""))]
 
 # A free-threaded interpreter has no stable ABI that Cython can target yet.
 free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
