@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 _TICK = 0.02  # seconds; a signal just before a wait does not end that wait
@@ -57,8 +58,67 @@ def call(function: Callable[[], T], cancelled: Callable[[], bool] | None = None)
         errors.clear()  # the traceback refers to this frame
 
 
-def start_thread(function: Callable[[], object], name: str) -> None:
-    """Start a daemon thread to which the kernel gives no signal.
+async def in_thread(function: Callable[[], T], cancel: Callable[[], object], elsewhere: str) -> T:
+    """Return what `function` returns, or raise what it raises, beside an asyncio event loop.
+
+    It has a thread of its own: the loop's executor has few, and 20 servers may drain at a time.
+    When the task is cancelled, `cancel` is called, which must end `function` soon, and the task
+    waits for that end.
+
+    Raises:
+        RuntimeError: this is not a task of asyncio; the text is `elsewhere`.
+
+    """
+    import asyncio  # not at the top: it would double the time of `import fastsock`
+
+    with suppress(RuntimeError):  # no event loop
+        if asyncio.current_task():  # None under trio that is a guest of asyncio's loop
+            elsewhere = ""
+    if elsewhere:
+        raise RuntimeError(elsewhere)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+    cancelled: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(ended.set)
+
+    thread = None
+    try:
+        thread = start_thread(run, "fastsock-async")
+    except RuntimeError:  # no more threads: better blocked than not done
+        run()
+    while not ended.is_set():
+        try:
+            await ended.wait()
+        except asyncio.CancelledError as error:
+            cancelled.append(error)
+            cancel()
+        except GeneratorExit:  # the loop has ended without this task
+            cancel()
+            raise
+    if thread is not None:
+        thread.join()  # it does nothing more
+    try:
+        if cancelled:
+            raise cancelled[-1]
+        if errors:
+            raise errors[0]
+        return results[0]
+    finally:
+        cancelled.clear()  # the tracebacks refer to this frame
+        errors.clear()
+
+
+def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
+    """Start a daemon thread to which the kernel gives no signal, and return it.
 
     Raises:
         RuntimeError: no thread can be started.
@@ -71,3 +131,4 @@ def start_thread(function: Callable[[], object], name: str) -> None:
         thread.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread

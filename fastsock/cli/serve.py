@@ -16,11 +16,10 @@ from fastsock.cli.exits import INTERRUPTED, OK
 from fastsock.cli.output import check_writable, write_json
 from fastsock.cli.parameters import json_option, options_of
 from fastsock.cli.user import USER, User, become, check_root
-from fastsock.endpoint import Endpoint
 from fastsock.line_writer import say
 from fastsock.server import inherited
 from fastsock.server.options import ServerOptions
-from fastsock.server.server import Server
+from fastsock.server.server import Server, listening
 from fastsock.server.stats import ServerStats
 from fastsock.server.unix_file import give_away
 from fastsock.signals import Ended
@@ -107,17 +106,8 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
 
 
 def announce(server: Server, passed: Mapping[int, str]) -> None:
-    made = len(server.endpoints) - len(passed)
-    for endpoint in server.endpoints[:made]:
-        workers = plural(server.workers if endpoint.scheme == "tcp" else 1, "worker")
-        say(f"listening on {endpoint} ({engine_of(server, endpoint)}, {workers})")
-    for endpoint, (fd, name) in zip(server.endpoints[made:], passed.items(), strict=True):
-        origin = f"descriptor {fd} {name}".rstrip()
-        say(f"listening on {endpoint} ({engine_of(server, endpoint)}, 1 worker, {origin})")
-
-
-def engine_of(server: Server, endpoint: Endpoint) -> str:
-    return server.engine if endpoint.is_stream else "datagrams"
+    for line in listening(server, passed):
+        say(line)
 
 
 def summary(stats: ServerStats) -> str:

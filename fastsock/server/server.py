@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,12 +20,13 @@ from fastsock import line_writer
 from fastsock._native.server.datagram import DatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
-from fastsock.interruptible import CancelledError, start_thread
+from fastsock.interruptible import CancelledError, in_thread
 from fastsock.options import from_given, takes
 from fastsock.server import binding, engines, inherited
 from fastsock.server.options import DRAIN_TIME, ServerKeywords, ServerOptions
 from fastsock.server.signals import stop_signals
 from fastsock.server.stats import CLOSE_REASONS, DROPPED, ServerStats
+from fastsock.units import plural
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,6 +39,10 @@ logger = logging.getLogger("fastsock")
 
 _NEVER = 2**63 - 1  # ns on CLOCK_MONOTONIC
 _LAST_LINES = 0.05  # seconds that the end of serve_forever() waits for its log to be written
+
+_NEEDS_ASYNCIO = (
+    "`async with` of a Server needs asyncio; write `with`, which serves beside trio and curio too"
+)
 
 Hook = Callable[["Server"], object]
 
@@ -78,6 +83,7 @@ class Server:
         self.engine = engines.choose(self._options.engine)
         borrowed = [inherited.endpoint_of(fd) for fd in self._options.fds]
         self._options.check_endpoints(self._asked, borrowed)
+        self._borrowed = tuple(borrowed)
         #: Native threads per tcp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
@@ -124,6 +130,8 @@ class Server:
             self._state = "running"
             _running.add(self)
             self._request_stop(self._stop_at)  # a signal may have come meanwhile
+            for line in listening(self):
+                line_writer.log(logger, logging.INFO, line)
 
     def stop(self, drain: float | str | None = None) -> None:
         """Stop serving and return when every thread has ended; the ports are free then.
@@ -199,6 +207,62 @@ class Server:
         """The first of `endpoints`."""
         return self.endpoints[0]
 
+    @property
+    def address(self) -> Any:
+        """What connects to `endpoint`.
+
+        It is ``(host, port)``, which `socket.create_connection` takes, or the path of a Unix
+        socket, which `socket.connect` takes: ``"\\0name"`` for an abstract one. (Any, as type
+        checkers have it of `socket.getsockname`: a union would fit no call.)
+        """
+        endpoint = self.endpoint
+        if not endpoint.is_unix:
+            return endpoint.host, endpoint.port
+        path = endpoint.path
+        return f"\0{path[1:]}" if path.startswith("@") else path
+
+    @property
+    def host(self) -> str:
+        """The host of `endpoint`; RuntimeError if that is a Unix one."""
+        return self._inet_endpoint("host").host
+
+    @property
+    def port(self) -> int:
+        """The port of `endpoint`; RuntimeError if that is a Unix one."""
+        return self._inet_endpoint("port").port
+
+    def _inet_endpoint(self, wanted: str) -> Endpoint:
+        endpoint = self.endpoint
+        if endpoint.is_unix:
+            raise RuntimeError(f"{endpoint} has no {wanted}; server.address is its path")
+        return endpoint
+
+    def __repr__(self) -> str:
+        try:
+            where = ", ".join(self._described(self._bound or (*self._asked, *self._borrowed)))
+            state = self._state
+            if os.getpid() != self._pid:
+                state = f"of process {self._pid}"
+            elif state == "running" and self._stop_asked():
+                state = "stopping"
+        except AttributeError:
+            return "<fastsock.Server, not constructed>"
+        return f"<fastsock.Server {where}, {state}>"
+
+    def _described(
+        self, endpoints: Sequence[Endpoint], names: Mapping[int, str] | None = None
+    ) -> Iterator[str]:
+        """Each endpoint and how it is served; `names` are those of inherited descriptors."""
+        origins = [f"descriptor {fd} {(names or {}).get(fd, '')}" for fd in self._options.fds]
+        made = len(endpoints) - len(origins)
+        for number, endpoint in enumerate(endpoints):
+            inherits = number >= made
+            workers = self.workers if endpoint.scheme == "tcp" and not inherits else 1
+            how = [self.engine if endpoint.is_stream else "datagrams", plural(workers, "worker")]
+            if inherits:
+                how.append(origins[number - made].rstrip())
+            yield f"{endpoint} ({', '.join(how)})"
+
     def stats(self) -> ServerStats:
         """Return the counters so far, without stopping or locking anything."""
         self._check_process()
@@ -253,49 +317,16 @@ class Server:
         await self._in_thread(self.stop)
 
     async def _in_thread(self, function: Callable[[], object]) -> None:
-        """Call `function` in a thread of its own; when this is cancelled, stop the server at once.
-
-        The executor of the loop has few threads, and 20 servers may drain at a time. A cancelled
-        task waits here until the server has stopped, which takes milliseconds.
-        """
+        """Call `function` in a thread; when this is cancelled, stop the server at once."""
         import asyncio  # not at the top: it would double the time of `import fastsock`
 
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        errors: list[BaseException] = []
-
-        def run(call: Callable[[], object]) -> None:
-            try:
-                call()
-            except BaseException as error:
-                errors.append(error)
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(ended.set)
-
-        def begin(call: Callable[[], object]) -> None:
-            ended.clear()
-            try:
-                start_thread(partial(run, call), "fastsock-async")
-            except RuntimeError:  # no more threads: better blocked than not done
-                run(call)
-
-        cancelled: BaseException | None = None
-        begin(function)
-        while not ended.is_set():
-            try:
-                await ended.wait()
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self._request_stop(0)  # ends a drain, or the look-up of a name
-        if cancelled is None:
-            if errors:
-                raise errors[0]
-            return
-        begin(partial(self.stop, 0))
-        while not ended.is_set():
-            with suppress(asyncio.CancelledError):
-                await ended.wait()
-        raise cancelled
+        stop_now = partial(self._request_stop, 0)  # ends a drain, or the look-up of a name
+        try:
+            await in_thread(function, stop_now, _NEEDS_ASYNCIO)
+        except asyncio.CancelledError:
+            with suppress(Exception, asyncio.CancelledError):
+                await in_thread(partial(self.stop, 0), stop_now, _NEEDS_ASYNCIO)
+            raise
 
     def _remove_files(self) -> None:
         for file in self._files:
@@ -441,16 +472,32 @@ def serve(
 ) -> ServerStats:
     """Serve until Ctrl-C, SIGTERM or SIGHUP; return the counters.
 
-    See `Server` and `Server.serve_forever()`.
+    See `Server` and `Server.serve_forever()`. Where it listens is logged (logger "fastsock", INFO),
+    or written to stderr where the program has configured no logging.
 
     Args:
         endpoints: where to listen; see `Server`.
         bound: called when every endpoint is bound, before there is any thread.
-        ready: called once the endpoints can be connected to.
+        ready: called once the endpoints can be connected to; nothing is written to stderr then.
         {options}
 
     """
-    return Server(*endpoints, **options).serve_forever(bound=bound, ready=ready)
+    return Server(*endpoints, **options).serve_forever(bound=bound, ready=ready or _announce)
+
+
+def listening(server: Server, names: Mapping[int, str] | None = None) -> Iterator[str]:
+    """Lines such as ``listening on tcp://127.0.0.1:7007 (epoll, 1 worker)``, one an endpoint.
+
+    `names` are those that systemd gave to inherited descriptors.
+    """
+    return (f"listening on {each}" for each in server._described(server.endpoints, names))
+
+
+def _announce(server: Server) -> None:
+    """Say where it listens, where nothing can take what `start()` has logged."""
+    if not logger.hasHandlers() and logger.level == logging.NOTSET:
+        for line in listening(server):
+            line_writer.say(line)
 
 
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
