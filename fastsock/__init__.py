@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsock._version import __version__
-    from fastsock.client.load import LoadInterrupted, load
+    from fastsock.client.load import LoadInterrupted, load, load_async
     from fastsock.client.report import Latency, LoadReport
     from fastsock.endpoint import Endpoint
     from fastsock.server.server import Server, serve
@@ -26,6 +26,7 @@ __all__ = [
     "ServerStats",
     "__version__",
     "load",
+    "load_async",
     "serve",
 ]
 
@@ -38,6 +39,7 @@ _MODULES = {
     "ServerStats": "server.stats",
     "__version__": "_version",
     "load": "client.load",
+    "load_async": "client.load",
     "serve": "server.server",
 }
 

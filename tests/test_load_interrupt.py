@@ -46,12 +46,8 @@ def test_ctrl_c_in_the_warm_up(server: fastsock.Server) -> None:
         process.send_signal(signal.SIGINT)
         report = answer_of(process)["report"]
     assert not report["valid"]
-    assert (
-        report["duration_s"]
-        == report["messages"]
-        == report["latency_us"]["from_actual_send"]["count"]
-        == 0
-    )
+    assert report["duration_s"] == report["messages"] == 0
+    assert report["latency_us"]["from_actual_send"] is None
     assert report["server_cpu_s"] is None or report["server_cpu_s"] == 0
 
 

@@ -1,13 +1,14 @@
-"""load(): options in, native threads, a LoadReport out."""
+"""load() and load_async(): options in, native threads, a LoadReport out."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
@@ -17,11 +18,17 @@ from fastsock.client.options import LoadKeywords, LoadOptions
 from fastsock.client.report import LoadReport
 from fastsock.client.results import Results
 from fastsock.endpoint import Endpoint, EndpointLike, SocketAddress
+from fastsock.interruptible import CancelledError, in_thread
 from fastsock.options import from_given, takes
 from fastsock.signals import STOP_SIGNALS, end_program, handled, in_main_thread
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
+
+_NEEDS_ASYNCIO = (
+    "load_async() needs asyncio; in trio write "
+    "await trio.to_thread.run_sync(functools.partial(fastsock.load, endpoint, ...))"
+)
 
 AnyLoader = Loader | DatagramLoader
 
@@ -75,20 +82,99 @@ def load(
         LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
 
     """
+    return _load(endpoint, options, progress, _Ending())
+
+
+@takes(LoadOptions)
+async def load_async(
+    endpoint: EndpointLike,
+    *,
+    progress: Callable[[float], object] | None = None,
+    **options: Unpack[LoadKeywords],
+) -> LoadReport:
+    """Load a server from an asyncio event loop, which goes on meanwhile; see `load()`.
+
+    Cancelling the task ends the run within milliseconds, without a report. Ctrl-C under
+    `asyncio.run()` does so. Outside asyncio call `load()` in a thread.
+
+    Args:
+        endpoint: where the server listens.
+        progress: called in a thread of the run about every 0.1 s with the seconds since the start.
+        {options}
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option has the wrong value; the message says what is allowed.
+        OSError: a host name cannot be resolved, no socket can be made, or there is no process
+            `server_pid`.
+        RuntimeError: this is not a task of asyncio.
+
+    """
+    ending = _Ending()
+    run = partial(_load, endpoint, options, progress, ending)
+    return await in_thread(run, ending.cancel, _NEEDS_ASYNCIO)
+
+
+class _Ending:
+    """What ends a run before its time: signals, or the cancellation of a task."""
+
+    def __init__(self) -> None:
+        self.loaders: list[AnyLoader] = []
+        #: Signals that would have raised an exception, at any point of a wait.
+        self.signals: list[signal.Signals] = []
+        self.cancelled = False
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The first ends the run, the second does not wait for answers."""
+        self.signals.append(signal.Signals(number))
+        self._cancel_loaders(drop_everything=len(self.signals) > 1)
+
+    def cancel(self) -> None:
+        """End the run without waiting for anything; from any thread."""
+        self.cancelled = True
+        self._cancel_loaders(drop_everything=True)
+
+    def use(self, loaders: Iterable[AnyLoader]) -> None:
+        """From now on these are to be ended, at once if that was asked for before."""
+        self.loaders = list(loaders)
+        if self.asked:
+            self._cancel_loaders(drop_everything=self.cancelled)
+
+    def close(self) -> None:
+        """Drop the loaders: a traceback that the caller keeps would keep their sockets open."""
+        self.loaders = []
+
+    @property
+    def asked(self) -> bool:
+        return self.cancelled or bool(self.signals)
+
+    def _cancel_loaders(self, *, drop_everything: bool) -> None:
+        for loader in self.loaders:
+            loader.cancel(drop_everything=drop_everything)
+
+
+def _load(
+    endpoint: EndpointLike,
+    options: LoadKeywords,
+    progress: Callable[[float], object] | None,
+    ending: _Ending,
+) -> LoadReport:
     target = Endpoint.parse(endpoint)
     checked = from_given(LoadOptions, options)
     checked.check_target(target)
-    addresses = target.resolve_all()
-    loaders: list[AnyLoader] = []
-    with _signals_cancel(loaders) as came:
-        tried = _connect(loaders, target, addresses, checked, came)
+    addresses = target.resolve_all(lambda: ending.cancelled)
+    with _signals_handled(ending), closing(ending):
+        tried = _connect(target, addresses, checked, ending)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
-        if not came:
-            _run(loaders, checked, progress)
-        interrupted_by = came[0] if came else None
+        if not ending.asked:
+            _run(ending.loaders, checked, progress)
+        if ending.cancelled:
+            raise CancelledError
+        interrupted_by = ending.signals[0] if ending.signals else None
         results = Results(
-            [loader.result() for loader in loaders], [loader.histograms for loader in loaders]
+            [loader.result() for loader in ending.loaders],
+            [loader.histograms for loader in ending.loaders],
         )
         report = results.report(
             target, checked, tried, started_at, Taken.so_far().since(before), interrupted_by
@@ -99,28 +185,21 @@ def load(
 
 
 def _connect(
-    loaders: list[AnyLoader],
-    target: Endpoint,
-    addresses: Sequence[SocketAddress],
-    options: LoadOptions,
-    came: Sequence[signal.Signals],
+    target: Endpoint, addresses: Sequence[SocketAddress], options: LoadOptions, ending: _Ending
 ) -> Sequence[SocketAddress]:
     """Open all connections, to the first address that accepts one; return those that were tried.
 
-    `loaders` becomes those of the last one tried.
+    The loaders of `ending` become those of the last one tried.
     """
     for number, address in enumerate(addresses, 1):
-        loaders[:] = _make_loaders(target, address, options)
-        if came:  # between two addresses: the loaders that it cancelled are gone
-            for loader in loaders:
-                loader.cancel()
+        ending.use(_make_loaders(target, address, options))
         try:
-            _in_threads(loaders, [loader.connect for loader in loaders], None)
+            _in_threads(ending.loaders, [loader.connect for loader in ending.loaders], None)
         except OSError:
             if number == len(addresses):
                 raise
             continue
-        if came or any(map(_opened, loaders)):
+        if ending.asked or any(map(_opened, ending.loaders)):
             break
     return addresses[:number]
 
@@ -213,22 +292,12 @@ def _in_threads(
 
 
 @contextmanager
-def _signals_cancel(loaders: Sequence[AnyLoader]) -> Iterator[list[signal.Signals]]:
-    """Collect the signals that would have raised an exception, at any point of a wait.
-
-    The first ends the run, the second does not wait for answers.
-    """
-    came: list[signal.Signals] = []
+def _signals_handled(ending: _Ending) -> Iterator[None]:
+    """Have the signals that would raise an exception end the run instead, in the main thread."""
     if not in_main_thread():
-        yield came
+        yield
         return
-
-    def on_signal(number: int, frame: object) -> None:
-        came.append(signal.Signals(number))
-        for loader in loaders:
-            loader.cancel(drop_everything=len(came) > 1)
-
     raising = (signal.default_int_handler, end_program)
     numbers = [each for each in STOP_SIGNALS if signal.getsignal(each) in raising]
-    with handled(dict.fromkeys(numbers, on_signal)):
-        yield came
+    with handled(dict.fromkeys(numbers, ending.on_signal)):
+        yield
