@@ -140,6 +140,7 @@ lint: $(VENV)/.lint ## run ruff, cython-lint, mypy and the check of imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tests/layers.py
 
 # One wheel for CPython 3.11 and later, and the source distribution. auditwheel names the wheel after
