@@ -61,7 +61,8 @@ def test_several_at_a_time(server: Server) -> None:
     """Each has threads of its own: 40 runs take no longer than one."""
 
     async def main() -> list[fastsock.LoadReport]:
-        runs = (load_async(server.endpoint, rate=20, duration=0.5, warmup=0) for _ in range(40))
+        options: dict[str, Any] = {"rate": 20, "duration": 0.5, "warmup": 0, "wait": "block"}
+        runs = (load_async(server.endpoint, **options) for _ in range(40))
         return await asyncio.gather(*runs)
 
     start = time.monotonic()
