@@ -1,9 +1,9 @@
 """The same echo server and load client in pure standard-library Python.
 
-Four classic engines for streams, one a file, one engine for datagrams, and a one-threaded client
-for both. The benchmarks compare the native server with it. To learn from it, begin with
-nine_steps.py, a complete server in one file; then serial.py and blocking.py, and for datagrams
-datagrams.py.
+To learn from it, begin with nine_steps.py, a complete server in one file. Then come four classic
+engines for streams, one a file: see serial.py and blocking.py first. datagrams.py is the engine for
+datagrams. The client is load_streams.py and load_datagrams.py. The benchmarks compare the native
+server with this one.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     client.add_argument("endpoint")
     client.add_argument("--connections", type=int, default=1)
     client.add_argument("--size", type=int, default=64, help="bytes a message")
-    client.add_argument("--depth", type=int, default=1, help="messages in flight a connection")
-    client.add_argument("--duration", type=float, help="seconds measured; 5 by default")
+    client.add_argument("--depth", type=int, default=1, help="messages outstanding a connection")
+    client.add_argument("--duration", type=float, default=5.0, help="seconds")
     client.add_argument("--json", action="store_true", help="print the whole report as JSON")
     return parser.parse_args(arguments)
 
@@ -86,10 +86,9 @@ def run_load(options: argparse.Namespace) -> int:
 
 def as_text(report: LoadReport) -> str:
     took = report.latency
-    lines = [
-        f"{report.messages_per_s:.0f} messages/s, {report.bytes_per_s / 1e6:.1f} MB/s",
-        f"p50 {took.p50:.1f} us, p99 {took.p99:.1f} us, max {took.max:.1f} us",
-    ]
+    lines = [f"{report.messages_per_s:.0f} messages/s, {report.bytes_per_s / 1e6:.1f} MB/s"]
+    if took.count:
+        lines.append(f"p50 {took.p50:.0f} us, p99 {took.p99:.0f} us, max {took.max:.0f} us")
     if report.datagrams:
         lines.append(", ".join(f"{name} {count}" for name, count in report.datagrams.items()))
     return "\n".join([*lines, *report.reasons])

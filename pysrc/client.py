@@ -1,21 +1,22 @@
-"""The load client: options in, LoadReport out."""
+"""The load client: options in, LoadReport out.
+
+It is made to be read. To measure, use fastsock.load(): the threads of this client take turns at the
+interpreter's lock, and its report says nothing of the client itself.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+import threading
+from time import monotonic
 from typing import Any
 
-from ..client.evidence import ClientEvidence
-from ..client.report import Finding, LoadReport
+from ..client.report import DATAGRAM_COUNTS, LOAD_ERRORS, Finding, LoadReport
 from ..endpoint import Endpoint
 from ..host import host_facts
-from .load_datagrams import HEADER_SIZE, LONGEST, DatagramRun
-from .load_run import LoadRun, Plan
-from .load_streams import StreamRun
+from . import load_datagrams, load_streams
+from .load_run import Plan, Tally, summary
 from .options import check_int, check_number
-
-DEFAULT_DURATION = 5.0  # seconds
-WARMUP_SHARE = 0.1  # of the duration
 
 
 def load(
@@ -24,28 +25,21 @@ def load(
     connections: int = 1,
     size: int = 64,
     depth: int = 1,
-    duration: float | None = None,
+    duration: float = 5.0,
     messages: int | None = None,
-    warmup: float | None = None,
-    rate: float | None = None,
-    verify: bool = True,
     timeout: float = 5.0,
     loss_timeout: float = 0.2,
 ) -> LoadReport:
-    """Load an echo server and return a report.
+    """Load an echo server in a closed loop, compare every byte, and return a report.
 
     Args:
         endpoint: the server: tcp, unix, udp or unixgram.
-        connections: opened before the clock starts, and kept until the end.
+        connections: each has a thread of its own.
         size: bytes a message; of a datagram 8 to 65507.
-        depth: messages in flight on each connection, in a closed run.
-        duration: seconds measured; 5 unless `messages` is given.
+        depth: messages outstanding on each connection.
+        duration: seconds.
         messages: stop after this many, over all connections, instead of after `duration`.
-        warmup: seconds of load before the measured ones; a tenth of `duration`, 0 with `messages`.
-        rate: messages a second over all connections, sent on schedule whether or not answers
-            arrive (open loop).
-        verify: compare every byte; otherwise only count them.
-        timeout: seconds without progress after which a connection is given up; streams only.
+        timeout: seconds without progress after which a connection is given up.
         loss_timeout: seconds after which a datagram without an answer counts as lost.
 
     A connection that fails is counted in `errors` and not opened again. At the end each connection
@@ -53,96 +47,74 @@ def load(
     timeout. Raises TypeError or ValueError for a bad option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
-    if not endpoint.is_unix and endpoint.port == 0:
-        raise ValueError(f"{endpoint}: port 0 cannot be connected to")
-    if messages is None and duration is None:
-        duration = DEFAULT_DURATION
-    if warmup is None and duration is not None:
-        warmup = WARMUP_SHARE * check_number("duration", duration, zero=False)
-    plan = Plan(
-        connections=connections,
-        size=size,
-        depth=depth,
-        duration=duration,
-        messages=messages,
-        warmup=warmup or 0.0,
-        rate=rate,
-        verify=verify,
-        timeout=timeout,
-        loss_timeout=loss_timeout,
-    )
-    check(plan)
-    if not endpoint.is_stream and not HEADER_SIZE <= size <= LONGEST:
-        raise ValueError(
-            f"size of a datagram {size} is out of range; expected {HEADER_SIZE} to {LONGEST}"
-        )
-    return report(endpoint, plan)
+    counts = {"connections": connections, "size": size, "depth": depth}
+    for name, count in counts.items():
+        check_int(name, count)
+    if messages is not None:
+        check_int("messages", messages)
+    times = {"duration": duration, "timeout": timeout, "loss_timeout": loss_timeout}
+    for name, seconds in times.items():
+        check_number(name, seconds, zero=False)
+    least, most = load_datagrams.HEADER_SIZE, load_datagrams.LONGEST
+    if not endpoint.is_stream and not least <= size <= most:
+        raise ValueError(f"size of a datagram {size} is out of range; expected {least} to {most}")
 
-
-def report(endpoint: Endpoint, plan: Plan) -> LoadReport:
-    make = StreamRun if endpoint.is_stream else DatagramRun
-    run: LoadRun = make(endpoint.resolve(), plan)
-    run.run()
+    address = endpoint.resolve()
+    begin = monotonic()
+    end = begin + duration if messages is None else math.inf
+    plan = Plan(address, connections, size, depth, messages, timeout, loss_timeout, end)
+    total = run(plan, load_streams.run if endpoint.is_stream else load_datagrams.run)
+    latency = summary(total.latencies)
     return LoadReport(
         endpoint=str(endpoint),
-        options=asdict(plan),
-        duration=run.duration,
-        messages=run.messages,
-        answered_in_window=run.messages,
-        bytes=run.messages * plan.size,
-        latency=run.from_intended.summary(),
-        latency_from_send=run.from_send.summary(),
-        offered_per_s=plan.rate,
-        errors=dict(run.errors),
-        lost_bytes=run.lost_bytes,
-        corrupt_bytes=run.corrupt_bytes,
-        datagrams=run.datagrams,
-        reasons=reasons(run, plan),
-        client=ClientEvidence(busy=run.busy),
+        options={**counts, **times, "messages": messages},
+        duration=min(end, monotonic()) - begin,
+        messages=total.messages,
+        answered_in_window=total.messages,
+        bytes=total.messages * size,
+        latency=latency,
+        latency_from_send=latency,  # in a closed loop a message is due when it is sent
+        errors=dict.fromkeys(LOAD_ERRORS, 0) | total.errors,
+        lost_bytes=total.lost_bytes,
+        corrupt_bytes=total.corrupt_bytes,
+        datagrams=None if endpoint.is_stream else {n: total.datagrams[n] for n in DATAGRAM_COUNTS},
+        reasons=reasons(total),
         host=host_facts(),
     )
 
 
-def check(plan: Plan) -> None:
-    for name in ("connections", "size", "depth", "messages"):
-        value = getattr(plan, name)
-        if value is not None:
-            check_int(name, value)
-    for name in ("duration", "warmup", "rate", "timeout", "loss_timeout"):
-        value = getattr(plan, name)
-        if value is not None:
-            check_number(name, value, zero=name == "warmup")
-    if not isinstance(plan.verify, bool):
-        raise TypeError(f"verify {plan.verify!r} is {type(plan.verify).__name__}; expected a bool")
-    if plan.messages is not None and (plan.duration is not None or plan.warmup):
-        raise ValueError("messages does not go with duration or warmup; give one or the other")
-    if plan.rate is not None and plan.depth != 1:
-        raise ValueError("depth does not go with rate, which sends whether or not answers came")
-
-
-def reasons(run: LoadRun, plan: Plan) -> tuple[Finding, ...]:
-    """Return why the figures of a run should not be trusted."""
-    found = [
-        Finding("errors", f"connections failed ({kind}): {count}")
-        for kind, count in run.errors.items()
+def run(plan: Plan, target: Any) -> Tally:
+    """Run `target` in a thread for each connection, and add up what they have counted."""
+    tallies = [Tally() for _ in range(plan.connections)]
+    threads = [
+        # Daemons: Ctrl-C ends a program although a server does not answer.
+        threading.Thread(target=target, args=(plan, index, tally), daemon=True)
+        for index, tally in enumerate(tallies)
     ]
-    if run.lost_bytes:
-        found.append(Finding("lost", f"{run.lost_bytes} bytes lost"))
-    if run.corrupt_bytes:
-        found.append(Finding("corrupt", f"{run.corrupt_bytes} bytes corrupt"))
-    if run.datagrams:
-        sent, lost, doubled = (run.datagrams[name] for name in ("sent", "lost", "duplicated"))
-        if lost > max(sent / 100, 2):
-            found.append(Finding("lost", f"{lost} of {sent} datagrams lost"))
-        if doubled:
-            found.append(Finding("duplicated", f"{doubled} datagrams answered more than once"))
-    if not run.messages:
-        found.append(Finding("no_messages", "no message was answered in the window"))
-    elif plan.rate and plan.messages is None:
-        offered = plan.rate * run.duration
-        # About as many messages are outstanding at the start of the window as at its end.
-        if offered - run.messages > max(offered / 100, 2):
-            achieved = run.messages / run.duration
-            text = f"offered {plan.rate:g} messages/s, achieved {achieved:g}"
-            found.append(Finding("not_steady", text))
-    return tuple(found)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C, or no more threads can be made
+        plan.end = -math.inf
+        raise
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def reasons(total: Tally) -> tuple[Finding, ...]:
+    """Return why the figures of a run should not be trusted."""
+    sent, lost, doubled = (total.datagrams[name] for name in ("sent", "lost", "duplicated"))
+    failures = ((True, "errors", f"connections failed ({k}): {n}") for k, n in total.errors.items())
+    found = (
+        *failures,
+        (total.lost_bytes, "lost", f"{total.lost_bytes} bytes lost"),
+        (total.corrupt_bytes, "corrupt", f"{total.corrupt_bytes} bytes corrupt"),
+        (lost > max(sent / 100, 2), "lost", f"{lost} of {sent} datagrams lost"),
+        (doubled, "duplicated", f"{doubled} datagrams answered more than once"),
+        (not total.messages, "no_messages", "no message was answered in the window"),
+    )
+    return tuple(Finding(code, text) for is_so, code, text in found if is_so)

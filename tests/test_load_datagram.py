@@ -31,7 +31,10 @@ PATIENT: dict[str, Any] = {"wait": "block", "loss_timeout": 20.0}  # where none 
 
 # Datagrams; a socket's queue of the default size holds them all, however long its reader sleeps.
 EVERY = 250
-NATIVE_ONLY = ("wait", "threads")  # and gso, which has tests of its own
+#: The twin has one way to wait, and no `warmup`: 0 is what it does. A case with other options that
+#: it does not have is not for it. `gso` has tests of its own.
+IGNORED = {"wait", "warmup"}
+NATIVE_ONLY = {"threads", "rate", "verify"}
 
 Load = Callable[..., fastsock.LoadReport]
 Answers = list[bytes]
@@ -49,10 +52,21 @@ def server(request: pytest.FixtureRequest) -> Iterator[fastsock.Server]:
 @pytest.fixture(params=["native", "pure"])
 def load(request: pytest.FixtureRequest) -> Load:
     def load_purely(endpoint: object, **options: Any) -> fastsock.LoadReport:
-        known = {name: value for name, value in options.items() if name not in NATIVE_ONLY}
+        known = {name: value for name, value in options.items() if name not in IGNORED}
         return pure.load(endpoint, **known)  # type: ignore[arg-type]
 
     return fastsock.load if request.param == "native" else load_purely
+
+
+def cases(*options: dict[str, Any]) -> pytest.MarkDecorator:
+    """Each case with the native client, and with the twin if it has these options."""
+    both = [(client, each) for each in options for client in ("native", "pure")]
+    known = [case for case in both if case[0] == "native" or suits_the_twin(case[1])]
+    return pytest.mark.parametrize(("load", "options"), known, indirect=["load"])
+
+
+def suits_the_twin(options: dict[str, Any]) -> bool:
+    return not NATIVE_ONLY & options.keys() and not options.get("warmup")
 
 
 def counts(report: fastsock.LoadReport) -> dict[str, int]:
@@ -71,20 +85,17 @@ def expected(sent: int, **others: int) -> dict[str, int]:
 # --- good servers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"size": 8},
-        {"size": 1473, "connections": 7},
-        {"size": 65507},
-        {"connections": 5, "depth": 8},
-        {"connections": 5, "threads": 2},
-        {"verify": False},
-        {"wait": "spin"},
-        {"wait": "auto"},
-        {"rate": 2000.0, "connections": 3},
-    ],
+@cases(
+    {},
+    {"size": 8},
+    {"size": 1473, "connections": 7},
+    {"size": 65507},
+    {"connections": 5, "depth": 8},
+    {"connections": 5, "threads": 2},
+    {"verify": False},
+    {"wait": "spin"},
+    {"wait": "auto"},
+    {"rate": 2000.0, "connections": 3},
 )
 def test_every_datagram_is_answered(
     load: Load, server: fastsock.Server, options: dict[str, Any]
@@ -147,11 +158,16 @@ def test_gso_is_for_udp() -> None:
         fastsock.load("tcp://127.0.0.1:9", gso=True)
 
 
-def test_a_window(load: Load, server: fastsock.Server) -> None:
+@cases({"warmup": 0.0}, {"warmup": 0.1})
+def test_a_window(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
     """With a duration, answers in the window count, and answers before it do not."""
-    options: dict[str, Any] = {"connections": 2, "wait": "block"}
-    report = until_counted(lambda: load(server.endpoint, duration=0.2, warmup=0.1, **options))
-    assert 0 < report.messages <= report.latency.count < counts(report)["received"]
+    more: dict[str, Any] = {"connections": 2, "wait": "block", "duration": 0.2}
+    report = until_counted(lambda: load(server.endpoint, **options, **more))
+    assert 0 < report.messages <= report.latency.count
+    received = counts(report)["received"]
+    assert (
+        report.latency.count < received if options["warmup"] else report.latency.count == received
+    )
     assert report.duration > 0.19
 
 
@@ -193,7 +209,7 @@ def test_streams_have_no_datagrams(load: Load) -> None:
 # --- misbehaving servers ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"depth": 4}, {"rate": 2000.0}, {"connections": 3}])
+@cases({}, {"depth": 4}, {"rate": 2000.0}, {"connections": 3})
 def test_every_tenth_is_dropped(load: Load, options: dict[str, Any]) -> None:
     """Lost datagrams are counted and do not stall the run, in closed and open loops."""
     with misbehaving(lambda number, payload: [] if number % 10 == 9 else [payload]) as url:
@@ -310,7 +326,7 @@ def test_answers_to_another_socket(load: Load) -> None:
     assert counts(report)["lost"] > 0
 
 
-@pytest.mark.parametrize("options", [{"messages": 10}, {"duration": 30.0}, {"rate": 100.0}])
+@cases({"messages": 10}, {"duration": 30.0}, {"rate": 100.0})
 def test_a_refused_run(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
     """Without a server the sockets fail as refused, and the run ends at once."""
     server.stop()
@@ -320,7 +336,7 @@ def test_a_refused_run(load: Load, server: fastsock.Server, options: dict[str, A
     assert any("refused" in reason for reason in report.reasons)
 
 
-@pytest.mark.parametrize("options", [{}, {"rate": 100.0}])
+@cases({}, {"rate": 100.0})
 def test_the_server_goes_away(load: Load, server: fastsock.Server, options: dict[str, Any]) -> None:
     """When the server stops during a run, the sockets fail as refused and the run ends."""
 

@@ -50,7 +50,13 @@ def test_every_connection_has_its_turn(load: Load, limit: dict[str, Any]) -> Non
     """A connection closes when it has sent its share, also one without any message."""
     for messages in (3, CONNECTIONS, 401):
         assert connections_served(load, limit, messages) == CONNECTIONS
-        assert connections_served(load, limit, messages, rate=5000) == CONNECTIONS
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=["max_connections", "serial"])
+def test_every_connection_has_its_turn_in_an_open_loop(limit: dict[str, Any]) -> None:
+    for messages in (3, CONNECTIONS, 401):
+        served = connections_served(fastsock.load, limit, messages, rate=5000)
+        assert served == CONNECTIONS
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -76,8 +82,7 @@ def test_a_connection_that_is_done_is_not_opened_again() -> None:
         assert served == messages // every
 
 
-@pytest.mark.parametrize("load", [fastsock.load, pure.load], ids=["native", "pure"])
-def test_an_open_loop_does_not_wait_for_its_end(load: Load) -> None:
+def test_an_open_loop_does_not_wait_for_its_end() -> None:
     """A connection that is done closes 20 seconds before the other one sends its message."""
     first_has_closed = threading.Event()
     too_late = []
@@ -91,7 +96,7 @@ def test_an_open_loop_does_not_wait_for_its_end(load: Load) -> None:
             too_late.extend(select.select([connection], [], [], 0)[0])
 
     with MisbehavingServer(behave) as server:
-        report = load(server.address, connections=2, messages=2, rate=0.05, timeout=30.0)
+        report = fastsock.load(server.address, connections=2, messages=2, rate=0.05, timeout=30.0)
     assert report.messages == 1
     assert failures(report) == {"closed_early": 1}
     assert not too_late
