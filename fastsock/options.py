@@ -193,14 +193,12 @@ class Octal(int):
 
 
 class FileMode(Kind):
-    """The rights of a file: an int, or octal digits as text, as chmod(1) takes them."""
+    """The rights of a file: an int, or octal digits on the command line, as chmod(1) takes them."""
 
     metavar = "MODE"
-    limits = "octal, 0 to 777; in Python 0o600 or '600'"
+    limits = "octal, 0 to 777; in Python an int such as 0o600"
 
     def check(self, name: str, value: Any) -> int:
-        if isinstance(value, str):
-            return self.parse(name, value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong_type(name, value, "an int such as 0o600")
         if not 0 <= value <= 0o777:

@@ -57,7 +57,7 @@ def load(
         check_number(name, seconds, zero=False)
     least, most = load_datagrams.HEADER_SIZE, load_datagrams.LONGEST
     if not endpoint.is_stream and not least <= size <= most:
-        raise ValueError(f"size of a datagram {size} is out of range; expected {least} to {most}")
+        raise ValueError(f"size {size} is no size of a datagram; expected {least} to {most}")
 
     address = endpoint.resolve()
     begin = monotonic()

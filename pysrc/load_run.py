@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from time import monotonic
 
-from ..client.report import NO_LATENCY, Latency
+from ..client.report import Latency
 from ..endpoint import SocketAddress
 
 PIECE = 65536  # bytes sent, received and compared at a time; no datagram is longer
@@ -101,7 +101,7 @@ def kind_of(error: OSError) -> str:
 def summary(latencies: Counter[int]) -> Latency:
     """Return percentiles by the nearest-rank method: measured values, none interpolated."""
     if not latencies:
-        return NO_LATENCY
+        return Latency()
     ordered = sorted(latencies)
     ranks = list(accumulate(latencies[value] for value in ordered))
     total = ranks[-1]

@@ -162,7 +162,7 @@ def test_windows_without_answers_have_no_latency(monkeypatch: pytest.MonkeyPatch
     document = compare.document({"silence": comparison}, compare.Method(2, 0.05, 0.01))
     (result,) = json.loads(json.dumps(document, allow_nan=False))["cases"][0]["results"]
     assert result["p50_us"] is None and result["p99_us"] is None
-    row = command.row_of(comparison, comparison.results[0])
+    row = text.row_of(comparison, comparison.results[0])
     assert (row["rate"], row["p50"], row["p99"]) == ("-", "-", "-")
 
 

@@ -566,7 +566,8 @@ def test_a_call_that_is_forbidden(call: str, error: str) -> None:
     )
     assert done.returncode == 1
     assert re.fullmatch(
-        rf"Error: {call} udp://127.0.0.1:\d+: .* \(a seccomp filter may forbid it\)\n", done.stderr
+        rf"Error: {call} udp://127.0.0.1:\d+: .* \(a seccomp filter may forbid it\)",
+        " ".join(done.stderr.split()),
     )
 
 

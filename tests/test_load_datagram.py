@@ -383,7 +383,7 @@ def test_a_unix_server_that_is_slow(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 7, 65508])
 def test_a_bad_size(load: Load, size: int) -> None:
     """A datagram has at least the 8 bytes of its number, and at most what UDP takes."""
-    with pytest.raises(ValueError, match=f"size( of a datagram)? {size} is"):
+    with pytest.raises(ValueError, match=f"size {size} is no size of a datagram"):
         load("udp://127.0.0.1:7007", size=size)
 
 

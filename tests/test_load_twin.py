@@ -16,13 +16,13 @@ from typing import Any
 import misbehaving
 import pytest
 from clients import running, wait_until
-from fastsock.pure.load_run import Plan, kind_of
 from load_runs import assert_bad, failures, until_counted
 from misbehaving import MisbehavingServer
 
 import fastsock
 from fastsock import pure
 from fastsock.client.report import LOAD_ERRORS
+from fastsock.pure.load_run import Plan, kind_of
 
 SHORT: dict[str, Any] = {"messages": 100, "timeout": 0.3}
 PATIENT = 25.0  # seconds; only a deadlock takes so long
