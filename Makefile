@@ -140,7 +140,11 @@ lint: $(VENV)/.lint ## run ruff, cython-lint, mypy and the check of imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastsock/_native  # it looks for pycodestyle there
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
+	mkdir -p build/examples
+	awk '/^```python/ {n++; on = 1; next} /^```/ {on = 0} on {print > "build/examples/readme" n ".py"}' README.md
+	$(BIN)/mypy --strict build/examples/*.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python build/examples/*.py
 	$(BIN)/python tests/layers.py
 
 # One wheel for CPython 3.11 and later, and the source distribution. auditwheel names the wheel after

@@ -99,6 +99,27 @@ def test_there_are_links() -> None:
     assert len(LINKS) > len(CODE_LINKS) > 20
 
 
+# --- examples ---------------------------------------------------------------------------------
+
+EXAMPLES = [
+    found[2] for found in FENCED.finditer((ROOT / "README.md").read_text()) if found[1] == "python"
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.split("\n")[0])
+def test_examples_of_the_readme(example: str) -> None:
+    """Each runs as it stands; `make lint` checks their types."""
+    run = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 2
+
+
 # --- experiments --------------------------------------------------------------------------------
 
 
