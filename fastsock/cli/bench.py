@@ -22,13 +22,13 @@ from fastsock.cli.output import (
     check_writable,
     complain,
     progress_bar,
+    tell,
     warn,
     write_json,
     write_result,
 )
 from fastsock.cli.parameters import KindType, json_option, quiet_option
 from fastsock.client.options import LoadOptions, check_datagram_size
-from fastsock.line_writer import say
 from fastsock.options import Choice, Count, Kind, Seconds, Size, declared
 from fastsock.server import engines
 from fastsock.units import format_duration, parse_numbers
@@ -273,7 +273,7 @@ def compare_all(
     turns = sum(method.windows * len(compare.taking_part(servers, case)) for case in cases)
     about = format_duration(round(seconds) or 1)
     if not quiet:
-        say(f"{turns} turns, which take about {about}, or up to twice that on a busy machine")
+        tell(f"{turns} turns, which take about {about}, or up to twice that on a busy machine")
     with progress_of(turns, quiet) as progress:
         return {
             case.title: compare.compare(servers, case, method, progress=progress) for case in cases

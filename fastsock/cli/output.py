@@ -34,18 +34,20 @@ _LONGEST = 2.0  # seconds; a busy machine may let the thread that writes wait so
 
 def complain(text: str) -> None:
     """Say what is wrong."""
-    say(_wrapped(f"Error: {text}"))
+    tell(f"Error: {text}")
 
 
 def warn(text: str) -> None:
     """Say what is doubtful."""
-    say(_wrapped(f"warning: {text}"))
+    tell(f"warning: {text}")
 
 
-def _wrapped(text: str) -> str:
-    """The text in lines that fit; a long word, such as a path, stands whole."""
-    return textwrap.fill(
-        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+def tell(text: str) -> None:
+    """Say a text in lines that fit; a long word, such as a path, stands whole."""
+    say(
+        textwrap.fill(
+            text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
     )
 
 

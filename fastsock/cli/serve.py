@@ -13,7 +13,7 @@ import click
 
 from fastsock.cli.command import Command, GroupedOption, usage_errors
 from fastsock.cli.exits import INTERRUPTED, OK
-from fastsock.cli.output import check_writable, write_json
+from fastsock.cli.output import check_writable, tell, write_json
 from fastsock.cli.parameters import json_option, options_of
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.line_writer import say
@@ -78,7 +78,7 @@ def serve(
 
 def write(stats: ServerStats, json_path: str | None) -> int:
     code = write_json(stats.as_dict(), json_path) if json_path else OK
-    say(summary(stats))
+    tell(summary(stats))
     return code
 
 
@@ -112,11 +112,13 @@ def announce(server: Server, passed: Mapping[int, str]) -> None:
 
 def summary(stats: ServerStats) -> str:
     errors = ", ".join(f"{name} {times}" for name, times in stats.errors.items()) or "none"
-    served = plural(stats.accepted, "connection")
+    served = []
+    if stats.accepted or not stats.datagrams_in:
+        served.append(plural(stats.accepted, "connection"))
     if stats.datagrams_in:
         dropped = sum(stats.dropped.values())
-        served += f", {plural(stats.datagrams_out, 'datagram')} ({dropped} more dropped)"
+        served.append(f"{plural(stats.datagrams_out, 'datagram')} ({dropped} more dropped)")
     return (
-        f"served {served}: {format_size(stats.bytes_in)} in, "
+        f"served {', '.join(served)}: {format_size(stats.bytes_in)} in, "
         f"{format_size(stats.bytes_out)} out; errors: {errors}"
     )
