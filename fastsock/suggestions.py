@@ -40,6 +40,10 @@ _SAME = {
     "clients": ("connections", "max-connections"),
     "concurrency": ("connections", "max-connections"),
     "count": ("messages",),
+    "d": ("duration", "window"),
+    "duration": ("window",),
+    "messages": ("windows",),
+    "n": ("messages", "windows"),
     "cpu": ("cpus",),
     "engine": ("engines",),
     "fds": ("fd",),
@@ -68,9 +72,18 @@ _SAME = {
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that resembles `name` most, or "" if none does."""
-    found = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.7)
+    """The one of `names` that resembles `name` most, or that it shortens; "" if none does."""
+    known, name = list(names), name.lower()
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if len(name) > 2:
+        found += [each for each in known if each.startswith(name.rstrip("s"))]
+        found += [each for each in known if name in each]
     return found[0] if found else ""
+
+
+def is_address(name: str) -> bool:
+    """Whether other tools take an address, or a part of one, as the option of that name."""
+    return name.lower() in _ADDRESS
 
 
 def for_option(name: str, names: Iterable[str], address: str) -> tuple[str, str]:

@@ -220,7 +220,8 @@ def _split(text: str, name: str, units: _Units) -> tuple[int | float, int]:
 def _hint(amount: str, unit: str, units: _Units) -> str:
     """What to write instead of an amount with an unknown unit, or of something else."""
     if units is _NUMBERS and unit in _COUNTS.factors and unit:
-        return f"write it without a unit, as in {round(float(amount) * _COUNTS.factors[unit])}"
+        number = float(amount.replace("_", "")) * _COUNTS.factors[unit]
+        return f"write it without a unit, as in {number:.0f}" if number < _MAX_SIZE else "too large"
     known = {each.lower(): each for each in units.factors}
     meant = units.meant.get(unit.lower()) or known.get(unit.lower())
     if meant:

@@ -192,7 +192,7 @@ def test_a_result_that_the_user_could_not_write(directory: Path) -> None:
     )
     assert done.returncode == 1
     assert " ".join(done.stderr.split()) == (
-        f"Error: cannot write {directory}/stats.json; name a file in a writable directory, "
+        f"Error: cannot write {directory}/stats.json: this user may not; name another file, "
         "as nobody"
     )
 

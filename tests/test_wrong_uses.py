@@ -7,7 +7,7 @@ import os
 import pytest
 
 import fastsock
-from fastsock.cli import run
+from fastsock.cli import cli, run
 
 #: What is typed, and what is printed.
 TRANSCRIPT = """\
@@ -16,19 +16,19 @@ Error: endpoint '7007': no host; write :7007 for loopback or 0.0.0.0:7007 for
   every address
 $ fastsock serve --port 7007
 Error: --port is not an option of serve; write it in the ENDPOINT: fastsock
-  serve 127.0.0.1:7007
+  serve :7007
 $ fastsock serve -p 7007
 Error: -p is not an option of serve; write it in the ENDPOINT: fastsock serve
-  127.0.0.1:7007
+  :7007
 $ fastsock serve --host 0.0.0.0 --port 7007
 Error: --host is not an option of serve; write it in the ENDPOINT: fastsock
-  serve 127.0.0.1:7007
+  serve 0.0.0.0:7007
 $ fastsock serve --bind 0.0.0.0:7007
 Error: --bind is not an option of serve; write it in the ENDPOINT: fastsock
-  serve 127.0.0.1:7007
+  serve 0.0.0.0:7007
 $ fastsock serve --listen :7007
 Error: --listen is not an option of serve; write it in the ENDPOINT: fastsock
-  serve 127.0.0.1:7007
+  serve :7007
 $ fastsock serve localhost
 Error: endpoint 'localhost': no port; write localhost:7007
 $ fastsock serve 127.0.0.1 7007
@@ -123,7 +123,8 @@ Error: --allow '10.0.0.1/8': 10.0.0.1/8 has host bits set; expected a range like
 $ fastsock serve --max-clients 10
 Error: --max-clients is not an option of serve; did you mean --max-connections?
 $ fastsock serve --json /no/such/dir/x.json
-Error: cannot write /no/such/dir/x.json; name a file in a writable directory
+Error: cannot write /no/such/dir/x.json: its directory is not there; name
+  another file
 $ fastsock load
 Error: load needs an ENDPOINT, as in: fastsock load 127.0.0.1:7007 -c 64 -d 10s
 $ fastsock load 127.0.0.1
@@ -211,6 +212,23 @@ $ fastsock --port 7007
 Error: --port is not an option; name a command first: fastsock serve -h
 $ fastsock info --jsn x
 Error: --jsn is not an option of info; did you mean --json?
+$ fastsock serve --host ::1 --port 8080
+Error: --host is not an option of serve; write it in the ENDPOINT: fastsock
+  serve [::1]:8080
+$ fastsock serve --no-nodelay=3
+Error: --no-nodelay takes no value; write --nodelay or --no-nodelay
+$ fastsock serve --max-conn 5
+Error: --max-conn is not an option of serve; did you mean --max-connections?
+$ fastsock load ::1 7007
+Error: write host and port as one: fastsock load [::1]:7007
+$ fastsock load :7007 --conns 5
+Error: --conns is not an option of load; did you mean --connections?
+$ fastsock load :7007 -c 1e999k
+Error: --connections '1e999k' is not a whole number; too large
+$ fastsock bench -d 5s
+Error: -d is not an option of bench; did you mean --window?
+$ fastsock bench -n 5
+Error: -n is not an option of bench; did you mean --windows?
 """
 ANSWERS = dict(each.split("\n", 1) for each in TRANSCRIPT.split("$ fastsock ")[1:])
 
@@ -235,6 +253,7 @@ VARIABLES = {
     "FASTSOCK_LOAD_SIZES": "FASTSOCK_LOAD_SIZES sets nothing; did you mean FASTSOCK_LOAD_SIZE?",
     "FASTSOCK_LOAD_PORT": "FASTSOCK_LOAD_PORT sets nothing; "
     "set FASTSOCK_LOAD_ENDPOINT=127.0.0.1:7007",
+    "FASTSOCK_LOAD_NO_VERIFY": "FASTSOCK_LOAD_NO_VERIFY sets nothing; write FASTSOCK_LOAD_VERIFY=0",
     "FASTSOCK_LOAD_COLOUR": "FASTSOCK_LOAD_COLOUR sets nothing; no option has this name",
 }
 #: What Kubernetes sets for a service of the name fastsock-load, and the build's own.
@@ -306,6 +325,28 @@ def test_a_wrong_value_in_a_variable(
     assert capsys.readouterr().err == (
         "Error: FASTSOCK_LOAD_SIZE '4kb' is not a size; did you mean 4KiB?\n"
     )
+
+
+def test_a_wrong_flag_in_a_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTSOCK_SERVE_NODELAY", "maybe")
+    assert run(["serve"]) == 2
+    assert capsys.readouterr().err == (
+        "Error: FASTSOCK_SERVE_NODELAY 'maybe' is neither on nor off; write 1 or 0\n"
+    )
+
+
+def test_warnings_are_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a quiet command nor the shell's completion has them."""
+    monkeypatch.setenv("FASTSOCK_LOAD_SIZ", "3")
+    run(["load", ":0", "--quiet"])
+    assert "warning" not in capsys.readouterr().err
+    context = cli.make_context("fastsock", ["load", "--mo"], resilient_parsing=True)
+    cli.commands["load"].make_context("load", ["--mo"], context, resilient_parsing=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_endpoints_come_from_the_environment(

@@ -12,6 +12,7 @@ import click
 
 from fastsock import suggestions
 from fastsock.cli.output import warn
+from fastsock.endpoint import Endpoint
 
 _PREFIX = "FASTSOCK"
 #: What Kubernetes puts into the environment for a service that is called, say, fastsock-load.
@@ -48,18 +49,22 @@ class Command(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> click.Context:
+        typed = list(args)  # click empties the list
         try:
             context = super().make_context(info_name, args, parent, **extra)
         except click.NoSuchOption as error:
-            raise click.UsageError(self._no_such_option(error.option_name)) from None
+            raise click.UsageError(self._no_such_option(error.option_name, typed)) from None
         except click.BadOptionUsage as error:
             raise click.UsageError(self._no_value(error.option_name)) from None
         except click.MissingParameter:
             raise click.UsageError(
                 f"{self.name} needs an ENDPOINT, as in: {self._example.splitlines()[0]}"
             ) from None
-        for text in self._unknown_variables():
-            warn(text)
+        except click.BadParameter as error:
+            raise click.UsageError(self._bad_value(error)) from None
+        if not context.resilient_parsing and not context.params.get("quiet"):
+            for text in self._unknown_variables():
+                warn(text)
         return context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -73,8 +78,9 @@ class Command(click.Command):
         first = ctx.params.get("endpoint")
         if first is None:
             return f"{self.name} takes options only, not {left[0]!r}; see fastsock {self.name} -h"
-        if left[0].isdigit() and not re.search(r":\d+$", first):
-            return f"write host and port as one: fastsock {self.name} {first}:{left[0]}"
+        both = f"[{first}]:{left[0]}" if ":" in first else f"{first}:{left[0]}"
+        if not _is_endpoint(first) and _is_endpoint(both):
+            return f"write host and port as one: fastsock {self.name} {both}"
         return f"{self.name} takes one ENDPOINT; run it once for {first} and once for {left[0]}"
 
     def _flags(self) -> Iterator[str]:
@@ -82,21 +88,31 @@ class Command(click.Command):
             if isinstance(parameter, click.Option):
                 yield from (*parameter.opts, *parameter.secondary_opts)
 
-    def _no_such_option(self, flag: str) -> str:
+    def _no_such_option(self, flag: str, typed: Sequence[str]) -> str:
         names = [each.lstrip("-") for each in self._flags() if each.startswith("--")]
-        address = f"write it in the ENDPOINT: fastsock {self.name} "
-        meant, remark = suggestions.for_option(flag.lstrip("-"), names, address)
+        where, name = "write it in the ENDPOINT: ", flag.lstrip("-")
+        meant, remark = suggestions.for_option(name, names, f"{where}fastsock {self.name} ")
+        if suggestions.is_address(name) and not meant:
+            remark = f"{where}fastsock {self.name} {_address_in(typed)}"
         helps = f"did you mean --{meant}?" if meant else remark
         return f"{flag} is not an option of {self.name}; {helps or f'see fastsock {self.name} -h'}"
 
     def _no_value(self, flag: str) -> str:
         for parameter in self.params:
-            if flag in parameter.opts and isinstance(parameter, click.Option):
+            flags = (*parameter.opts, *parameter.secondary_opts)
+            if flag in flags and isinstance(parameter, click.Option):
                 if parameter.is_flag:
-                    flags = " or ".join((*parameter.opts, *parameter.secondary_opts))
-                    return f"{flag} takes no value; write {flags}"
+                    return f"{flag} takes no value; write {' or '.join(flags)}"
                 return f"{flag} needs a value: {flag} {metavar_of(parameter)}"
         return f"{flag} needs a value"
+
+    def _bad_value(self, error: click.BadParameter) -> str:
+        """Of a flag, which only a variable gives a wrong value; else what the error says."""
+        parameter = error.param
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            value = os.environ.get(str(parameter.envvar))
+            return f"{parameter.envvar} {value!r} is neither on nor off; write 1 or 0"
+        return error.message
 
     def _unknown_variables(self) -> Iterator[str]:
         known = {str(parameter.envvar) for parameter in self.params}
@@ -109,6 +125,8 @@ class Command(click.Command):
             meant, remark = suggestions.for_option(option, names, self._address_variable())
             if meant:
                 remark = f"did you mean {prefix}{meant.upper().replace('-', '_')}?"
+            if option.startswith("no-") and option.removeprefix("no-") in names:
+                remark = f"write {prefix}{name.removeprefix(f'{prefix}NO_')}=0"
             yield f"{name} sets nothing; {remark or 'no option has this name'}"
 
     def _address_variable(self) -> str:
@@ -201,6 +219,29 @@ def _in_flags(text: str, command: click.Command) -> str:
     first, space, rest = text.partition(" ")
     rest = re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: flags.get(found[0], found[0]), rest)
     return flags.get(first, first) + space + rest
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        Endpoint.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _address_in(typed: Sequence[str]) -> str:
+    """The endpoint for what was typed with options of other tools; else how one is written."""
+    values: list[str] = []
+    for number, text in enumerate(typed):
+        flag, equals, value = text.partition("=")
+        if flag.startswith("-") and suggestions.is_address(flag.lstrip("-")):
+            values += [value] if equals else typed[number + 1 : number + 2]
+    host = next((value for value in values if not value.isdigit()), "")
+    port = next((value for value in values if value.isdigit()), "7007")
+    for text in (host, f"{host}:{port}", f"[{host}]:{port}"):
+        if _is_endpoint(text):
+            return text
+    return "HOST:PORT"
 
 
 def _is_kubernetes(name: str, value: str) -> bool:

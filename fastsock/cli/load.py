@@ -17,6 +17,7 @@ from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import LoadReport
 from fastsock.client.verdict import too_many_spinning
+from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
 
 
@@ -63,10 +64,18 @@ def show(report: LoadReport, json_path: str | None) -> int:
             if reason.code != "no_messages" or not report.failed
         ]
         if {kind for kind, count in report.errors.items() if count} == {"refused"}:
-            start = f"fastsock serve {report.endpoint}"
-            reasons.append(f"nothing listens there; start a server: {start}")
+            reasons.append(f"nothing listens there{how_to_start(report)}")
         complain(f"{report.endpoint}: {'; '.join(reasons)}")
     return code
+
+
+def how_to_start(report: LoadReport) -> str:
+    """The command that starts the missing server, if it belongs on this machine."""
+    endpoint = Endpoint.parse(report.endpoint)
+    if not (endpoint.is_unix or endpoint.host in ("127.0.0.1", "::1", "localhost")):
+        return ""
+    service = {"send": " --service discard", "receive": " --service chargen"}
+    return f"; start a server: fastsock serve {endpoint}{service.get(report.options['mode'], '')}"
 
 
 @contextmanager

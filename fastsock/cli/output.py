@@ -138,5 +138,8 @@ def check_writable(path: str | None) -> str | None:
     target = Path(path)
     written = target if target.exists() else target.parent
     if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
-        raise click.UsageError(f"cannot write {path}; name a file in a writable directory")
+        why = "it is a directory" if target.is_dir() else "its directory is not there"
+        if written.exists() and not target.is_dir():
+            why = "this user may not"
+        raise click.UsageError(f"cannot write {path}: {why}; name another file")
     return path

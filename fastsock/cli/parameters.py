@@ -95,6 +95,7 @@ json_option = click.option(
     "json_path",
     cls=GroupedOption,
     group="Output",
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     help="Write the result as JSON to this file; - is stdout.",
     callback=lambda context, parameter, value: check_writable(value),

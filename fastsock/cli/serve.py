@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -67,17 +68,19 @@ def serve(
             bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
             ready=partial(announce, passed=passed),
         )
-        code = write(server.stats(), json_path)
+        code = write(server.stats(), json_path, server.stopped_by is signal.SIGINT)
     except (Ended, KeyboardInterrupt):
         if server.stopped_by is None:
             raise
         # One more signal, while the counters were written: they are not lost by it.
-        code = write(server.stats(), json_path)
+        code = write(server.stats(), json_path, server.stopped_by is signal.SIGINT)
     return code or (INTERRUPTED if server.stopped_by is signal.SIGINT else OK)
 
 
-def write(stats: ServerStats, json_path: str | None) -> int:
+def write(stats: ServerStats, json_path: str | None, interrupted: bool) -> int:
     code = write_json(stats.as_dict(), json_path) if json_path else OK
+    if interrupted and sys.stderr is not None and sys.stderr.isatty():
+        say("")  # after the ^C that the terminal has shown
     tell(summary(stats))
     return code
 

@@ -221,7 +221,7 @@ def _differences(seen: Seen) -> Iterator[str]:
         without = seen.latency_without_away.percentile(percent) / 1e9
         if _by_chance(seen.latency, percent) > without * (1 + _TOLERANCE):
             yield f"p{percent:g} would be {_time(without)}, not {_time(measured)}"
-    if seen.options.rate is None and seen.duration > 0:
+    if seen.options.rate is None and seen.messages and seen.duration > 0:
         client = seen.client
         away = (client.away_s + client.delayed_s) / seen.options.threads
         present = max(seen.duration - away, 0.0)
