@@ -20,9 +20,11 @@ from load_runs import QUIET, faults
 from networks import listing, own_network
 
 import fastsock
-from fastsock import Endpoint, Server, pure
+from fastsock import Endpoint, Server, line_writer, pure
+from fastsock.cli import run
 from fastsock.server import binding
 from fastsock.server.hints import hinted
+from fastsock.units import plural
 
 NOBODY = 65534  # the user id of nobody
 BOTH = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))  # the addresses of localhost
@@ -203,6 +205,9 @@ def test_a_name_is_served_at_all_its_addresses(
     with Server(f"{scheme}://localhost:0", ANY_PORT, engine=engine, workers=workers) as server:
         first, second = server.endpoints
         assert (first.scheme, first.host, second.host) == (scheme, "localhost", "127.0.0.1")
+        tcp = f"{engine}, {plural(workers, 'worker')} per address"
+        how = tcp if scheme == "tcp" else "datagrams, 1 worker per address"
+        assert f"{first} ({how})" in repr(server)
         assert addresses_that_serve(first) == ["127.0.0.1", "::1"]
         assert_serves(second)
         threads = (workers if scheme == "tcp" else 1) * 2 + workers
@@ -230,13 +235,18 @@ def test_a_name_is_loaded_where_it_is_served(
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
 @pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1"])
 def test_an_address_of_another_machine_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, scheme: str, host: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, scheme: str, host: str
 ) -> None:
-    """As long as another one can be bound; if none can, the error is that of the first."""
+    """As long as another one can be bound, with a warning; else the error is that of the first."""
     absent = Endpoint(scheme, host, 0).resolve()
     listing(monkeypatch, (absent.family, host), BOTH[0])
     with Server(f"{scheme}://echo.test:0") as server:
         assert addresses_that_serve(server.endpoint) == ["127.0.0.1"]
+        assert repr(server).endswith("1 worker), running>")
+    line_writer.flush(20)
+    text = f"address left out: bind {scheme}://echo.test:0 ({absent}): Cannot assign requested addr"
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(text)
     listing(monkeypatch, (absent.family, host), (socket.AF_INET, "198.51.100.1"))
     text = f"bind {scheme}://echo.test:0 ({absent}): Cannot assign requested address (not an addr"
     with pytest.raises(OSError, match=re.escape(text)) as caught:
@@ -323,7 +333,8 @@ def test_connections_are_shared_by_what_is_bound(monkeypatch: pytest.MonkeyPatch
     with taken_port() as port:
         pass
     server = Server(f"localhost:{port}", max_connections=3, workers=2)
-    with pytest.raises(ValueError, match=r"max_connections 3 is shared by 4 workers; .* 4$"):
+    text = r"max_connections 3 is shared by 4 workers \(localhost has 2 addresses\); .* 4$"
+    with pytest.raises(ValueError, match=text):
         server.start()
     assert refuses(Endpoint("tcp", "127.0.0.1", port))
     with Server("localhost:0", max_connections=2) as two, ExitStack() as stack:
@@ -335,6 +346,16 @@ def test_connections_are_shared_by_what_is_bound(monkeypatch: pytest.MonkeyPatch
             waiting.sendall(b"?")
         assert two.stats().accepted == 2
     Server("unix://@one", workers=2, max_connections=1)  # has one worker
+
+
+def test_the_command_says_that_connections_are_shared(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is an error of usage, although the addresses are known only at the start."""
+    listing(monkeypatch, *BOTH)
+    assert run(["serve", "localhost:0", "--max-connections", "1"]) == 2
+    text = "Error: --max-connections 1 is shared by 2 workers (localhost has 2 addresses); expected"
+    assert " ".join(capfd.readouterr().err.split()).startswith(text)
 
 
 def test_ipv6_loopback() -> None:

@@ -64,10 +64,11 @@ def serve(
         passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
         server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
     try:
-        server.serve_forever(
-            bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
-            ready=partial(announce, passed=passed),
-        )
+        with usage_errors():  # a host name may have more addresses than max_connections
+            server.serve_forever(
+                bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
+                ready=partial(announce, passed=passed),
+            )
         code = write(server.stats(), json_path, server.stopped_by is signal.SIGINT)
     except (Ended, KeyboardInterrupt):
         if server.stopped_by is None:

@@ -35,15 +35,22 @@ _PICKS = 32  # ports that are tried for port 0 of a host name with several addre
 class Binding:
     """What a server is bound to.
 
-    ``endpoints`` are those asked for, with their real ports, and then those of the descriptors.
-    ``sockets`` has one for each worker, in their order. ``files`` are those of Unix sockets, which
-    this process removes.
+    ``endpoints`` are those asked for, with their real ports, and then those of the descriptors;
+    ``addresses`` says at how many addresses each is bound. ``sockets`` has one for each worker, in
+    their order. ``files`` are those of Unix sockets, which this process removes. ``left_out`` has
+    the errors of the addresses of host names that could not be bound.
     """
 
     def __init__(self) -> None:
         self.endpoints: list[Endpoint] = []
+        self.addresses: list[int] = []
+        self.left_out: list[str] = []
         self.sockets: list[BoundSocket] = []
         self.files: list[SocketFile] = []
+
+    def add(self, endpoint: Endpoint, addresses: int = 1) -> None:
+        self.endpoints.append(endpoint)
+        self.addresses.append(addresses)
 
     def undo(self) -> None:
         """Remove every file and close every socket."""
@@ -80,13 +87,18 @@ def bind(
     try:
         for endpoint in endpoints:
             if endpoint.is_unix:
-                binding.endpoints.append(_bind_unix(endpoint, options, binding, cancelled))
+                binding.add(_bind_unix(endpoint, options, binding, cancelled))
             else:
                 addresses = endpoint.resolve_all(cancelled)
-                binding.endpoints.append(_bind_inet(endpoint, addresses, options, binding))
+                _bind_inet(endpoint, addresses, options, binding)
         for fd in fds:
-            binding.endpoints.append(_inherit(fd, options, binding))
-        options.check_shares(len(binding.sockets))
+            binding.add(_inherit(fd, options, binding))
+        several = [
+            f"{endpoint.host} has {addresses} addresses"
+            for endpoint, addresses in zip(binding.endpoints, binding.addresses, strict=True)
+            if addresses > 1
+        ]
+        options.check_shares(len(binding.sockets), ", ".join(several))
     except BaseException:
         binding.undo()
         raise
@@ -113,18 +125,22 @@ def _bind_inet(
     addresses: Sequence[SocketAddress],
     options: ServerOptions,
     binding: Binding,
-) -> Endpoint:
+) -> None:
     before = len(binding.sockets)
     picks = _PICKS if endpoint.port == 0 else 1
     while True:
         picks -= 1
         try:
-            return _bind_addresses(endpoint, addresses, options, binding)
+            port, absent = _bind_addresses(endpoint, addresses, options, binding)
         except OSError as error:
             # The port that the kernel picked at one address may be in use at the next one.
             picked = len(binding.sockets) > before
             if error.errno != errno.EADDRINUSE or not picked or not picks:
                 raise
+        else:
+            binding.add(endpoint.with_port(port), len(addresses) - len(absent))
+            binding.left_out += [error.strerror or str(error) for error in absent]
+            return
         binding.close_sockets(before)
 
 
@@ -133,7 +149,8 @@ def _bind_addresses(
     addresses: Sequence[SocketAddress],
     options: ServerOptions,
     binding: Binding,
-) -> Endpoint:
+) -> tuple[int, list[OSError]]:
+    """Bind those of this machine; return the port, and the errors of the others."""
     port = endpoint.port
     absent: list[OSError] = []
     for address in addresses:
@@ -147,7 +164,7 @@ def _bind_addresses(
             absent.append(error)
     if len(absent) == len(addresses):
         raise absent[0]
-    return endpoint.with_port(port)
+    return port, absent
 
 
 def _bind_address(

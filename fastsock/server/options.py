@@ -154,7 +154,7 @@ class ServerOptions:
         Count(0, MAX_INT),
         help="Stop accepting at this many connections; 0 = unlimited.",
         more="New ones wait in the backlog until one closes. The number is shared out evenly over "
-        "the workers. Streams only.",
+        "the workers, which a host name has at each of its addresses. Streams only.",
         group="Limits",
     )
     idle_timeout: float = option(
@@ -211,11 +211,12 @@ class ServerOptions:
             if given and not endpoint.is_stream:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
 
-    def check_shares(self, workers: int) -> None:
+    def check_shares(self, workers: int, why: str = "") -> None:
         """Raise ValueError if `max_connections` cannot be shared by that many workers."""
         if 0 < self.max_connections < workers:
+            sharing = f"{workers} workers ({why})" if why else f"{workers} workers"
             raise ValueError(
-                f"max_connections {self.max_connections} is shared by {workers} workers; "
+                f"max_connections {self.max_connections} is shared by {sharing}; "
                 f"expected 0 for no limit, or at least {workers}"
             )
 

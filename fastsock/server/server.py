@@ -91,6 +91,7 @@ class Server:
         self._stop_at = _NEVER
         self._workers: tuple[Worker, ...] = ()
         self._bound: tuple[Endpoint, ...] = ()
+        self._addresses: tuple[int, ...] = ()  # of each
         self._files: list[SocketFile] = []
         self._last_counters: list[dict[str, Any]] = []
         self._pid = os.getpid()
@@ -120,16 +121,19 @@ class Server:
             made = binding.bind(self._asked, self._options.fds, self._options, self._stop_asked)
             try:
                 self._bound, self._files = tuple(made.endpoints), made.files
+                self._addresses = tuple(made.addresses)
                 if bound is not None:
                     bound(self)
                 self._workers = self._start_workers(made.sockets)
             except BaseException:
-                self._bound = ()
+                self._bound, self._addresses = (), ()
                 made.undo()
                 raise
             self._state = "running"
             _running.add(self)
             self._request_stop(self._stop_at)  # a signal may have come meanwhile
+            for reason in made.left_out:
+                line_writer.log(logger, logging.WARNING, f"address left out: {reason}")
             for line in listening(self):
                 line_writer.log(logger, logging.INFO, line)
 
@@ -258,7 +262,11 @@ class Server:
         for number, endpoint in enumerate(endpoints):
             inherits = number >= made
             workers = self.workers if endpoint.scheme == "tcp" and not inherits else 1
-            how = [self.engine if endpoint.is_stream else "datagrams", plural(workers, "worker")]
+            several = any(addresses > 1 for addresses in self._addresses[number : number + 1])
+            how = [
+                self.engine if endpoint.is_stream else "datagrams",
+                plural(workers, "worker") + " per address" * several,
+            ]
             if inherits:
                 how.append(origins[number - made].rstrip())
             yield f"{endpoint} ({', '.join(how)})"
