@@ -521,3 +521,5 @@ def test_server_stats_are_json() -> None:
     assert list(document) == [counter.name for counter in fields(fastsock.ServerStats)]
     assert document["bytes_in"] == document["bytes_out"] == 640
     assert len(document["endpoints"]) == 2
+    assert str(stats) == "served 1 connection: 640B in, 640B out; errors: none"
+    assert repr(stats).startswith("ServerStats(engine=")

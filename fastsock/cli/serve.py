@@ -24,7 +24,6 @@ from fastsock.server.server import Server, listening
 from fastsock.server.stats import ServerStats
 from fastsock.server.unix_file import give_away
 from fastsock.signals import Ended
-from fastsock.units import format_size, plural
 
 
 @click.command(
@@ -82,7 +81,7 @@ def write(stats: ServerStats, json_path: str | None, interrupted: bool) -> int:
     code = write_json(stats.as_dict(), json_path) if json_path else OK
     if interrupted and sys.stderr is not None and sys.stderr.isatty():
         say("")  # after the ^C that the terminal has shown
-    tell(summary(stats))
+    tell(str(stats))
     return code
 
 
@@ -112,17 +111,3 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
 def announce(server: Server, passed: Mapping[int, str]) -> None:
     for line in listening(server, passed):
         say(line)
-
-
-def summary(stats: ServerStats) -> str:
-    errors = ", ".join(f"{name} {times}" for name, times in stats.errors.items()) or "none"
-    served = []
-    if stats.accepted or not stats.datagrams_in:
-        served.append(plural(stats.accepted, "connection"))
-    if stats.datagrams_in:
-        dropped = sum(stats.dropped.values())
-        served.append(f"{plural(stats.datagrams_out, 'datagram')} ({dropped} more dropped)")
-    return (
-        f"served {', '.join(served)}: {format_size(stats.bytes_in)} in, "
-        f"{format_size(stats.bytes_out)} out; errors: {errors}"
-    )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsock.units import format_size, plural
+
 #: Every way in which a connection of a server can end.
 CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
 
@@ -48,6 +50,20 @@ class ServerStats:
     datagrams_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     engine_reason: str = "asked for"
+
+    def __str__(self) -> str:
+        """The line with which ``fastsock serve`` ends."""
+        errors = ", ".join(f"{name} {times}" for name, times in self.errors.items()) or "none"
+        served = []
+        if self.accepted or not self.datagrams_in:
+            served.append(plural(self.accepted, "connection"))
+        if self.datagrams_in:
+            dropped = sum(self.dropped.values())
+            served.append(f"{plural(self.datagrams_out, 'datagram')} ({dropped} more dropped)")
+        return (
+            f"served {', '.join(served)}: {format_size(self.bytes_in)} in, "
+            f"{format_size(self.bytes_out)} out; errors: {errors}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {name: _plain(getattr(self, name)) for name in self.__slots__}
