@@ -200,7 +200,8 @@ def test_restart_after_stop(started: bool) -> None:
 def test_endpoint_before_start() -> None:
     """Before start() a server has no endpoint, and counters of 0."""
     server = Server(ANY_PORT)
-    with pytest.raises(RuntimeError, match="this server has not been started"):
+    text = r"has not been started; use it in a with statement, or call start\(\)$"
+    with pytest.raises(RuntimeError, match=text):
         _ = server.endpoint
     assert server.stats().accepted == 0
 
@@ -221,6 +222,21 @@ def test_address_host_and_port(endpoint: str) -> None:
                 sock.connect(server.address)
                 sock.send(b"hello")
                 assert sock.recv(9) == b"hello"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_address_with_an_interface(scheme: str) -> None:
+    """getaddrinfo(3) knows no name of an interface in [::1%lo], which is not link-local."""
+    with Server(f"{scheme}://[::1%lo]:0") as server:
+        assert server.address == (f"::1%{socket.if_nametoindex('lo')}", server.port)
+        if scheme == "tcp":
+            sock = socket.create_connection(server.address)
+        else:
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            sock.connect(server.address)
+        with sock:
+            sock.settimeout(TIMEOUT)
+            echo_exactly(sock, b"hello")
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -608,6 +624,17 @@ LINES = [
         ),
         ("logging.basicConfig()", f"fastsock.serve({BOTH})", NOTHING),
         ("logging.getLogger('fastsock').setLevel('ERROR')", f"fastsock.serve({BOTH})", NOTHING),
+        ("logging.getLogger('fastsock').disabled = True", f"fastsock.serve({BOTH})", NOTHING),
+        (
+            "logging.getLogger('fastsock').setLevel('INFO')",
+            f"fastsock.serve({BOTH}, engine='epoll')",
+            LINES,
+        ),
+        (
+            "logging.basicConfig(); logging.getLogger('fastsock').setLevel('INFO')",
+            f"fastsock.serve({BOTH}, engine='epoll')",
+            [f"INFO:fastsock:{line}" for line in LINES],
+        ),
         ("", f"fastsock.serve({BOTH}, ready=lambda server: None)", NOTHING),
         ("", f"with fastsock.Server({BOTH}): pass", NOTHING),
         (
@@ -616,10 +643,21 @@ LINES = [
             [f"INFO:fastsock:{line}" for line in LINES],
         ),
     ],
-    ids=["plain", "info", "warning", "quiet", "ready", "server", "server info"],
+    ids=[
+        "plain",
+        "info",
+        "warning",
+        "quiet",
+        "disabled",
+        "level alone",
+        "level and handler",
+        "ready",
+        "server",
+        "server info",
+    ],
 )
 def test_where_it_listens_is_said_once(setup: str, call: str, expected: list[str]) -> None:
-    """serve() writes it to stderr where no logging is configured; a Server only logs it."""
+    """serve() writes it to stderr where logging has no handler; a Server only logs it."""
     code = SERVE.format(setup=setup, call=call)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=GENEROUS

@@ -203,7 +203,9 @@ class Server:
         Those of `fds` are the last. A host name stays one: ``tcp://localhost:40213``.
         """
         if not self._bound:
-            raise RuntimeError("this server has not been started")
+            raise RuntimeError(
+                "this server has not been started; use it in a with statement, or call start()"
+            )
         return self._bound
 
     @property
@@ -215,13 +217,17 @@ class Server:
     def address(self) -> Any:
         """What connects to `endpoint`.
 
-        It is ``(host, port)``, which `socket.create_connection` takes, or the path of a Unix
-        socket, which `socket.connect` takes: ``"\\0name"`` for an abstract one. (Any, as type
-        checkers have it of `socket.getsockname`: a union would fit no call.)
+        For tcp it is ``(host, port)``, which `socket.create_connection` takes, and for udp too,
+        which `connect` and `sendto` of a socket take. Else it is the path of a Unix socket, which
+        `connect` takes: ``"\\0name"`` for an abstract one. (Any, as type checkers have it of
+        `socket.getsockname`: a union would fit no call.)
         """
         endpoint = self.endpoint
         if not endpoint.is_unix:
-            return endpoint.host, endpoint.port
+            host, percent, _ = endpoint.host.partition("%")
+            if percent:  # glibc takes the name of an interface for link-local addresses only
+                host = f"{host}%{endpoint.resolve().scope_id}"
+            return host, endpoint.port
         path = endpoint.path
         return f"\0{path[1:]}" if path.startswith("@") else path
 
@@ -481,7 +487,7 @@ def serve(
     """Serve until Ctrl-C, SIGTERM or SIGHUP; return the counters.
 
     See `Server` and `Server.serve_forever()`. Where it listens is logged (logger "fastsock", INFO),
-    or written to stderr where the program has configured no logging.
+    or written to stderr where logging has no handler.
 
     Args:
         endpoints: where to listen; see `Server`.
@@ -503,7 +509,8 @@ def listening(server: Server, names: Mapping[int, str] | None = None) -> Iterato
 
 def _announce(server: Server) -> None:
     """Say where it listens, where nothing can take what `start()` has logged."""
-    if not logger.hasHandlers() and logger.level == logging.NOTSET:
+    wanted = logger.level <= logging.INFO and not logger.disabled  # NOTSET is 0
+    if wanted and not logger.hasHandlers():
         for line in listening(server):
             line_writer.say(line)
 
