@@ -58,12 +58,15 @@ def call(function: Callable[[], T], cancelled: Callable[[], bool] | None = None)
         errors.clear()  # the traceback refers to this frame
 
 
-async def in_thread(function: Callable[[], T], cancel: Callable[[], object], elsewhere: str) -> T:
+async def in_thread(
+    function: Callable[[Callable[[], bool]], T], cancel: Callable[[], object], elsewhere: str
+) -> T:
     """Return what `function` returns, or raise what it raises, beside an asyncio event loop.
 
     It has a thread of its own: the loop's executor has few, and 20 servers may drain at a time.
     When the task is cancelled, `cancel` is called, which must end `function` soon, and the task
-    waits for that end.
+    waits for that end. The argument of `function` returns whether the loop was closed, without
+    the end of the task: then no task will ever call `cancel`.
 
     Raises:
         RuntimeError: this is not a task of asyncio; the text is `elsewhere`.
@@ -84,7 +87,7 @@ async def in_thread(function: Callable[[], T], cancel: Callable[[], object], els
 
     def run() -> None:
         try:
-            results.append(function())
+            results.append(function(loop.is_closed))
         except BaseException as error:
             errors.append(error)
         with suppress(RuntimeError):  # the loop was closed meanwhile

@@ -146,6 +146,63 @@ def test_a_coroutine_that_is_thrown_away(server: Server) -> None:
     wait_until(lambda: server.stats().open == 0)
 
 
+@pytest.mark.parametrize("way", ["stopped", "interrupted"])
+def test_a_closed_loop_ends_its_run(server: Server, way: str) -> None:
+    """Also without the end of its task, as after Ctrl-C out of run_until_complete()."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(load_async(server.endpoint, connections=10, **LONG))
+    if way == "stopped":
+        loop.call_later(0.3, loop.stop)
+        loop.run_forever()
+    else:
+        loop.call_later(0.3, signal.raise_signal, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+    assert server.stats().open == 10
+    close_and_await_the_end(loop)
+    wait_until(lambda: server.stats().open == 0)
+    assert not task.done()  # it was still there, so that its end was not what ended the run
+
+
+def close_and_await_the_end(loop: asyncio.AbstractEventLoop) -> None:
+    start = time.monotonic()
+    loop.close()
+    wait_until(lambda: "fastsock-async" not in [each.name for each in threading.enumerate()])
+    assert time.monotonic() - start < SOON
+
+
+def test_a_closed_loop_ends_a_run_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a name is looked up, and while connections are not accepted."""
+    answered = threading.Event()
+
+    def load_at(target: Any) -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(load_async(target, timeout=60, **LONG))
+        loop.call_later(0.2, loop.stop)
+        loop.run_forever()
+        assert not task.done()
+        close_and_await_the_end(loop)
+        assert not task.done()
+
+    with misbehaving.full_address() as address:
+        load_at(address)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(TIMEOUT))
+    try:
+        load_at("tcp://slow.example:7")
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+def test_a_server_is_no_endpoint(package: Any) -> None:
+    """The error says which of its attributes is one, before the server's start too."""
+    server = package.Server(ANY_PORT)
+    with pytest.raises(TypeError, match=r"Server .* is Server; write server\.endpoint$"):
+        load(server)
+    with pytest.raises(TypeError, match=r"Server .* is Server; write server\.endpoint$"):
+        asyncio.run(load_async(server))
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
@@ -111,18 +110,24 @@ async def load_async(
 
     """
     ending = _Ending()
-    run = partial(_load, endpoint, options, progress, ending)
+
+    def run(is_closed: Callable[[], bool]) -> LoadReport:
+        ending.abandoned = is_closed
+        return _load(endpoint, options, progress, ending)
+
     return await in_thread(run, ending.cancel, _NEEDS_ASYNCIO)
 
 
 class _Ending:
-    """What ends a run before its time: signals, or the cancellation of a task."""
+    """What ends a run before its time: signals, or the end of the task or of its event loop."""
 
     def __init__(self) -> None:
         self.loaders: list[AnyLoader] = []
         #: Signals that would have raised an exception, at any point of a wait.
         self.signals: list[signal.Signals] = []
         self.cancelled = False
+        #: Whether the run has lost its caller, which cannot cancel it then.
+        self.abandoned: Callable[[], bool] = lambda: False
 
     def on_signal(self, number: int, frame: object) -> None:
         """The first ends the run, the second does not wait for answers."""
@@ -133,6 +138,12 @@ class _Ending:
         """End the run without waiting for anything; from any thread."""
         self.cancelled = True
         self._cancel_loaders(drop_everything=True)
+
+    def look(self) -> bool:
+        """Cancel the run if it was abandoned; return whether it is cancelled."""
+        if not self.cancelled and self.abandoned():
+            self.cancel()
+        return self.cancelled
 
     def use(self, loaders: Iterable[AnyLoader]) -> None:
         """From now on these are to be ended, at once if that was asked for before."""
@@ -159,16 +170,20 @@ def _load(
     progress: Callable[[float], object] | None,
     ending: _Ending,
 ) -> LoadReport:
+    if hasattr(type(endpoint), "endpoint"):
+        raise TypeError(
+            f"endpoint {endpoint!r} is {type(endpoint).__name__}; write server.endpoint"
+        )
     target = Endpoint.parse(endpoint)
     checked = from_given(LoadOptions, options)
     checked.check_target(target)
-    addresses = target.resolve_all(lambda: ending.cancelled)
+    addresses = target.resolve_all(ending.look)
     with _signals_handled(ending), closing(ending):
         tried = _connect(target, addresses, checked, ending)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
         if not ending.asked:
-            _run(ending.loaders, checked, progress)
+            _run(ending, checked, progress)
         if ending.cancelled:
             raise CancelledError
         interrupted_by = ending.signals[0] if ending.signals else None
@@ -194,7 +209,7 @@ def _connect(
     for number, address in enumerate(addresses, 1):
         ending.use(_make_loaders(target, address, options))
         try:
-            _in_threads(ending.loaders, [loader.connect for loader in ending.loaders], None)
+            _in_threads(ending, [loader.connect for loader in ending.loaders], None)
         except OSError:
             if number == len(addresses):
                 raise
@@ -221,11 +236,7 @@ def _make_loaders(
         first += count
 
 
-def _run(
-    loaders: Sequence[AnyLoader],
-    options: LoadOptions,
-    progress: Callable[[float], object] | None,
-) -> None:
+def _run(ending: _Ending, options: LoadOptions, progress: Callable[[float], object] | None) -> None:
     """Run each loader in a thread and wait for all."""
     warmup_ns = int(options.warmup * 1e9)
     window_ns = int((options.duration or 0) * 1e9)
@@ -234,11 +245,11 @@ def _run(
     def load_with(loader: AnyLoader) -> Callable[[], None]:
         return lambda: loader.run(begin_ns, warmup_ns, window_ns)
 
-    _in_threads(loaders, [load_with(loader) for loader in loaders], progress)
+    _in_threads(ending, [load_with(loader) for loader in ending.loaders], progress)
 
 
 def _in_threads(
-    loaders: Sequence[AnyLoader],
+    ending: _Ending,
     tasks: Sequence[Callable[[], None]],
     progress: Callable[[float], object] | None,
 ) -> None:
@@ -249,7 +260,7 @@ def _in_threads(
     all_ended = threading.Event()
 
     def stop() -> None:
-        for loader in loaders:
+        for loader in ending.loaders:
             loader.cancel(drop_everything=True)
 
     def guarded(task: Callable[[], None]) -> None:
@@ -276,7 +287,7 @@ def _in_threads(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Never for long: Ctrl-C just before a wait does not end that wait.
         while not all_ended.wait(_TICK):
-            if progress:
+            if not ending.look() and progress:
                 progress(time.monotonic() - start)
     except BaseException:  # of `progress`, or of a thread that could not be started
         stop()

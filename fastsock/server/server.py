@@ -336,10 +336,10 @@ class Server:
 
         stop_now = partial(self._request_stop, 0)  # ends a drain, or the look-up of a name
         try:
-            await in_thread(function, stop_now, _NEEDS_ASYNCIO)
+            await in_thread(lambda _: function(), stop_now, _NEEDS_ASYNCIO)
         except asyncio.CancelledError:
             with suppress(Exception, asyncio.CancelledError):
-                await in_thread(partial(self.stop, 0), stop_now, _NEEDS_ASYNCIO)
+                await in_thread(lambda _: self.stop(0), stop_now, _NEEDS_ASYNCIO)
             raise
 
     def _remove_files(self) -> None:
