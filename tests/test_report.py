@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import pickle
 import queue
 import re
 import signal
@@ -503,6 +504,22 @@ def test_no_target_is_met_without_answers(reports: dict[str, LoadReport]) -> Non
     assert math.isnan(reports["closed"].send_delay.max)
     json.dumps(of_twin.as_dict(), allow_nan=False)
     assert " - " in str(of_twin)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_copy_is_equal(sort: str, reports: dict[str, LoadReport]) -> None:
+    """Also a report without any latency, whose figures are NaN, and one through pickle."""
+    report = reports[sort]
+    for same in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report)):
+        assert same == report
+        assert hash(same.latency) == hash(report.latency)
+        assert [each.code for each in same.reasons] == [each.code for each in report.reasons]
+
+
+def test_latencies_are_equal_by_their_figures() -> None:
+    assert Latency(0, float("nan")) == Latency()
+    assert Latency(1, *[2.0] * 8) == Latency(1, *[2.0] * 8) != Latency(1, *[3.0] * 8)
+    assert Latency() != Latency(1) != ()
 
 
 def test_reports_are_frozen(reports: dict[str, LoadReport]) -> None:

@@ -94,7 +94,8 @@ async def load_async(
     """Load a server from an asyncio event loop, which goes on meanwhile; see `load()`.
 
     Cancelling the task ends the run within milliseconds, without a report. Ctrl-C under
-    `asyncio.run()` does so. Outside asyncio call `load()` in a thread.
+    `asyncio.run()` does so. Closing the loop ends it too, within 0.2 s. Outside asyncio call
+    `load()` in a thread.
 
     Args:
         endpoint: where the server listens.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from fastsock.client.evidence import ClientEvidence
@@ -55,6 +55,18 @@ class Latency:
     p99_9: float = math.nan
     p99_99: float = math.nan
     max: float = math.nan
+
+    def __eq__(self, other: object) -> bool:
+        """Two in which nothing was recorded are equal, although NaN is not equal to NaN."""
+        if not isinstance(other, Latency):
+            return NotImplemented
+        return self._recorded() == other._recorded()
+
+    def __hash__(self) -> int:
+        return hash(self._recorded())
+
+    def _recorded(self) -> tuple[float, ...]:
+        return astuple(self) if self.count else ()
 
     def percentiles(self) -> tuple[tuple[float, float], ...]:
         """Those on which a run is judged, with their values."""
