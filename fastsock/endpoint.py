@@ -33,6 +33,7 @@ _INET_SCHEMES = ("tcp", "udp")
 _UNIX_SCHEMES = ("unix", "unixgram")
 _STREAM_SCHEMES = ("tcp", "unix")
 _HTTP_SCHEMES = ("http", "https", "ws", "wss")
+_SCHEMES = "tcp, udp, unix or unixgram"
 _LOOPBACK = "127.0.0.1"
 
 # sun_path has 108 bytes. A path needs one for its closing NUL, an abstract name one for its leading
@@ -51,6 +52,8 @@ _INTERFACE = re.compile("[A-Za-z0-9._~-]{1,15}")
 # Not IGNORECASE: the Kelvin sign would match "k", and lower() makes it a "k".
 _LABEL = re.compile("[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _SLASHES_AND_PORT = re.compile("/+[^/]*:[0-9]+/*")  # "tcp:/127.0.0.1:7007"
+_NO_COLON = re.compile("(tcp|udp|unix|unixgram)//", re.ASCII | re.IGNORECASE)
+_NO_HOST = re.compile("::[0-9]{2,}")  # a port, or an IPv6 address
 _SEPARATOR = re.compile(r"[\s,;]")
 _NO_IPV6 = re.compile("[^0-9A-Fa-f:]")
 _NUMBER_LABEL = re.compile("[0-9]+|0[xX][0-9A-Fa-f]*")
@@ -133,8 +136,10 @@ class Endpoint:
             object.__setattr__(self, "host", _canonical_host(self.host))
             _check_inet(self)
         else:
-            known = "tcp, udp, unix or unixgram"
-            raise MisspelledError(f"scheme {_quote(self.scheme)} is unknown", known)
+            form = _SCHEMES
+            if ":" in self.scheme or "/" in self.scheme:
+                form = f"Endpoint.parse({_quote(self.scheme)})"
+            raise MisspelledError(f"scheme {_quote(self.scheme)} is unknown", form)
 
     @classmethod
     def parse(cls, value: Endpoint | str | tuple[Any, ...]) -> Endpoint:
@@ -317,20 +322,26 @@ def from_text(text: str) -> Endpoint:
     scheme = scheme.lower()  # RFC 3986 3.1
     if address.startswith("//"):
         address = address[2:]
+    elif found := _NO_COLON.match(text):
+        scheme = found[1].lower()
+        form = f"{scheme}:/PATH" if scheme in _UNIX_SCHEMES else f"{scheme}://HOST:PORT"
+        raise MisspelledError("':' is missing", form)
     elif not colon or scheme not in _INET_SCHEMES + _UNIX_SCHEMES:
         return _inet("tcp", text, "")
     if scheme in _INET_SCHEMES:
         return _inet(scheme, address, f"{scheme}://")
     if scheme in _HTTP_SCHEMES:
         raise MisspelledError("fastsock speaks no HTTP", "tcp://HOST:PORT")
+    if scheme not in _UNIX_SCHEMES:
+        raise MisspelledError(f"scheme {_quote(scheme)} is unknown", _SCHEMES)
     return Endpoint(scheme, path=address)
 
 
 def _inet(scheme: str, address: str, prefix: str) -> Endpoint:
     """Read what follows `prefix`, the scheme as it was written."""
-    if _is_like_path(address):
+    if _is_like_path(address.strip()):
         unix = _UNIX_SCHEMES[_INET_SCHEMES.index(scheme)]
-        raise ValueError(f"a path needs {unix}:; write {_path_form(unix, address)}")
+        raise ValueError(f"a path needs {unix}:; write {_path_form(unix, address.strip())}")
     if "#" in address:
         raise MisspelledError("fragments (#) are not supported", f"{prefix}HOST:PORT")
     authority, question, query = address.partition("?")
@@ -354,13 +365,17 @@ def _is_like_path(address: str) -> bool:
 
 
 def _path_form(scheme: str, path: str) -> str:
-    """What to write for a path, as a shell takes it."""
-    if path.startswith("~/"):
-        path = f"$HOME{path[1:]}"
-    elif not path.startswith(("/", "@", "~")):
-        path = f"$PWD/{path.removeprefix('./')}"
-    short = len(path) <= _QUOTED and path.isprintable() and path[0] != "~"
-    return f"{scheme}:{path}" if short else f"{scheme}:/ABSOLUTE/PATH"
+    """What to write for a path; for a relative one, where it is now."""
+    try:
+        if path.startswith("~/"):
+            path = os.path.expanduser(path)  # noqa: PTH111 - pathlib is slow to load
+        if path[0] not in "@~":
+            path = os.path.abspath(path)  # noqa: PTH100
+        if path.isprintable() and path[0] != "~":
+            return f"{scheme}:{Endpoint(scheme, path=path).path}"
+    except (OSError, ValueError):  # no working directory; a path that is too long
+        pass
+    return f"{scheme}:/ABSOLUTE/PATH"
 
 
 def _split_authority(authority: str, prefix: str) -> tuple[str, int]:
@@ -377,6 +392,10 @@ def _split_authority(authority: str, prefix: str) -> tuple[str, int]:
             raise MisspelledError(f"{_quote(before)} follows ']'", f"{prefix}[ADDRESS]:PORT")
     else:
         host, colon, port = authority.rpartition(":")
+        if _NO_HOST.fullmatch(authority):
+            number = _port_number(port)
+            every = f"{prefix}[::]:{number} for every address"
+            raise ValueError(f"no host; write {prefix}:{number} for loopback or {every}")
         if ":" in host and not _NO_IPV6.search(host.partition("%")[0]):
             raise MisspelledError("IPv6 needs brackets", f"{prefix}[ADDRESS]:PORT")
         if ":" in host:

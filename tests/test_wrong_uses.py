@@ -59,10 +59,10 @@ $ fastsock serve /run/echo.sock
 Error: endpoint '/run/echo.sock': a path needs unix:; write unix:/run/echo.sock
 $ fastsock serve unix:echo.sock
 Error: endpoint 'unix:echo.sock': path 'echo.sock' is relative; write
-  unix:$PWD/echo.sock
+  unix:/srv/echo.sock
 $ fastsock serve unix:~/echo.sock
 Error: endpoint 'unix:~/echo.sock': '~' is not expanded; write
-  unix:$HOME/echo.sock
+  unix:/home/ann/echo.sock
 $ fastsock serve 256.0.0.1:7007
 Error: endpoint '256.0.0.1:7007': host '256.0.0.1' is not a dotted quad; write
   four plain numbers of 0 to 255
@@ -273,6 +273,8 @@ OTHERS = {
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/srv")
+    monkeypatch.setenv("HOME", "/home/ann")
     for name in [each for each in os.environ if each.startswith("FASTSOCK_")]:
         monkeypatch.delenv(name)
 
