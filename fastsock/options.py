@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
@@ -23,6 +24,7 @@ from fastsock import suggestions, units
 AUTO_BUSY_POLL = 200e-6
 
 MAX_INT = 2**31 - 1
+_NUMBER = re.compile("-?[0-9]{1,20}")  # int() takes the digits of every script
 
 _T = TypeVar("_T")
 
@@ -65,9 +67,9 @@ class Count(Kind):
         return check_int(name, value, self.low, self.high)
 
     def parse(self, name: str, text: str) -> int:
-        try:
+        if _NUMBER.fullmatch(text):
             number = int(text)  # a negative one is out of range
-        except ValueError:
+        else:
             number = units.parse_count(text, name, units=self.units)
         return check_int(name, number, self.low, self.high)
 
@@ -272,7 +274,7 @@ class Descriptors(Kind):
     limits = "descriptors"
 
     def check(self, name: str, value: Any) -> tuple[int, ...]:
-        each = _each(name, value, "a list of ints")
+        each = _each(name, value, "a list of ints, such as [0, 1]")
         return tuple(check_int("descriptor", number, 0, MAX_INT) for number in each)
 
     def parse(self, name: str, text: str) -> int:
@@ -286,7 +288,7 @@ class Cpus(Kind):
     limits = "CPUs that the process may run on"
 
     def check(self, name: str, value: Any) -> tuple[int, ...]:
-        each = _each(name, () if value is None else value, "a list of ints")
+        each = _each(name, () if value is None else value, "a list of ints, such as [0, 1]")
         cpus = tuple(check_int("cpu", cpu, 0, MAX_INT) for cpu in each)
         usable = os.sched_getaffinity(0) if cpus else set()
         for cpu in cpus:
@@ -310,8 +312,6 @@ class Ranges(Kind):
 
     def check(self, name: str, value: Any) -> tuple[tuple[bytes, int], ...]:
         expected = "a list of ranges such as 10.0.0.0/8"
-        if isinstance(value, str):
-            raise TypeError(f"{name} {value!r} is str; expected {expected}")
         return tuple(_range(name, text) for text in _each(name, value, expected))
 
     def parse(self, name: str, text: str) -> str:
@@ -456,7 +456,7 @@ def _wrong_type(name: str, value: Any, expected: str) -> TypeError:
 
 
 def _each(name: str, value: Any, expected: str) -> Iterable[Any]:
-    if not isinstance(value, Iterable):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise _wrong_type(name, value, expected)
     return value
 

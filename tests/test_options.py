@@ -195,6 +195,13 @@ def test_the_environment(
     assert "descriptor -4 is out of range" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["\u0663", "-\u0663", "1" * 5000, "+3", "", "-"])
+def test_a_count_is_of_plain_digits(text: str) -> None:
+    """It is one line; int() would take the digits of every script, and raise its own error."""
+    with pytest.raises(ValueError, match=r"^workers .{1,120}$"):
+        Count(1, 1024).parse("workers", text)
+
+
 def test_names_are_completed() -> None:
     """The shell completes the names of a choice."""
     parameters = {each.name: each for each in cli.commands["serve"].params}

@@ -66,8 +66,11 @@ ENGINES = ", ".join(engines.NAMES)
             {"drain_timeout": True},
             "drain_timeout True is bool; expected a number of seconds, or a str like '500us'",
         ),
-        ({"fds": 3}, "fds 3 is int; expected a list of ints"),
-        ({"cpus": 0}, "cpus 0 is int; expected a list of ints"),
+        ({"fds": 3}, "fds 3 is int; expected a list of ints, such as [0, 1]"),
+        ({"cpus": 0}, "cpus 0 is int; expected a list of ints, such as [0, 1]"),
+        ({"cpus": "0,1"}, "cpus '0,1' is str; expected a list of ints, such as [0, 1]"),
+        ({"fds": b"\3"}, "fds b'\\x03' is bytes; expected a list of ints, such as [0, 1]"),
+        ({"allow": b"::"}, "allow b'::' is bytes; expected a list of ranges such as 10.0.0.0/8"),
     ],
     ids=str,
 )
