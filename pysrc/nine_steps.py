@@ -22,8 +22,7 @@ def open_listener(address: str) -> socket.socket:
     family, _, _, _, (ip, *others) = socket.getaddrinfo(host.strip("[]") or "127.0.0.1", None)[0]
     # 1. Create a socket. Python sets close-on-exec: a child process would keep the port open.
     listener = socket.socket(family, socket.SOCK_STREAM)
-    # 2. Set options before bind() looks at them. Without SO_REUSEADDR a restart fails for a minute
-    # with EADDRINUSE, while old connections are in TIME_WAIT (socket(7)).
+    # 2. Set options. Without SO_REUSEADDR bind() fails while old connections are in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Nagle's algorithm (RFC 896) would delay small answers. Accepted sockets inherit the option.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,8 +54,7 @@ def accept_clients(listener: socket.socket, stopped_by: list[int]) -> None:
 def echo(client: socket.socket) -> None:
     buffer = memoryview(bytearray(65536))
     try:
-        # 6. Receive what has come: a stream has no messages. 0 bytes are the client's end: it sends
-        # no more, but it may still read (half-close, RFC 9293 3.6).
+        # 6. Receive what has come. 0 bytes: the client sends no more, but may read (half-close).
         while received := client.recv_into(buffer):
             # 7. Send it back. send(2) may take a part only; sendall() is this loop. While a client
             # does not read, send() blocks, nothing is received, and TCP's flow control stops it.
@@ -66,8 +64,7 @@ def echo(client: socket.socket) -> None:
     except OSError:
         pass  # ECONNRESET, EPIPE, ETIMEDOUT, ...: the end of this connection, and of no other
     finally:
-        # 8. Close the client. All bytes have been received and sent, and the kernel delivers them;
-        # with bytes still to be received it would send a reset (RFC 1122 4.2.2.13).
+        # 8. Close the client. The kernel delivers what was sent; unread bytes would cause a reset.
         client.close()
 
 
@@ -94,7 +91,10 @@ def serve(address: str) -> int:
 
 
 if __name__ == "__main__":
+    address, *others = sys.argv[1:] or ["127.0.0.1:7007"]
+    if others or not address.rpartition(":")[2].isdecimal():
+        sys.exit("usage: python3 nine_steps.py [PORT | HOST:PORT]")
     try:
-        sys.exit(serve(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:7007"))
+        sys.exit(serve(address))
     except (OSError, ValueError, OverflowError) as error:
-        sys.exit(f"nine_steps.py [PORT | HOST:PORT]: {error}")
+        sys.exit(f"nine_steps.py: {error}")

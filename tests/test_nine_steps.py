@@ -266,14 +266,23 @@ def test_an_address(serve: Serve, address: str, host: str) -> None:
     assert_serves(server.endpoint)
 
 
-@pytest.mark.parametrize("address", ["x", "127.0.0.1:x", "127.0.0.1:70000", "192.0.2.1:0", "TAKEN"])
+@pytest.mark.parametrize("address", ["127.0.0.1:70000", "192.0.2.1:0", "TAKEN"])
 def test_a_bad_address(serve: Serve, address: str) -> None:
     """One line says what is wrong, and the exit code is 1."""
     if address == "TAKEN":
         address = f"127.0.0.1:{serve().endpoint.port}"
     with Process([sys.executable, str(FILE), address]) as process:
         assert process.wait() == 1
-        assert re.fullmatch(r"nine_steps.py \[PORT \| HOST:PORT\]: .+\n", process.log())
+        assert re.fullmatch(r"nine_steps.py: .+\n", process.log())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-h"], [""], ["foo"], ["127.0.0.1:x"], ["127.0.0.1:"], ["-1"], ["0", "0"]]
+)
+def test_wrong_arguments(arguments: list[str]) -> None:
+    with Process([sys.executable, str(FILE), *arguments]) as process:
+        assert process.wait() == 1
+        assert process.log() == "usage: python3 nine_steps.py [PORT | HOST:PORT]\n"
 
 
 def test_as_a_module(serve: Serve) -> None:
