@@ -112,6 +112,21 @@ def test_the_picture_is_the_same_each_time(
     assert (tmp_path / "again.svg").read_bytes() == drawn.read_bytes()
 
 
+@pytest.mark.parametrize("problems", [[], ["errors"]])
+def test_a_picture_says_what_is_not_valid(
+    problems: list[str], measured: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """In its title."""
+    document = copy.deepcopy(measured[0])
+    for case in document["cases"]:
+        for result in case["results"]:
+            result["problems"] = []
+    document["cases"][-1]["results"][-1]["problems"] = problems
+    picture.draw_engines(document, tmp_path / "drawn.svg")
+    drawn = (tmp_path / "drawn.svg").read_text()
+    assert ("(some figures are not valid)" in drawn) == bool(problems)
+
+
 def test_a_picture_as_png(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """The suffix decides."""
     document, _ = measured
@@ -356,7 +371,7 @@ def test_a_picture_needs_matplotlib(
     """Without it the error says how to get it, before anything is measured."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(["bench", "--picture", "engines.svg"]) == 2
-    assert "pip install 'fastsock[plot]'" in " ".join(capsys.readouterr().err.split())
+    assert "needs matplotlib: pip install matplotlib" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_whole_server_is_stopped() -> None:

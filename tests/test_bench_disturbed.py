@@ -17,7 +17,7 @@ import pytest
 
 from fastsock.bench import comparison as compare
 from fastsock.bench import text
-from fastsock.bench.contenders import NATIVE, native
+from fastsock.bench.contenders import NATIVE, RIVAL, TWIN, native
 from fastsock.bench.evidence import Evidence, Usage, idle_and_busy
 from fastsock.cli import run
 from fastsock.client.report import Finding, Latency, LoadReport
@@ -26,6 +26,7 @@ command: Any = import_module("fastsock.cli.bench")  # the package has the comman
 
 SHORT = ("--windows", "1", "--window", "200ms", "--warmup", "10ms")
 QUIET = Evidence(0.0, {}, ())
+FLOOR = compare.Interval.of([1.0])
 DISTURBED = Evidence(1.0, {}, ("other programs took 1s of the server's CPU in 2s",))
 
 
@@ -133,7 +134,7 @@ def test_a_disturbed_window_is_measured_again(monkeypatch: pytest.MonkeyPatch) -
     assert not turns
     assert (result["windows"], result["repeated"], result["problems"]) == (2, 1, [])
     assert [each["disturbed"] for each in result["evidence"]] == [False, False]
-    assert "1 disturbed window measured again" in text.notes_of(comparison)
+    assert "1 disturbed window measured again" in text.notes_of(comparison, "")
 
 
 def test_windows_are_measured_again_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_one_cpu_for_both() -> None:
     case = comparison.as_dict()
     assert (case["one_cpu"], case["case"]["wait"]) == (True, "block")
     told = "server and client share the only CPU, so the client waits by blocking"
-    assert told in text.notes_of(comparison)
+    assert told in text.notes_of(comparison, "")
 
 
 def result_of(name: str, rate: float) -> compare.Result:
@@ -206,10 +207,12 @@ def result_of(name: str, rate: float) -> compare.Result:
     return compare.Result(name, memory, cpu_per_echo=[12.3] * 9, **values)
 
 
+def compared_of(*results: compare.Result) -> compare.Comparison:
+    return compare.Comparison(compare.Case(), results, FLOOR, results[0].name)
+
+
 def shown_of(*results: compare.Result, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    floor = compare.Interval.of([1.0])
-    comparison = compare.Comparison(compare.Case(), results, floor, results[0].name)
-    command.show("a case", comparison, {each.name: NATIVE for each in results})
+    command.show("a case", compared_of(*results), {each.name: NATIVE for each in results})
     return capsys.readouterr().out.splitlines()
 
 
@@ -253,3 +256,85 @@ def test_a_server_that_answers_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert silent[2:6] == ["-"] * 4
     assert silent[-1] == other[-1] == "-"
     assert "-: in most windows of this server or of the reference nothing was answered" in lines
+
+
+Figures = dict[str, tuple[list[float], list[float]]]  # rates and microseconds of each server
+STEADY = [1.0] * 9
+WIDE = [0.8, 0.8, *[1.1] * 5, 1.3, 1.3]
+
+
+def found_of(figures: Figures, problem: str = "") -> list[str]:
+    results = [
+        compare.Result(name, rates=rates, cpu_per_echo=costs)
+        for name, (rates, costs) in figures.items()
+    ]
+    results[-1].problems += filter(None, [problem])
+    groups = {name: {"n": NATIVE, "t": TWIN, "r": RIVAL}[name[0]] for name in figures}
+    return [each.removeprefix("found: ") for each in text.found_in(compared_of(*results), groups)]
+
+
+@pytest.mark.parametrize(
+    ("figures", "found"),
+    [
+        pytest.param(
+            {"n1": (STEADY, [3.0] * 9), "n2": (WIDE, [4.0] * 9), "n3": (WIDE, [2.0] * 9)},
+            [
+                "highest rate: n2 and n3 (rate ratio 1.10); the interval of n1 overlaps with them",
+                "least CPU per echo: n3 (2us)",
+            ],
+            id="of one group",
+        ),
+        pytest.param(
+            {
+                "n1": (STEADY, [3.0] * 9),
+                "t1": (WIDE, [2.0, *[5.0] * 8]),
+                "r1": ([0.5] * 9, [0.0] * 9),
+                "r2": ([0.4] * 9, [9.0] * 9),
+            },
+            [
+                "highest rate: t1 (rate ratio 1.10); the interval of n1 overlaps with it; "
+                "of the rivals: r1 (rate ratio 0.50)",
+                "least CPU per echo: n1 (3us); of the standard library: t1 (5us); "
+                "of the rivals: r2 (9us)",
+            ],
+            id="of three groups, one without a figure of CPU",
+        ),
+        pytest.param(
+            {name: (STEADY, [3.0] * 9) for name in ("n1", "t1", "r1")},
+            [
+                "highest rate: n1, t1 and r1 (rate ratio 1.00)",
+                "least CPU per echo: n1, t1 and r1 (3us)",
+            ],
+            id="equal",
+        ),
+        pytest.param(
+            {"n1": ([1.0] * 5, [3.0] * 5), "n2": ([9.0] * 5, [1.0] * 5)},
+            ["nothing, as it takes at least 6 windows to rank servers"],
+            id="few windows",
+        ),
+        pytest.param({"n1": (STEADY, STEADY), "n2": ([0.0] * 9, STEADY)}, [], id="one answered"),
+        pytest.param({"n1": (STEADY, STEADY)}, [], id="one server"),
+    ],
+)
+def test_what_was_found(figures: Figures, found: list[str]) -> None:
+    """No server is called the first where the intervals of the windows do not show it."""
+    assert found_of(figures) == found
+
+
+def test_nothing_is_found_where_figures_are_not_valid() -> None:
+    """Of any server."""
+    figures = {"n1": (STEADY, STEADY), "n2": (WIDE, WIDE)}
+    assert found_of(figures, "errors") == ["nothing, as some figures are not valid"]
+
+
+def test_not_valid_servers_are_one_block(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a line for each server, which has all of its reasons."""
+    results = [result_of(name, 10.0) for name in ("one", "two", "three")]
+    results[0].problems += ["errors", "no answer"]
+    results[2].problems += ["errors"]
+    command.show("a case", compared_of(*results), dict.fromkeys(("one", "two", "three"), NATIVE))
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: not valid, and why:",
+        "one: errors; no answer",
+        "three: errors",
+    ]

@@ -32,6 +32,8 @@ from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
 
 BENCH_SCHEMA = "fastsock.bench/4"
+CONFIDENCE = 0.95  # that an interval holds the median; fewer than FEWEST windows do not give it
+FEWEST = 6
 
 _FLOOR_WINDOW_NS = 100_000_000
 _LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; else 64 KiB
@@ -41,7 +43,6 @@ _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _WARMUP_PER_CONNECTION = 0.001  # seconds
 _CHILDREN_TIMEOUT = 2.0  # seconds
-_CONFIDENCE = 0.95
 
 Progress = Callable[[str], object]
 
@@ -181,7 +182,7 @@ class Interval:
             return cls(0.0, 0.0, 0.0, 0.0)
         ordered = sorted(values)
         outside, confidence = 0, confidence_of(len(ordered), 0)
-        while (narrower := confidence_of(len(ordered), outside + 1)) >= _CONFIDENCE:
+        while (narrower := confidence_of(len(ordered), outside + 1)) >= CONFIDENCE:
             outside, confidence = outside + 1, narrower
         low, high = ordered[outside], ordered[-1 - outside]
         return cls(statistics.median(ordered), low, high, confidence)

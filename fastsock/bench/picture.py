@@ -79,7 +79,7 @@ def check(path: str) -> None:
             f"write {Path(path).with_suffix(SUFFIXES[0])}"
         )
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("a picture needs matplotlib: pip install 'fastsock[plot]'")
+        raise ModuleNotFoundError("a picture needs matplotlib: pip install matplotlib")
 
 
 @contextmanager
@@ -113,6 +113,8 @@ def provenance(document: dict[str, Any]) -> str:
 def title(drawing: Figure, text: str, document: dict[str, Any], method: str) -> None:
     """The title, and below it in small print machine, versions and method."""
     height = drawing.get_figheight()
+    if any(result["problems"] for case in document["cases"] for result in case["results"]):
+        text += " (some figures are not valid)"
     drawing.text(0.01, 1 - 0.1 / height, text, va="top", fontsize=13, fontweight="bold")
     small = f"{provenance(document)}\n{method}"
     drawing.text(0.01, 1 - 0.38 / height, small, va="top", fontsize=7, linespacing=1.4)

@@ -9,9 +9,9 @@ from fastsock.bench import comparison as compare
 from fastsock.bench.contenders import NATIVE, RIVAL, TWIN
 from fastsock.units import format_duration, format_rate, format_size, plural
 
-TITLES = ("server", "rate", "p50", "p99", "CPU", "memory", "each", "rate ratio")
+TITLES = ("server", "rate", "p50", "p99", "CPU", "memory", "/conn", "rate ratio")
 #: Columns that a table leaves out, the first alone or both, where it is wider than the terminal.
-OPTIONAL = ("each", "memory")
+OPTIONAL = ("/conn", "memory")
 #: The servers of a group, in words.
 GROUPS = {NATIVE: "of fastsock", TWIN: "of the standard library", RIVAL: "of the rivals"}
 
@@ -29,54 +29,73 @@ def lines_of(
     yield ""
     yield from table
     yield ""
-    for note in notes_of(comparison, titles=table[0].split()):
+    for note in notes_of(comparison, table[0]):
         yield from textwrap.wrap(note, width, subsequent_indent="  ")
     for sentence in found_in(comparison, groups):
         yield from textwrap.wrap(sentence, width, subsequent_indent="  ")
 
 
 def found_in(comparison: compare.Comparison, groups: Mapping[str, str]) -> Iterator[str]:
-    """What the table says, in words; nothing of a single server."""
-    rates = {
-        each.name: ratio for each in comparison.results if (ratio := comparison.rate_ratio(each))
-    }
+    """What the table shows, in words; nothing of a single server."""
+    if len(comparison.results) < 2:
+        return
+    if any(result.all_problems() for result in comparison.results):
+        yield "found: nothing, as some figures are not valid"
+        return
+    ratios = {each.name: comparison.rate_ratio(each) for each in comparison.results}
+    rates = {name: ratio for name, ratio in ratios.items() if ratio}
+    costs = {each.name: compare.Interval.of(each.cpu_per_echo) for each in comparison.results}
+    costs = {name: cost for name, cost in costs.items() if name in rates and cost.median}
     if len(rates) < 2:
         return
-    costs = {
-        each.name: compare.Interval.of(each.cpu_per_echo)
-        for each in comparison.results
-        if each.name in rates
-    }
-    fastest = leaders(rates, groups, lambda rate: -rate.median)
-    cheapest = leaders(costs, groups, lambda cost: cost.median)
-    rate = {name: f"{rates[name].median:.2f}" for name in fastest}
-    rate[fastest[0]] += f" of {comparison.reference}"
-    cost = {name: format_duration(costs[name].median / 1e6) for name in cheapest}
-    yield f"found: highest rate: {in_words(rate, groups)}"
-    if len(fastest) > 1 and rates[fastest[0]].low <= rates[fastest[1]].high:
-        yield "  their intervals overlap: this run does not say which of the two is faster"
-    yield f"found: least CPU per echo: {in_words(cost, groups)}"
+    if any(rate.confidence < compare.CONFIDENCE for rate in rates.values()):
+        yield f"found: nothing, as it takes at least {compare.FEWEST} windows to rank servers"
+        return
+    fastest = sorted(rates, key=lambda name: -rates[name].median)
+    yield f"found: highest rate: {first_of(fastest, rates, groups, ratio_only)}"
+    if len(costs) > 1:
+        cheapest = sorted(costs, key=lambda name: costs[name].median)
+        yield f"found: least CPU per echo: {first_of(cheapest, costs, groups, microseconds)}"
 
 
-def leaders(
+def first_of(
+    ordered: Sequence[str],
     figures: Mapping[str, compare.Interval],
     groups: Mapping[str, str],
-    order: Callable[[compare.Interval], float],
-) -> list[str]:
-    """The first server of each group, in order."""
-    ordered = sorted(figures, key=lambda name: order(figures[name]))
-    seen: dict[str, str] = {}
+    shown: Callable[[compare.Interval], str],
+) -> str:
+    """The first server, those whose intervals overlap with its own, the first of other groups."""
+    best = figures[ordered[0]]
+    equal = [name for name in ordered if figures[name].median == best.median]
+    near = [
+        name
+        for name in ordered[len(equal) :]
+        if figures[name].low <= best.high and best.low <= figures[name].high
+    ]
+    parts = [f"{in_words(equal)} ({shown(best)})"]
+    if near:
+        subject, verb = ("interval", "overlaps") if len(near) == 1 else ("intervals", "overlap")
+        them = "them" if len(equal) > 1 else "it"
+        parts.append(f"the {subject} of {in_words(near)} {verb} with {them}")
+    said = {groups[name] for name in (*equal, *near)}
     for name in ordered:
-        seen.setdefault(groups[name], name)
-    return list(seen.values())
+        if groups[name] not in said:
+            said.add(groups[name])
+            parts.append(f"{GROUPS[groups[name]]}: {name} ({shown(figures[name])})")
+    return "; ".join(parts)
 
 
-def in_words(figures: Mapping[str, str], groups: Mapping[str, str]) -> str:
-    """``fastsock epoll, 1.00; of the standard library: stdlib selectors, 0.81``."""
-    (first, figure), *others = figures.items()
-    texts = [f"{first}, {figure}"]
-    texts += [f"{GROUPS[groups[name]]}: {name}, {figure}" for name, figure in others]
-    return "; ".join(texts)
+def ratio_only(ratio: compare.Interval) -> str:
+    return f"rate ratio {ratio.median:.2f}"
+
+
+def microseconds(cost: compare.Interval) -> str:
+    return format_duration(cost.median / 1e6)
+
+
+def in_words(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def table_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
@@ -103,17 +122,20 @@ def table_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
             yield "-" * (room + figures)
 
 
-def notes_of(comparison: compare.Comparison, titles: Sequence[str] = TITLES) -> Iterator[str]:
-    """What the columns mean, and what is to know of this comparison."""
+def notes_of(comparison: compare.Comparison, head: str) -> Iterator[str]:
+    """What the columns under `head` mean, and what is to know of this comparison."""
     confidence = compare.Interval.of(comparison.results[0].rates).confidence
-    interval = f" of the rounds, and its {confidence:.0%} interval" if confidence else ""
-    yield f"rate ratio: relative to {comparison.reference}, higher is better; median{interval}"
+    interval = f", and the {confidence:.0%} confidence interval of the median" * bool(confidence)
+    yield (
+        f"rate ratio: relative to {comparison.reference}, higher is better; median of the "
+        f"rounds{interval}"
+    )
     yield (
         f"CPU: of the server per echo; the kernel alone takes "
         f"{comparison.floor_us.median:.2f} us for both ends"
     )
-    if "memory" in titles:
-        each = "; each: for each of them" if "each" in titles else ""
+    if "memory" in head:
+        each = "; /conn: what one connection adds" if "/conn" in head else ""
         yield f"memory: with all connections open{each}"
     if comparison.one_cpu:
         yield "server and client share the only CPU, so the client waits by blocking"

@@ -162,7 +162,7 @@ _HELP = {each.name: each.help for each in declared(LoadOptions)}
     "picture_path",
     metavar="FILE.svg|FILE.png",
     callback=drawable,
-    help="Draw rate, p99, CPU and memory over the connections; needs fastsock[plot].",
+    help="Draw rate, p99, CPU and memory over the connections; needs matplotlib.",
 )
 @quiet_option
 def bench(
@@ -301,6 +301,9 @@ def show(name: str, comparison: compare.Comparison, groups: Mapping[str, str]) -
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = max(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH) if terminal else WIDTH
     write_result("\n".join(lines_of(name, comparison, groups, width)))
-    for result in comparison.results:
-        for problem in result.all_problems():
-            complain(f"not valid: {result.name}: {problem}")
+    problems = {result.name: result.all_problems() for result in comparison.results}
+    if any(problems.values()):
+        complain("not valid, and why:")
+    for server, reasons in problems.items():
+        if reasons:
+            tell(f"{server}: {'; '.join(reasons)}")
