@@ -38,6 +38,8 @@ class Kind:
     limits = ""
     #: Whether the command-line option can be given several times, a value each.
     repeatable = False
+    #: What stands between several values in an environment variable; None is white space.
+    separator: str | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """Return the checked value of the option `name`; TypeError or ValueError if it is bad."""

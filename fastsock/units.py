@@ -132,8 +132,8 @@ def parse_duration(text: str, name: str = "duration") -> float:
     return number * factor / _MICROSECONDS
 
 
-def parse_numbers(text: str, name: str = "numbers") -> list[int]:
-    """Return the numbers of a list such as ``0,1``.
+def parse_numbers(text: str, name: str = "numbers", *, example: str = "0,1") -> list[int]:
+    """Return the numbers of a list such as ``0,1``; the error shows the `example`.
 
     Raises:
         ValueError: not such a list.
@@ -143,7 +143,8 @@ def parse_numbers(text: str, name: str = "numbers") -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"{name} {_quote(text)} is not a list of numbers; write them with commas, as in 0,1"
+            f"{name} {_quote(text)} is not a list of numbers; "
+            f"write them with commas, as in {example}"
         ) from None
 
 

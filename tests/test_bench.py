@@ -339,19 +339,39 @@ def test_a_server_that_cannot_be_run_is_left_out() -> None:
     }
 
 
-def test_a_rival_that_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("printed", "error"),
+    [
+        ("no luck", "did not start; it printed: no luck; it must print: listening on ENDPOINT"),
+        ("listening on http://localhost:80; sleep 9", "broken printed a bad endpoint: endpoint"),
+    ],
+)
+def test_a_rival_that_does_not_start(
+    printed: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A contender that ends without listening is an error with what it printed."""
-    rival = "broken=sh -c 'echo no luck >&2'"
+    rival = f"broken=sh -c 'echo {printed}'"
     assert run(["bench", "-c", "1", "--windows", "1", "--rival", rival]) == 1
-    assert "broken did not start; it printed: no luck" in capsys.readouterr().err
+    assert error in " ".join(capsys.readouterr().err.split())
+
+
+def test_rivals_by_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One a line, as their commands have spaces."""
+    monkeypatch.setenv("FASTSOCK_BENCH_RIVAL", "one=sh -c 'exit 1'\nbroken\n")
+    assert run(["bench"]) == 2
+    assert "FASTSOCK_BENCH_RIVAL 'broken' has no name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--engines fancy", "engine 'fancy' does not take part; expected all, or some of epoll,"),
+        ("--engines fancy", "engine 'fancy' is unknown; expected all, or some of epoll,"),
+        ("--engines asyncio", "engine 'asyncio' is unknown; did you mean stdlib-asyncio?"),
+        ("--engines epol", "engine 'epol' is unknown; did you mean epoll?"),
         ("--engines serial -c 2", "none of the servers serves 2 clients at a time"),
-        ("-c 1,many", "'1,many' is not a list of numbers; write them with"),
+        ("-c 1-10", "'1-10' is not a list of numbers; write them with commas, as in 1,10,100"),
         ("-c 0", "connections 0"),
         ("--picture engines.jpg", "ends with none of .svg, .png; write engines.svg"),
         ("--picture /nowhere/engines.svg", "cannot write /nowhere/engines.svg"),

@@ -295,13 +295,19 @@ class ServerProcess(Process):
         while (now := time.monotonic()) < start + START_TIMEOUT and self.running():
             printed = _LISTENING.findall(self.log())
             if len(printed) >= count:
-                return [Endpoint.parse(each) for each in printed[:count]]
+                try:
+                    return [Endpoint.parse(each) for each in printed[:count]]
+                except ValueError as error:
+                    raise NotStartedError(f"{self.name} printed a bad endpoint: {error}") from None
             if count == 1 and (bound := bound_endpoint(self.pid)):
                 listening_since = listening_since or now
                 if now > listening_since + PRINTED_WITHIN:
                     return [bound]
             time.sleep(0.01)
-        raise NotStartedError(f"{self.name} did not start; it printed: {self.last_lines()}")
+        raise NotStartedError(
+            f"{self.name} did not start; it printed: {self.last_lines()}; "
+            "it must print: listening on ENDPOINT, such as tcp://127.0.0.1:7007"
+        )
 
 
 def signal_each(pids: Sequence[int], number: signal.Signals) -> None:

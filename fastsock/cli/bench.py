@@ -31,6 +31,7 @@ from fastsock.cli.parameters import KindType, json_option, quiet_option
 from fastsock.client.options import LoadOptions, check_datagram_size
 from fastsock.options import Choice, Count, Kind, Seconds, Size, declared
 from fastsock.server import engines
+from fastsock.suggestions import near
 from fastsock.units import format_duration, parse_numbers
 
 ONE_CASE = (64,)
@@ -42,6 +43,7 @@ class Rival(Kind):
 
     metavar = "NAME=COMMAND"
     repeatable = True
+    separator = "\n"  # a command has spaces
 
     def parse(self, name: str, text: str) -> Contender:
         title, _, command = text.partition("=")
@@ -69,7 +71,7 @@ class Counts(Kind):
     metavar = "N,..."
 
     def parse(self, name: str, text: str) -> list[int]:
-        return parse_numbers(text, name)
+        return parse_numbers(text, name, example="1,10,100")
 
 
 def drawable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -118,8 +120,8 @@ _HELP = {each.name: each.help for each in declared(LoadOptions)}
     "--rival",
     "rivals",
     kind=Rival(),
-    help="Compare this server too: a command that prints 'listening on ENDPOINT' to stderr "
-    "(repeatable).",
+    help="Compare this server too: a command that prints 'listening on tcp://HOST:PORT' to stdout "
+    "or stderr, or listens on one IPv4 address (repeatable; in FASTSOCK_BENCH_RIVAL one a line).",
 )
 @option(
     "--kind",
@@ -226,8 +228,11 @@ def chosen(engine_names: str | None, kind: str) -> list[Contender]:
     known = {option_name(each): each for each in usable}
     for name in engine_names.split(","):
         if name not in known:
-            expected = f"all, or some of {', '.join(known)}"
-            raise ValueError(f"engine {name!r} does not take part; expected {expected}")
+            twin = f"stdlib-{name}"
+            meant = twin if twin in known else near(name, known)
+            expected = f"expected all, or some of {', '.join(known)}"
+            helps = f"did you mean {meant}?" if meant else expected
+            raise ValueError(f"engine {name!r} is unknown; {helps}")
     return [known[name] for name in dict.fromkeys(engine_names.split(","))]
 
 

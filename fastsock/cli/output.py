@@ -53,7 +53,7 @@ def tell(text: str) -> None:
 
 def write_json(document: dict[str, Any], path: str) -> int:
     """Write `document` to `path`, or to stdout when that fails; return an exit code."""
-    text = json.dumps(document, indent=2)
+    text = json.dumps(document, indent=2, allow_nan=False)
     if path == "-":
         error = write_result(text)
         if error:

@@ -37,6 +37,10 @@ class KindType(_AnyType):
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from None
 
+    def split_envvar_value(self, rv: str) -> list[str]:
+        values = rv.split(self._kind.separator)
+        return [value for value in values if value.strip()]
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return self._kind.metavar
 
