@@ -15,10 +15,10 @@ _HEAD = """\
 <!-- Generated: python -m fastsock.cli.options_page > docs/options.md -->
 
 Every option has the same name in Python and on the command line, and can be set by an environment
-variable. A size may have a binary unit (`64k` is 65536 bytes), a duration `us`, `ms`, `s`, `min` (or
-`m`) or `h`, a rate `k/s` or `M/s`, and a number of messages `k` or `M` (thousands and millions); `.1s`,
-`1e3` and `1_000` are numbers too. A bare number is bytes, seconds or a count. Python takes numbers
-and such text. Numbers of connections, threads and workers have no unit.
+variable. A size may have a binary unit (`64k` is 65536 bytes), a duration `us`, `ms`, `s`, `min`
+(or `m`) or `h`, a rate `k/s` or `M/s`, and a number of messages `k` or `M` (thousands and
+millions); `.1s`, `1e3` and `1_000` are numbers too. A bare number is bytes, seconds or a count.
+Python takes numbers and such text. Numbers of connections, threads and workers have no unit.
 """
 
 _COLUMNS = ("option", "command line", "environment", "default", "range and unit", "what it does")
