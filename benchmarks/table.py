@@ -60,11 +60,9 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         f"kernel {host['kernel']}, Python {host['python']}; medians of {method['windows']} windows "
         f"of {method['window_s']:g} s after {method['warmup_s']:g} s of warm-up."
     )
-    quartiles = document["schema"] == "fastsock.bench/3"
     yield (
         "The rate ratio is the row's rate relative to that of the reference row, within a round: "
-        "higher is better; median and "
-        f"{'quartiles' if quartiles else '95 % interval'} of the rounds."
+        f"higher is better; {interval_of(document)} of the rounds."
     )
     counted = method.get("syscalls_by")
     if counted:
@@ -77,6 +75,12 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
             for case in cases:
                 yield from narrow(case, bool(counted))
     yield from left_out(document)
+
+
+def interval_of(document: dict[str, Any]) -> str:
+    """What a ratio and its brackets are."""
+    quartiles = document["schema"] == "fastsock.bench/3"
+    return f"median and {'quartiles' if quartiles else '95 % confidence interval'}"
 
 
 def same_servers(case: dict[str, Any]) -> tuple[str, str]:
@@ -149,6 +153,11 @@ def left_out(document: dict[str, Any]) -> Iterator[str]:
 
 def readme_lines(document: dict[str, Any]) -> Iterator[str]:
     """The servers of the picture in its first case."""
+    yield (
+        "The rate is relative to a plain epoll loop in C: higher is better; "
+        f"{interval_of(document)}."
+    )
+    yield ""
     (case,) = (case for case in document["cases"] if case["name"] == README_CASE)
     results = {result["name"]: result for result in case["results"]}
     yield from head("server", "messages/s", f"rate relative to {REFERENCE}", "CPU us/echo")

@@ -134,6 +134,21 @@ def test_the_table_of_the_readme(results: dict[str, Any]) -> None:
     from benchmarks.picture import SERVERS
     from benchmarks.table import readme_lines
 
-    rows = [line.split(" | ")[0] for line in readme_lines(results)][2:]
+    rows = [line.split(" | ")[0] for line in readme_lines(results) if line.startswith("|")][2:]
     assert rows[0] == "| **fastsock epoll**"
     assert len(rows) == len(SERVERS) - 1  # that with busy_poll is not in this case
+
+
+@pytest.mark.parametrize(
+    ("schema", "interval"),
+    [("fastsock.bench/3", "quartiles"), ("fastsock.bench/4", "95 % confidence interval")],
+)
+def test_the_pages_say_what_the_interval_is(
+    results: dict[str, Any], schema: str, interval: str
+) -> None:
+    """By the schema of the results."""
+    from benchmarks.table import lines_of, readme_lines
+
+    results["schema"] = schema
+    for lines in (lines_of(results), readme_lines(results)):
+        assert f"; median and {interval}" in "\n".join(lines)
