@@ -54,22 +54,29 @@ def result(case: str, server: str) -> Document:
     return dict(row)
 
 
+def median(case: str, server: str, figure: str) -> float:
+    interval = result(case, server)[figure]
+    if interval is None:
+        raise SystemExit(f"{case}, {server}: no {figure}, as nothing was answered")
+    return float(interval["median"])
+
+
 def ratio(case: str, server: str, over: str = "") -> float:
     """The server's rate relative to the reference's, or to another server's."""
-    value = float(result(case, server)["rate_ratio"]["median"])
+    value = median(case, server, "rate_ratio")
     return value / ratio(case, over) if over else value
 
 
 def rate(case: str, server: str) -> float:
-    return float(result(case, server)["messages_per_s"]["median"])
+    return median(case, server, "messages_per_s")
 
 
 def cpu(case: str, server: str) -> float:
-    return float(result(case, server)["server_cpu_us_per_echo"]["median"])
+    return median(case, server, "server_cpu_us_per_echo")
 
 
 def p99(case: str, server: str) -> float:
-    return float(result(case, server)["p99_us"]["median"])
+    return median(case, server, "p99_us")
 
 
 def worst_stop(how: str, load: str, *, fork: bool = False) -> float:

@@ -73,7 +73,7 @@ def main() -> None:
 
 def write(results: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(path)
 
 

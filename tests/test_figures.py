@@ -50,6 +50,13 @@ def test_a_figure_that_is_not_found() -> None:
         figures.only_match(Figure("README.md", "no such text #", tuple), "some such text 1")
 
 
+def test_a_figure_of_a_server_that_answered_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case and the server are named."""
+    monkeypatch.setattr(figures, "result", lambda case, server: {"p99_us": None})
+    with pytest.raises(SystemExit, match="a case, a server: no p99_us"):
+        figures.p99("a case", "a server")
+
+
 @pytest.mark.parametrize("case", [figures.ONE, figures.MANY, figures.CROWD])
 def test_the_reason_for_auto_holds(case: str) -> None:
     """`fastsock info` says that it is within 10 % of the best engine in these cases."""

@@ -7,6 +7,7 @@ show leaks. Then a steady load, to measure the p99.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
@@ -76,11 +77,12 @@ def soak(seconds: float, engine: str, seed: int) -> tuple[Found, FastsockServer]
             found.memory.append(server.anonymous_memory())
             found.descriptors.append(server.descriptors())
             found.threads.append(server.threads())
-            found.p99_us.append(steady_p99(server, found, length * 0.2))
+            p99 = steady_p99(server, found, length * 0.2)
+            found.p99_us += [] if math.isnan(p99) else [p99]
             number += 1
             say(
                 f"{found.times[-1]:6.0f} s, {found.memory[-1] >> 10} KiB, "
-                f"{found.descriptors[-1]} descriptors, p99 {found.p99_us[-1]:.0f} us, "
+                f"{found.descriptors[-1]} descriptors, p99 {p99:.0f} us, "
                 f"{found.verified / 1e9:.2f} GB, {len(found.failures)} failures"
             )
     return found, server
@@ -134,15 +136,15 @@ def load_one(
 def take(report: fastsock.LoadReport, found: Found) -> None:
     found.verified += report.bytes
     found.messages += report.messages
-    if report.failed:
+    if report.failed or not report.messages:
         found.failures.append(
-            f"load {report.endpoint}: {dict(report.errors)}, {report.lost_bytes} bytes lost, "
-            f"{report.corrupt_bytes} corrupt"
+            f"load {report.endpoint}: {report.messages} messages, {dict(report.errors)}, "
+            f"{report.lost_bytes} bytes lost, {report.corrupt_bytes} corrupt"
         )
 
 
 def steady_p99(server: FastsockServer, found: Found, seconds: float) -> float:
-    """The p99 of a load that is the same in every round, in microseconds."""
+    """The p99 of a load that is the same in every round, in microseconds; NaN without answers."""
     report = fastsock.load(
         server.endpoint, connections=16, rate=2000, duration=seconds, wait="block"
     )
@@ -177,7 +179,7 @@ def judge(found: Found, server: FastsockServer, verdict: Verdict) -> None:
         (server.stats["bytes_in"], server.stats["bytes_out"], closed),
     )
     verdict.require(not server.messages, "no other line on stderr", server.messages[:5])
-    drift = drift_of(found.p99_us)
+    drift = drift_of(found.p99_us) if found.p99_us else 1.0  # a failure, which is told above
     enough = len(found.p99_us) >= DRIFT_ROUNDS
     verdict.require(
         drift <= MAX_DRIFT or not enough,

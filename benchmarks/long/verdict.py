@@ -48,7 +48,7 @@ class Verdict:
         }
         path = self._results / f"{self._name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         for name, figure in self._figures.items():
             if not isinstance(figure, list | dict):
                 print(f"{name:32} {rounded(figure)}")
