@@ -190,7 +190,7 @@ $ fastsock bench --engine epoll
 Error: --engine is not an option of bench; did you mean --engines?
 $ fastsock bench -c 1-10
 Error: --connections '1-10' is not a list of numbers; write them with commas, as
-  in 0,1
+  in 1,10,100
 $ fastsock bench 127.0.0.1:7007
 Error: bench takes options only, not '127.0.0.1:7007'; see fastsock bench -h
 $ fastsock bench --rival ./server

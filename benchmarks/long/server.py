@@ -32,7 +32,8 @@ class FastsockServer(ServerProcess):
         code = self.stop(END_TIMEOUT)
         log = self.log()
         self.close()
-        self.messages = log.splitlines()[len(self.endpoints) : -1]
+        lines = log.replace("\n  ", " ").splitlines()  # the command wraps a long line
+        self.messages = lines[len(self.endpoints) : -1]
         if self._stats_file.exists():
             self.stats = json.loads(self._stats_file.read_text())
         self._directory.cleanup()
