@@ -334,7 +334,7 @@ def test_not_valid_servers_are_one_block(capsys: pytest.CaptureFixture[str]) -> 
     results[2].problems += ["errors"]
     command.show("a case", compared_of(*results), dict.fromkeys(("one", "two", "three"), NATIVE))
     assert capsys.readouterr().err.splitlines() == [
-        "Error: not valid, and why:",
+        "Error: a case: these figures are not valid:",
         "one: errors; no answer",
         "three: errors",
     ]

@@ -308,7 +308,7 @@ def show(name: str, comparison: compare.Comparison, groups: Mapping[str, str]) -
     write_result("\n".join(lines_of(name, comparison, groups, width)))
     problems = {result.name: result.all_problems() for result in comparison.results}
     if any(problems.values()):
-        complain("not valid, and why:")
+        complain(f"{name}: these figures are not valid:")
     for server, reasons in problems.items():
         if reasons:
             tell(f"{server}: {'; '.join(reasons)}")
