@@ -8,7 +8,6 @@ import signal
 import sys
 
 from .. import line_writer
-from ..client.report import LoadReport
 from ..signals import ignore_signals
 from . import ENGINES, Server, load
 
@@ -78,20 +77,10 @@ def run_load(options: argparse.Namespace) -> int:
         depth=options.depth,
         duration=options.duration,
     )
-    print(json.dumps(report.as_dict(), indent=2) if options.json else as_text(report))
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
     if report.failed:
         return 1
     return 0 if report.valid else 4
-
-
-def as_text(report: LoadReport) -> str:
-    took = report.latency
-    lines = [f"{report.messages_per_s:.0f} messages/s, {report.bytes_per_s / 1e6:.1f} MB/s"]
-    if took.count:
-        lines.append(f"p50 {took.p50:.0f} us, p99 {took.p99:.0f} us, max {took.max:.0f} us")
-    if report.datagrams:
-        lines.append(", ".join(f"{name} {count}" for name, count in report.datagrams.items()))
-    return "\n".join([*lines, *report.reasons])
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import threading
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from ..client.report import DATAGRAM_COUNTS, LOAD_ERRORS, Finding, LoadReport
+from ..client.options import LoadOptions
+from ..client.report import DATAGRAM_COUNTS, Finding, LoadReport
 from ..endpoint import Endpoint
 from ..host import host_facts
 from . import load_datagrams, load_streams
 from .load_run import Plan, Tally, summary
-from .options import check_int, check_number
 
 
 def load(
@@ -47,19 +48,20 @@ def load(
     timeout. Raises TypeError or ValueError for a bad option, OSError if the host has no address.
     """
     endpoint = Endpoint.parse(endpoint)
-    counts = {"connections": connections, "size": size, "depth": depth}
-    for name, count in counts.items():
-        check_int(name, count)
-    if messages is not None:
-        check_int("messages", messages)
-    times = {"duration": duration, "timeout": timeout, "loss_timeout": loss_timeout}
-    for name, seconds in times.items():
-        check_number(name, seconds, zero=False)
-    least, most = load_datagrams.HEADER_SIZE, load_datagrams.LONGEST
-    if not endpoint.is_stream and not least <= size <= most:
-        raise ValueError(f"size {size} is no size of a datagram; expected {least} to {most}")
-
+    options = LoadOptions(
+        connections=connections,
+        size=size,
+        depth=depth,
+        duration=duration if messages is None else None,
+        messages=messages,
+        warmup=0.0,
+        timeout=timeout,
+        loss_timeout=loss_timeout,
+        wait="block",
+    )
+    options.check_target(endpoint)
     address = endpoint.resolve()
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     begin = monotonic()
     end = begin + duration if messages is None else math.inf
     plan = Plan(address, connections, size, depth, messages, timeout, loss_timeout, end)
@@ -67,14 +69,16 @@ def load(
     latency = summary(total.latencies)
     return LoadReport(
         endpoint=str(endpoint),
-        options={**counts, **times, "messages": messages},
+        options=options.as_dict(),
         duration=min(end, monotonic()) - begin,
         messages=total.messages,
         answered_in_window=total.messages,
         bytes=total.messages * size,
         latency=latency,
         latency_from_send=latency,  # in a closed loop a message is due when it is sent
-        errors=dict.fromkeys(LOAD_ERRORS, 0) | total.errors,
+        started_at=started_at.replace("+00:00", "Z"),
+        address=str(address),
+        errors=total.errors,
         lost_bytes=total.lost_bytes,
         corrupt_bytes=total.corrupt_bytes,
         datagrams=None if endpoint.is_stream else {n: total.datagrams[n] for n in DATAGRAM_COUNTS},

@@ -15,7 +15,6 @@ from .load_run import PIECE, Plan, Tally, kind_of
 
 HEADER_SIZE = 8  # bytes: the two numbers
 NUMBER_BITS = 40  # of the header for the datagram's number, the others for the socket's
-LONGEST = 65507  # bytes; the most in UDP over IPv4
 
 
 def run(plan: Plan, index: int, tally: Tally) -> None:

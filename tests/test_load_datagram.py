@@ -417,7 +417,7 @@ def test_the_command_line_of_the_twin(
     # On a busy machine every answer may come after so short a window.
     assert main(["load", str(server.endpoint), "--duration", "0.1"]) in (0, 4)
     assert re.search(
-        r"^sent (\d+), received \1, lost 0, duplicated 0, reordered 0, late 0$",
+        r"^datagrams sent (\d+), received \1, lost 0, duplicated 0, reordered 0, late 0$",
         capsys.readouterr().out,
         re.MULTILINE,
     )

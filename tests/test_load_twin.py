@@ -6,22 +6,27 @@ Those for datagrams are in test_load_datagram.py, which runs both clients.
 from __future__ import annotations
 
 import errno
+import json
 import math
+import re
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import misbehaving
 import pytest
 from clients import running, wait_until
+from jsonschema import Draft202012Validator
 from load_runs import assert_bad, failures, until_counted
 from misbehaving import MisbehavingServer
 
 import fastsock
 from fastsock import pure
 from fastsock.client.report import LOAD_ERRORS
+from fastsock.pure.__main__ import main
 from fastsock.pure.load_run import Plan, kind_of
 
 SHORT: dict[str, Any] = {"messages": 100, "timeout": 0.3}
@@ -184,6 +189,37 @@ def test_the_server_goes_away() -> None:
     assert sum(report.errors.values()) == 3
     assert set(failures(report)) <= {"reset", "closed_early"}
     assert report.duration < 20
+
+
+@pytest.mark.parametrize("options", [{"messages": 5}, {"duration": 0.1, "size": 1000}])
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_the_document_has_the_schema(scheme: str, options: dict[str, Any]) -> None:
+    """It is that of the native client, without evidence of the client."""
+    schema = json.loads((Path(__file__).parent.parent / "docs/load-2.schema.json").read_text())
+    with fastsock.Server(f"{scheme}://127.0.0.1:0") as server:
+        report = pure.load(server.endpoint, **options)
+    document = report.as_dict()
+    assert not list(Draft202012Validator(schema).iter_errors(document))
+    assert document["client"] is None
+    assert document["address"] == f"127.0.0.1:{server.port}"
+
+
+def test_the_text_judges_no_client(server: fastsock.Server) -> None:
+    """The client does not observe itself: it says neither how busy it was nor that all is well."""
+    report = pure.load(server.endpoint, messages=100)
+    *_, last = str(report).splitlines()
+    assert last == "valid     unknown: this client does not observe itself"
+    assert "busy" not in str(report)
+    assert repr(report).endswith(", validity unknown>")
+
+
+def test_the_command_of_a_run_without_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no figure to print, and the reason is."""
+    with misbehaving.refusing_address() as (host, port):
+        assert main(["load", f"{host}:{port}"]) == 1
+    told = capsys.readouterr().out
+    assert "nan" not in told
+    assert re.search(r"^valid     NO\n +connections failed \(refused\): 1$", told, re.MULTILINE)
 
 
 INTERRUPTED = """

@@ -47,7 +47,7 @@ def of(report: LoadReport) -> dict[str, Any]:
         "valid": report.valid,
         "reasons": _findings(report.reasons),
         "notes": _findings(report.notes),
-        "client": asdict(report.client),
+        "client": asdict(report.client) if report.client.known else None,
         "server_cpu_s": report.server_cpu,
         "intervals": None,
         "stages": None,

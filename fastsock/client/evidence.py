@@ -26,6 +26,8 @@ class ClientEvidence:
     longest time of the first two. ``throttled_s`` is how long the CPU quota of its cgroup stopped
     it and ``stolen_s`` what the hypervisor took from its CPUs, over the whole run; None where the
     kernel does not tell. Without ``schedstat`` delays of less than 1 ms are not seen.
+
+    Without arguments it is that of a client that does not observe itself, such as fastsock.pure.
     """
 
     busy: float = 0.0
@@ -38,6 +40,11 @@ class ClientEvidence:
     schedstat: bool = True
     spinning_threads: int = 0
     cpus: int = 1
+
+    @property
+    def known(self) -> bool:
+        """Whether the client observed itself."""
+        return self != ClientEvidence()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def in_short(report: LoadReport) -> str:
     """One line: the endpoint, the rate, p99 and the verdict."""
     latency = report.latency
     p99 = f", p99 {format_duration(latency.p99 / 1e6)}" if latency.count else ""
-    verdict = "valid"
+    verdict = "valid" if report.client.known else "validity unknown"
     if report.reasons:
         first, *others = report.reasons
         more = f"; and {plural(len(others), 'more reason')}" if others else ""
@@ -70,11 +70,13 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         )
     if report.outages is not None:
         yield from filled("outages", outages_of(report.outages))
-    yield f"client    busy {report.client.busy:.0%}"
+    if report.client.known:
+        yield f"client    busy {report.client.busy:.0%}"
     names = (report.endpoint, report.address)
     for note in report.notes:
         yield from filled("note", note, names)
-    yield from filled("valid", "yes" if report.valid else "NO")
+    good = "yes" if report.client.known else "unknown: this client does not observe itself"
+    yield from filled("valid", good if report.valid else "NO")
     for reason in report.reasons:
         yield from filled("", reason, names)
 
