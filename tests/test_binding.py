@@ -256,14 +256,18 @@ def test_an_address_of_another_machine_is_left_out(
 
 @pytest.mark.parametrize("addresses", [BOTH, BOTH[::-1]])
 def test_ipv6_switched_off(
-    monkeypatch: pytest.MonkeyPatch, addresses: tuple[tuple[int, str], ...]
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    addresses: tuple[tuple[int, str], ...],
 ) -> None:
-    """Then localhost is 127.0.0.1 alone."""
+    """Then localhost is 127.0.0.1 alone, which is nothing to warn about."""
     listing(monkeypatch, *addresses)
     with own_network():
         Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
         with Server("localhost:0") as server:
             assert_serves(Endpoint("tcp", "127.0.0.1", server.endpoint.port))
+    line_writer.flush(20)
+    assert "left out" not in caplog.text
 
 
 def test_a_protocol_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

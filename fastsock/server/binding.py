@@ -139,7 +139,8 @@ def _bind_inet(
                 raise
         else:
             binding.add(endpoint.with_port(port), len(addresses) - len(absent))
-            binding.left_out += [error.strerror or str(error) for error in absent]
+            if endpoint.host != "localhost":  # which is not both addresses where IPv6 is off
+                binding.left_out += [error.strerror or str(error) for error in absent]
             return
         binding.close_sockets(before)
 
