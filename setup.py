@@ -11,16 +11,18 @@ that it needs, the build ends with one line that names the package to install.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_packages, setup
 
 # What pip installs first, unless it is told --no-build-isolation: [("setuptools", ">=77"), ...].
 REQUIRES = re.findall(
@@ -29,7 +31,8 @@ REQUIRES = re.findall(
 
 # These commands compile. The others, sdist and egg_info among them, need neither Cython nor a
 # compiler; pip asks for egg_info several times.
-COMPILING = {"build", "build_ext", "bdist_egg", "bdist_wheel", "editable_wheel", "install"}
+COMPILING = {"build", "build_ext", "bdist_egg", "bdist_wheel", "develop", "editable_wheel"}
+COMPILING |= {"install"}
 COMPILES = bool(COMPILING & set(sys.argv))
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
@@ -80,37 +83,41 @@ def unfit(name: str, wanted: str) -> str | None:
 
 
 def missing_tool() -> str | None:
-    """The first tool or header that compiling needs and does not find, and what to type."""
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    name = compiler[0]
-    if shutil.which(name) is None:
-        usual = name.endswith(("gcc", "cc"))
-        return f"the C compiler {name} is missing: apt-get install gcc libc6-dev" + (
-            "" if usual else ", then set CC=gcc"
-        )
+    """The compiler or header that surely is missing, and what to type.
 
-    def error_of(header: str) -> str:
-        """What the compiler says of including the header; empty if it is found."""
-        folders = [f"-I{sysconfig.get_path(each)}" for each in ("include", "platinclude")]
-        flags = [*shlex.split(os.environ.get("CFLAGS", "")), *folders]
-        command = [*compiler, *flags, "-E", "-x", "c", "-", "-o", os.devnull]
+    Whatever else is wrong, the compiler itself says it.
+    """
+    given = os.environ.get("CC", sysconfig.get_config_var("CC") or "cc")
+    if not given.strip():
+        return "CC is empty: unset CC"
+    compiler = shlex.split(given)[0]
+    usual = Path(compiler).name in ("cc", "gcc", f"{platform.machine()}-linux-gnu-gcc")
+    if shutil.which(compiler) is None:
+        install = "apt-get install gcc libc6-dev" if usual else "install it, or set CC=gcc"
+        return f"the C compiler {compiler} is missing: {install}"
+    variables = [os.environ.get(f"{each}FLAGS", "") for each in ("C", "CPP", "FASTSOCK_C")]
+    variables.append(sysconfig.get_config_var("CFLAGS") or "")
+    files = (Path(each).read_text() for each in Distribution().find_config_files())
+    elsewhere = r"(?m)(^|[^\w-])-(\w*I|i\w|-?sysroot|specs|-inc)|^\s*include.dirs"
+    if not usual or re.search(elsewhere, "\n".join([*sys.argv, given, *variables, *files])):
+        return None  # the headers may be in other folders
+
+    def is_missing(header: str) -> bool:
+        # No flags of the user's: -MMD would write a file, and -Werror fail for another reason.
+        paths = [*map(sysconfig.get_path, ("include", "platinclude")), f"{sys.prefix}/include"]
         done = subprocess.run(
-            command,
+            [compiler, *(f"-I{path}" for path in paths), "-E", "-"],
             input=f"#include <{header}>\n",
             text=True,
             capture_output=True,
             env={**os.environ, "LC_ALL": "C"},
         )
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        return ([*lines, f"exit code {done.returncode}"])[0] if done.returncode else ""
+        return bool(re.search(rf"\b{header}\b.*(No such file|not found)", done.stderr))
 
-    if not error_of("Python.h"):
-        return None
-    error = error_of("errno.h")
-    if "errno.h" in error:
+    if is_missing("errno.h"):
         return "the headers of the C library are missing: apt-get install libc6-dev"
-    if error:
-        return f"the C compiler {name} does not work: {error}"
+    if not is_missing("Python.h"):
+        return None
     version = "{}.{}".format(*sys.version_info)
     text = f"the headers of Python {version} (Python.h) are missing: "
     if sys.base_prefix != "/usr":
@@ -171,7 +178,8 @@ def compiled() -> list[Extension]:
 
 problem = unfit(*REQUIRES[0])  # with an older setuptools not even the metadata can be read
 if COMPILES:
-    problem = problem or unfit(*REQUIRES[1]) or missing_tool()
+    with suppress(OSError, ValueError):  # as of a quote that is not closed
+        problem = problem or unfit(*REQUIRES[1]) or missing_tool()
 if problem:
     raise SystemExit(f"fastsock: {problem}")
 

@@ -123,10 +123,11 @@ def test_a_build_without_compiler(source: Path, tmp_path: Path) -> None:
     line = build(source, PATH=str(tmp_path))
     assert line.startswith("fastsock: the C compiler ")
     assert line.partition(": apt-get install ")[2].startswith("gcc libc6-dev")
-    line = build(source, CC="clang-0")
-    assert line.startswith("fastsock: the C compiler clang-0 is missing: ")
-    assert line.endswith("apt-get install gcc libc6-dev, then set CC=gcc")
-    assert build(source, CC="false") == "fastsock: the C compiler false does not work: exit code 1"
+    for name in ("clang-0", "musl-gcc-0"):
+        line = build(source, CC=name)
+        assert line == f"fastsock: the C compiler {name} is missing: install it, or set CC=gcc"
+    for empty in ("", "  "):
+        assert build(source, CC=empty) == "fastsock: CC is empty: unset CC"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,50 @@ def test_a_build_without_headers(source: Path, tmp_path: Path, hidden: str, said
     command = f'{mounted} && exec {sys.executable} "$@"'
     line = build(source, "unshare", "-m", "sh", "-c", command, "sh")
     assert line.startswith(f"fastsock: {said.format(*sys.version_info)}")
+
+
+def up_to_cython(source: Path, *arguments: str, **env: str) -> str:
+    """The last line of a build in which importing Cython.Build fails."""
+    code = """
+import sys
+sys.modules["Cython.Build"] = None
+sys.argv[0] = "setup.py"
+exec(open("setup.py").read())
+"""
+    done = run(source, sys.executable, "-c", code, *arguments, **env)
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("passes", "env", "arguments"),
+    [
+        (False, {}, ["build_ext"]),
+        (False, {}, ["develop"]),
+        (False, {"CFLAGS": "-std=c89 -pedantic-errors -Werror -MMD"}, ["build_ext", "-i"]),
+        (True, {"CPPFLAGS": "-I/opt/include"}, ["build_ext"]),
+        (True, {"CFLAGS": "-O2 -isystem /opt/include"}, ["build_ext"]),
+        (True, {"CFLAGS": "--sysroot=/opt"}, ["build_ext"]),
+        (True, {"FASTSOCK_CFLAGS": "-g -I /opt/include"}, ["build_ext"]),
+        (True, {}, ["build_ext", "-I", "/opt/include"]),
+        (True, {}, ["build_ext", "--include-dirs=/opt/include"]),
+    ],
+    ids=str,
+)
+def test_headers_in_other_folders(
+    source: Path, tmp_path: Path, passes: bool, env: dict[str, str], arguments: list[str]
+) -> None:
+    """Where they may be in one that the user names, the build goes on; here to Cython."""
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    line = up_to_cython(source, *arguments, CC=str(compiler), **env)
+    assert ("Cython.Build" in line, "(Python.h) are missing" in line) == (passes, not passes)
+
+
+@pytest.mark.parametrize("env", [{"CFLAGS": '-DX="a b'}, {"CC": 'gcc "'}, {"CC": "false"}], ids=str)
+def test_the_compiler_speaks_for_itself(source: Path, env: dict[str, str]) -> None:
+    """What the check cannot read is no error of the check."""
+    assert "Cython.Build" in up_to_cython(source, "build_ext", **env)
 
 
 @pytest.mark.parametrize(
