@@ -53,6 +53,9 @@ DIRECTIVES = {
     "initializedcheck": False,
 }
 
+# Where one of these is in a flag or a configuration file, headers may lie in other folders.
+HEADERS_ELSEWHERE = ("-I", "-isystem", "-idirafter", "-iquote", "include", "sysroot", "-specs")
+
 CPUS = len(os.sched_getaffinity(0))
 
 # -O3 was measured against -O2 and gained nothing (docs/benchmarks.md).
@@ -98,9 +101,9 @@ def missing_tool() -> str | None:
     variables = [os.environ.get(f"{each}FLAGS", "") for each in ("C", "CPP", "FASTSOCK_C")]
     variables.append(sysconfig.get_config_var("CFLAGS") or "")
     files = (Path(each).read_text() for each in Distribution().find_config_files())
-    elsewhere = r"(?m)(^|[^\w-])-(\w*I|i\w|-?sysroot|specs|-inc)|^\s*include.dirs"
-    if not usual or re.search(elsewhere, "\n".join([*sys.argv, given, *variables, *files])):
-        return None  # the headers may be in other folders
+    text = "\n".join([*sys.argv, given, *variables, *files])
+    if not usual or any(each in text for each in HEADERS_ELSEWHERE):
+        return None
 
     def is_missing(header: str) -> bool:
         # No flags of the user's: -MMD would write a file, and -Werror fail for another reason.

@@ -332,7 +332,7 @@ def test_not_valid_servers_are_one_block(capsys: pytest.CaptureFixture[str]) -> 
     results = [result_of(name, 10.0) for name in ("one", "two", "three")]
     results[0].problems += ["errors", "no answer"]
     results[2].problems += ["errors"]
-    command.show("a case", compared_of(*results), dict.fromkeys(("one", "two", "three"), NATIVE))
+    command.tell_problems("a case", compared_of(*results))
     assert capsys.readouterr().err.splitlines() == [
         "Error: a case: these figures are not valid:",
         "one: errors; no answer",

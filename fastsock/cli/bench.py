@@ -203,9 +203,10 @@ def bench(
     document = compare.document(comparisons, method)
     code = write_json(document, json_path) if json_path else OK
     drawn = draw(document, picture_path) if picture_path else OK
-    if json_path != "-" and code == OK:  # else JSON is on stdout
-        for name, comparison in comparisons.items():
+    for name, comparison in comparisons.items():
+        if json_path != "-" and code == OK:  # else JSON is on stdout
             show(name, comparison, {each.name: each.group for each in servers})
+        tell_problems(name, comparison)
     everything = [result for each in comparisons.values() for result in each.results]
     return code or drawn or (NOT_VALID if any(each.all_problems() for each in everything) else OK)
 
@@ -306,6 +307,9 @@ def show(name: str, comparison: compare.Comparison, groups: Mapping[str, str]) -
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = max(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH) if terminal else WIDTH
     write_result("\n".join(lines_of(name, comparison, groups, width)))
+
+
+def tell_problems(name: str, comparison: compare.Comparison) -> None:
     problems = {result.name: result.all_problems() for result in comparison.results}
     if any(problems.values()):
         complain(f"{name}: these figures are not valid:")
