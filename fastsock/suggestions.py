@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 #: Words of other tools for the address, which is an argument here.
@@ -73,6 +72,8 @@ _SAME = {
 
 def near(name: str, names: Iterable[str]) -> str:
     """The one of `names` that resembles `name` most, or that it shortens; "" if none does."""
+    import difflib  # not at the top: only a mistake needs it
+
     known, name = list(names), name.lower()
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if len(name) > 2:
