@@ -22,7 +22,7 @@ def corrected(text: str) -> str | None:
     It has every word and number of the text except a scheme, a user name and a URL's path, and it
     adds none but a port. It is every address only if the text is.
     """
-    if len(text) > 2 * _LONGEST:
+    if len(text) > 2 * _LONGEST or text.count("//") > 1:  # too far from an address to guess
         return None
     for kept, candidate in _candidates(text.strip()):
         if len(candidate) <= _LONGEST and candidate.isprintable():
@@ -64,7 +64,10 @@ def _candidates(text: str) -> Iterator[tuple[str, str]]:
     kept = address
     if scheme in _PORTS:
         meant = ["tcp"]
-        kept = re.split("[/?#]", address.lstrip("/"), maxsplit=1)[0]
+        authority = re.split("[/?#]", address.lstrip("/"), maxsplit=1)[0]
+        kept = authority if _words(authority) else address
+    if slashes and not (re.fullmatch("[a-z][a-z0-9+-]*", scheme) and _words(address)):
+        return  # an address in place of a scheme
     if slashes:
         meant += ["unix" if address.startswith(("/", "@")) else "tcp"]
     for each in meant:

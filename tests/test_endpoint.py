@@ -246,7 +246,7 @@ MISSPELLED = [
     ("unixdgram:///run/x", "scheme 'unixdgram' is unknown; write unixgram:///run/x"),
     ("file:///run/x", "scheme 'file' is unknown; write unix:///run/x"),
     ("foo://host:1", "scheme 'foo' is unknown; write tcp://host:1"),
-    ("foo://", "scheme 'foo' is unknown; write tcp://:7007"),
+    ("foo://", "scheme 'foo' is unknown; write tcp, udp, unix or unixgram"),
     ("foo://7007", "scheme 'foo' is unknown; write tcp, udp, unix or unixgram"),
     ("foo://host/x", "scheme 'foo' is unknown; write tcp, udp, unix or unixgram"),
     ("foo://@name", "scheme 'foo' is unknown; write unix://@name"),
@@ -658,20 +658,33 @@ WORDS = re.compile(r"[a-z0-9.%*]+")
 @example("", "::7007")
 @example("", "10.0.0.7//80:80")
 @example("http://", "0")
+@example("http://", "://10.0.0.7")
+@example("http://", "10.0.0.7/10.0.0.7")
+@example("tpc:", "7007")
+@example("tpc:", "080")
 def test_what_is_advised_keeps_what_was_given(start: str, rest: str) -> None:
     """Every name and number, in order, and it is every address only if the text is."""
     meant = spelling.corrected(start + rest)
-    if meant is None:
+    # An address, such as that of a host called "tpc", is not refused, and nothing is advised.
+    if meant is None or meant == start + rest:
         return
 
     def words(text: str) -> list[str]:
         found = WORDS.findall(text.replace("*", "0.0.0.0"))
         return [each.lstrip("0") or "0" if each.isdigit() else each for each in found]
 
+    def without_path(text: str) -> str:  # which "//" after a port begins
+        text = re.sub(r"\s*([:/])\s*", r"\1", text)
+        return re.sub("(:[0-9]+)//.*", r"\1", text) if "//" in text.strip("/") else text
+
     advised = words(re.sub("^(tcp|udp|unix|unixgram):", "", meant))
-    # A "//" after a port begins the path of a URL.
-    given = words(rest if "//" not in rest.strip("/") else re.sub("(:[0-9]+)//.*", r"\1", rest))
-    assert given in (advised, advised[:-1])
+    # The start is a scheme, or a host as in "tpc:080".
+    kept = [words(without_path(rest)), words(without_path(start + rest))]
+    if scheme := re.match("[a-z]+://", rest):
+        kept.append(words(without_path(rest[scheme.end() :])) or kept[0])
+    if start == "http://":  # and a path begins at any "/" after its host
+        kept.append(words(rest.strip("/").partition("/")[0]) or kept[0])
+    assert any(each in (advised, advised[:-1]) for each in kept)
     if Endpoint.parse(meant).host in ("0.0.0.0", "::"):
         assert re.search(r"\*|0\.0\.0\.0|(?<![0-9a-f])::0*(?![0-9a-f])", start + rest)
 
