@@ -19,10 +19,6 @@ from typing import Any, TypeVar, get_args
 
 from fastsock import suggestions, units
 
-#: Seconds that busy_poll="auto" of a server and wait="auto" of a client stand for: KVM's cap for
-#: the same rule (Documentation/virt/kvm/halt-polling.rst).
-AUTO_BUSY_POLL = 200e-6
-
 MAX_INT = 2**31 - 1
 _NUMBER = re.compile("-?[0-9]{1,20}")  # int() takes the digits of every script
 
@@ -124,7 +120,9 @@ class Seconds(Kind):
             raise ValueError(f"{name} {number:g}s is out of range; expected {self._range}{hint}")
         return number
 
-    def show(self, value: float) -> str:
+    def show(self, value: float | str) -> str:
+        if isinstance(value, str):
+            return value
         return _shortest(value, units.format_duration, units.parse_duration)
 
     @property

@@ -1,4 +1,4 @@
-"""Tests of busy-polling: it polls while waits are short, blocks when they are long, is exact."""
+"""Tests of busy-polling: polls while waits are short or a trial finds that it pays; is exact."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from clients import TIMEOUT, connect, echo_exactly, finish_exactly, random_chunks, wait_until
 from implementations import Implementation, ServedProcess
+from load_runs import loading
 
 import fastsock
 
@@ -68,8 +69,9 @@ def unprompted_receives(serve_process: ServeProcess, log: Path, **options: Any) 
 
 
 @WAITS_IN_ONE_PLACE
-def test_blocks_when_nothing_comes(serve_process: ServeProcess) -> None:
-    server = serve_process(busy_poll=LONGEST)
+@pytest.mark.parametrize("busy_poll", [LONGEST, "auto"])
+def test_blocks_when_nothing_comes(serve_process: ServeProcess, busy_poll: float | str) -> None:
+    server = serve_process(busy_poll=busy_poll)
     with connect(server.endpoint) as sock:
         for _ in range(100):
             echo_exactly(sock, b"short")
@@ -80,6 +82,49 @@ def cpu_share(server: ServedProcess) -> float:
     began, before = time.monotonic(), server.cpu_seconds()
     time.sleep(0.1)
     return (server.cpu_seconds() - before) / (time.monotonic() - began)
+
+
+@pytest.mark.native("epoll")  # one is enough: all engines wait by the same rule
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"])
+def test_a_trial_decides_by_its_figures(endpoint: str) -> None:
+    found: dict[int, dict[str, Any]] = {}
+    with (
+        fastsock.Server(endpoint) as server,
+        loading(str(server.endpoint), duration=60, warmup=0),
+    ):
+        wait_until(lambda: found_by_trial(server, found) >= 5)
+    decided = [each["polling"] == pays(each) for each in found.values()]
+    # A look may come in the middle of the change.
+    assert sum(decided) >= len(decided) - 1
+
+
+def found_by_trial(server: Any, found: dict[int, dict[str, Any]]) -> int:
+    (now,) = server.stats().busy_poll
+    if now["trials"]:
+        found.setdefault(now["trials"], now)
+    return len(found)
+
+
+def pays(found: dict[str, Any]) -> bool:
+    """The rule: polling raises the rate, or costs no more CPU time at the same rate."""
+    blocking, polling = found["blocking"], found["busy_polling"]
+    rate = polling["events_per_s"] / blocking["events_per_s"]
+    cost = polling["cpu_us_per_event"] / blocking["cpu_us_per_event"]
+    return rate > 1.10 or (rate >= 0.99 and cost <= 1.02)
+
+
+@WAITS_IN_ONE_PLACE
+def test_makes_no_trial_where_little_comes(serve: Serve) -> None:
+    server = serve()
+    report = fastsock.load(server.endpoint, rate=500, messages=200)
+    assert report.messages == 200
+    assert [each["trials"] for each in server.stats().busy_poll] == [0]
+
+
+@pytest.mark.native("epoll")
+@pytest.mark.parametrize("busy_poll", [0, "50us"])
+def test_without_a_trial_there_are_no_figures(serve: Serve, busy_poll: float | str) -> None:
+    assert serve(busy_poll=busy_poll).stats().busy_poll == ()
 
 
 @WAITS_IN_ONE_PLACE

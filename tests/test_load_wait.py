@@ -26,19 +26,17 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "load-2.schema.json"
 ENDPOINTS = {"tcp": "tcp://127.0.0.1:0", "udp": "udp://127.0.0.1:0"}
 kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 
-#: Loads argv[1] with `wait` argv[2]. A traced call is slow, so that auto must poll for longer.
-PATIENT = """
+#: Loads argv[1] with `wait` argv[2].
+LOAD = """
 import sys
 import fastsock
-from fastsock.client import options
-options.AUTO_BUSY_POLL = 0.01
-report = fastsock.load(sys.argv[1], messages=1000, wait=sys.argv[2])
+report = fastsock.load(sys.argv[1], duration=1, warmup=0, wait=sys.argv[2])
 assert not report.failed
 """
 
 
 @kinds
-def test_auto_polls_while_waits_are_short(endpoint: str, tmp_path: Path) -> None:
+def test_auto_tries_to_poll(endpoint: str, tmp_path: Path) -> None:
     with fastsock.Server(endpoint) as server:
         blocking = count_polls(server, "block", tmp_path / "block")
         assert count_polls(server, "auto", tmp_path / "auto") > 10 * max(blocking, 1)
@@ -47,7 +45,7 @@ def test_auto_polls_while_waits_are_short(endpoint: str, tmp_path: Path) -> None
 def count_polls(server: fastsock.Server, wait: str, log: Path) -> int:
     """How often a client called epoll_wait() with a timeout of 0 in a run."""
     tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", "trace=epoll_wait")
-    client = (sys.executable, "-c", PATIENT, str(server.endpoint), wait)
+    client = (sys.executable, "-c", LOAD, str(server.endpoint), wait)
     subprocess.run((*tracer, *client), check=True, timeout=25)
     return len(re.findall(r"epoll_wait\(.*, 256, 0\b", log.read_text()))
 

@@ -2,17 +2,23 @@
 #
 # Blocking costs a wake-up: an interrupt to the other CPU, a switch of threads, and in a virtual
 # machine an exit to the host, together more than an echo. A loop that asks again instead sees the
-# event at once, at the price of a CPU. So the time spent asking follows the rule of KVM's halt
-# polling (Documentation/virt/kvm/halt-polling.rst): it grows while waits are shorter than the cap,
-# and drops to zero after a longer one, so that an idle server blocks. It also stops while another
-# thread wants the CPU, which may be the very thread that the loop waits for.
+# event at once, at the price of a CPU. Whether that pays is found out by a trial, poll_trial.pxd.
+# Where the user has given a time, there is no trial: the time spent asking follows the rule of
+# KVM's halt polling (Documentation/virt/kvm/halt-polling.rst). It grows while waits are shorter
+# than the cap, and drops to zero after a longer one, so that an idle server blocks.
+#
+# Either way a loop stops asking while another thread wants the CPU, which may be the very thread
+# that the loop waits for.
 
 from libc.stdint cimport int64_t
 
 cimport fastsock._native.clock as clock
+cimport fastsock._native.poll_trial as poll_trial
 cimport fastsock._native.posix as posix
+from fastsock._native.poll_trial cimport PollTrial
 
 cdef enum:
+    AUTO_CAP_NS = 200000            # the cap with a trial, which is KVM's
     FIRST_NS = 10000                # the first window; it doubles from here
     YIELDED_NS = 5000               # a sched_yield() longer than this has run another thread
     BACKOFF_MIN_NS = 50000          # how long not to poll after that: doubled each time, halved
@@ -20,6 +26,8 @@ cdef enum:
 
 cdef struct BusyPoll:
     int64_t cap_ns                  # the longest time spent polling; 0: never poll
+    bint on_trial                   # poll only where a trial finds that it pays
+    PollTrial trial
     int64_t window_ns               # the time spent polling now, 0 to cap_ns
     int64_t wait_start
     int64_t not_before              # end of the backoff
@@ -28,8 +36,19 @@ cdef struct BusyPoll:
     bint disturbed                  # in this wait, by another thread
 
 
+cdef inline void init(BusyPoll *busy, object option):
+    """`option` is "auto" or a number of seconds."""
+    busy.on_trial = option == "auto"
+    busy.cap_ns = AUTO_CAP_NS if busy.on_trial else round(option * 1e9)
+
+
+cdef inline dict results(BusyPoll *busy):
+    """What the trial has found, for any thread; empty without a trial."""
+    return poll_trial.results(&busy.trial) if busy.on_trial else {}
+
+
 cdef inline void begin_wait(BusyPoll *busy) noexcept nogil:
-    if busy.cap_ns == 0:
+    if busy.cap_ns == 0 or busy.on_trial and not busy.trial.polling:
         return
     busy.wait_start = clock.monotonic_ns()
     if busy.polled and not busy.disturbed:
@@ -66,19 +85,35 @@ cdef inline int poll(BusyPoll *busy, posix.pollfd *list, posix.nfds_t places,
     while poll_again(busy):
         ready = posix.poll(list, places, 0)
         if ready != 0:
-            return ready
-    ready = posix.poll(list, places, timeout_ms)
-    end_wait(busy)
-    return ready
+            return found(busy, ready)
+    return end_wait(busy, posix.poll(list, places, timeout_ms))
 
 
-cdef inline void end_wait(BusyPoll *busy) noexcept nogil:
-    """After a call that may have blocked: learn from how long this wait was."""
+cdef inline int found(BusyPoll *busy, int events) noexcept nogil:
+    """After a wait that did not block: count what it found. Returns `events`."""
+    if busy.on_trial:
+        poll_trial.count(&busy.trial, events)
+        if poll_trial.must_look(&busy.trial):
+            look(busy, clock.monotonic_ns())
+    return events
+
+
+cdef inline int end_wait(BusyPoll *busy, int events) noexcept nogil:
+    """After a call that may have blocked, and returned `events` or -1, which is returned."""
     cdef int64_t now
     if busy.cap_ns == 0:
-        return
+        return events
     now = clock.monotonic_ns()
-    if now - busy.wait_start > busy.cap_ns:
+    if busy.on_trial:
+        poll_trial.count(&busy.trial, events)
+        look(busy, now)
+    elif now - busy.wait_start > busy.cap_ns:
         busy.window_ns = 0
     else:
         busy.window_ns = min(max(busy.window_ns * 2, <int64_t>FIRST_NS), busy.cap_ns)
+    return events
+
+
+cdef inline void look(BusyPoll *busy, int64_t now) noexcept nogil:
+    poll_trial.look(&busy.trial, now)
+    busy.window_ns = busy.cap_ns if busy.trial.polling else 0

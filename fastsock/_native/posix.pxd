@@ -15,6 +15,7 @@ cdef extern from "<netinet/udp.h>" nogil:
 
 cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
+    int CLOCK_THREAD_CPUTIME_ID
 
     struct timespec:
         long tv_sec

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from fastsock.options import (
-    AUTO_BUSY_POLL,
     Choice,
     Count,
     Flag,
@@ -162,9 +161,8 @@ class LoadOptions:
         "spin",
         Choice(Wait),
         help="Poll without pause, block, or poll for a while before blocking.",
-        more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, as "
-        "long as waits are shorter than that and nothing else wants the CPU, which is the rule "
-        "of a server's busy_poll.",
+        more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, "
+        "where a trial finds that it pays, which is the rule of a server's busy_poll.",
     )
     server_pid: int | None = option(
         None,
@@ -253,11 +251,6 @@ class LoadOptions:
             raise ValueError(
                 f"{target}: port 0 cannot be connected to; write the port that the server printed"
             )
-
-    @property
-    def busy_poll(self) -> float:
-        """Seconds for which a thread that does not spin polls before it blocks."""
-        return AUTO_BUSY_POLL if self.wait == "auto" else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -300,6 +300,7 @@ class Server:
             datagrams_in=sum(c["datagrams_in"] for c in counters),
             datagrams_out=sum(c["datagrams_out"] for c in counters),
             dropped={reason: sum(c["dropped"][reason] for c in counters) for reason in DROPPED},
+            busy_poll=tuple(c["busy_poll"] for c in counters if c["busy_poll"]),
         )
 
     def __enter__(self) -> Server:

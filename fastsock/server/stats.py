@@ -33,6 +33,11 @@ class ServerStats:
     ``bytes_in`` and ``bytes_out`` hold the bytes of both connections and datagrams. ``engine`` is
     the one of the streams, and ``engine_reason`` says why: "asked for", or the reason for the
     choice of "auto". Datagrams have an engine of their own.
+
+    ``busy_poll`` tells for each worker, with ``busy_poll="auto"``, whether it polls now
+    ("polling"), how many "trials" it has made, and the figures of the last one without polling
+    ("blocking") and with it ("busy_polling"), each a mapping of "events_per_s" and
+    "cpu_us_per_event". An event is a descriptor that is ready, or a datagram.
     """
 
     engine: str
@@ -50,6 +55,7 @@ class ServerStats:
     datagrams_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     engine_reason: str = "asked for"
+    busy_poll: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
         """The line with which ``fastsock serve`` ends."""
@@ -71,5 +77,5 @@ class ServerStats:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value

@@ -95,7 +95,7 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
         arrivals.seed(&run.arrivals, options.seed, first)
     away.allocate(&run.away)
     run.spin = options.wait == "spin"
-    run.busy_poll.cap_ns = round(options.busy_poll * 1e9)
+    busy_poll.init(&run.busy_poll, "auto" if options.wait == "auto" else 0)
     if first == 0 and options.server_pid:
         run.server_pid = options.server_pid
         check_process(run.server_pid)
@@ -308,11 +308,12 @@ cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
         if count == 0 or now > began:   # events at the first poll: no time was idle
             now = read_clock(run)
         if count != 0 or now >= until:
+            busy_poll.found(&run.busy_poll, count)
             break
     else:
         set_timer(run, until)
         count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, -1)
-        busy_poll.end_wait(&run.busy_poll)
+        busy_poll.end_wait(&run.busy_poll, count)
         now = clock.monotonic_ns()
         away.see_end_of_wait(&run.away, until, now)
     run.idle_ns += max(

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+cimport fastsock._native.busy_poll as busy_poll
 cimport fastsock._native.clock as clock
 cimport fastsock._native.server.unsent as unsent
 cimport fastsock._native.services as services
@@ -60,7 +61,7 @@ cdef inline int read_options(Context *context, object options, uint32_t max_conn
     context.stream_size = context.buffer_size * STREAM_BUFFERS
     context.max_connections = max_connections
     context.idle_ns = <int64_t>(options.idle_timeout * 1e9)
-    context.busy_poll.cap_ns = round(options.busy_poll * 1e9)
+    busy_poll.init(&context.busy_poll, options.busy_poll)
     context.service = services.by_name(options.service)
     if context.service == services.CHARGEN:
         context.chargen = services.chargen_table(context.buffer_size)

@@ -152,10 +152,10 @@ cdef int wait_and_echo(Loop *loop) noexcept nogil:
     while not acceptor.paused(loop.context) and busy_poll.poll_again(busy):
         count = echo_batch(loop)
         if count != 0 or deadlines.stop_requested(loop.context):
-            return count
+            return busy_poll.found(busy, count)
     wait(loop)
-    busy_poll.end_wait(busy)
-    return echo_batch(loop)
+    count = echo_batch(loop)
+    return busy_poll.end_wait(busy, count)
 
 
 cdef void wait(Loop *loop) noexcept nogil:

@@ -23,6 +23,7 @@ cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
+from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.connection cimport Connection
 from fastsock._native.server.connections cimport Connections
@@ -129,16 +130,16 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
 
 
 cdef inline int wait(Loop *loop) noexcept nogil:
+    cdef BusyPoll *busy = &loop.context.busy_poll
     cdef int count
-    busy_poll.begin_wait(&loop.context.busy_poll)
-    while busy_poll.poll_again(&loop.context.busy_poll):
+    busy_poll.begin_wait(busy)
+    while busy_poll.poll_again(busy):
         count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, 0)
         if count != 0:
-            return count
+            return busy_poll.found(busy, count)
     count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX,
                              deadlines.timeout_ms(loop.context))
-    busy_poll.end_wait(&loop.context.busy_poll)
-    return count
+    return busy_poll.end_wait(busy, count)
 
 
 cdef inline int control(Loop *loop, int operation, int fd, uint32_t events,

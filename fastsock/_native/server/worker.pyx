@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 cimport fastsock._native.atomic as atomic
+cimport fastsock._native.busy_poll as busy_poll
 cimport fastsock._native.check as check
 cimport fastsock._native.posix as posix
 cimport fastsock._native.server.context as context
@@ -150,6 +151,7 @@ cdef class Worker:
             "rejected": total.rejected,
             "accept_pauses": total.accept_pauses,
             "errors": errors,
+            "busy_poll": busy_poll.results(&self.context.busy_poll),
         }
 
     def notice(self) -> tuple:

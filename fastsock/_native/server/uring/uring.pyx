@@ -165,9 +165,10 @@ cdef inline int wait(Loop *loop) noexcept nogil:
     while busy_poll.poll_again(busy):
         result = ring.submit_and_peek(loop.ring, &found)
         if found or result < 0:
+            busy_poll.found(busy, <int>ring.ready(loop.ring))
             return result
     result = ring.submit_and_wait(loop.ring, deadlines.timeout_ms(loop.context))
-    busy_poll.end_wait(busy)
+    busy_poll.end_wait(busy, <int>ring.ready(loop.ring))
     return result
 
 
