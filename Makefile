@@ -7,7 +7,7 @@ SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help build demo test slow believable asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
+.PHONY: help build demo test watched slow believable asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
 
 help: ## list the targets
 	@echo "make TARGET, or make TARGET PYTHON=python3.12; the first builds in $(VENV)."
@@ -30,6 +30,17 @@ test: $(VENV)/.test ## run the tests, without the slow ones
 
 slow: $(VENV)/.test ## run the tests that take minutes
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow and not believable" --timeout 1800 -o faulthandler_timeout=1700
+
+# The epoll engine moves connections between epoll and a poll list (interest_list.pxd): its tests
+# with all of them in one place, and with a move at every turn.
+WATCHED := tests/test_contract*.py tests/test_server.py tests/test_limits.py tests/test_services.py \
+	tests/test_network_faults.py tests/test_load_faults.py
+
+watched: $(VENV)/.test ## run the epoll engine's tests with each way to watch forced
+	for way in epoll poll alternate; do \
+		FASTSOCK_TEST_WATCH=$$way $(BIN)/pytest $(SIDE_BY_SIDE) $(WATCHED) \
+			-k "not (pure or native-poll or threads or fork or serial or uring)" || exit 1; \
+	done
 
 # Compares what the load client reports with what was disturbed, one test after the other: two that
 # ran side by side would disturb each other. Root; each writes build/believable/NAME.json, of which

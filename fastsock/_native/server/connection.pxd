@@ -5,7 +5,7 @@
 # buffer at most, and TCP's flow control does the rest. And because nothing is received while bytes
 # are unsent, the end of the stream is seen only when all was sent: a half-close needs no state.
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 cimport fastsock._native.atomic as atomic
@@ -14,6 +14,7 @@ cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.unsent as unsent
 cimport fastsock._native.services as services
+from fastsock._native.interest_list cimport Interest
 from fastsock._native.server.context cimport Context
 
 cdef enum:                          # what a connection waits for after advance()
@@ -26,15 +27,17 @@ cdef struct Connection:
     int fd                          # -1: this record is free
     uint32_t generation             # of the record: an event for an earlier connection misses
     uint32_t next_free              # slot number, while free
-    uint32_t awaits
-    uint32_t line_matched           # of the current line, see services.end_of_line()
-    bint streaming                  # the last recv() filled its buffer, and all of it was sent
-    bint closing                    # the `close_on` line came: nothing more is sent back
-    int close_reason                # once ENDED, CLOSED_EOF or another of counters.pxd
+    # The small ones share a word, as a server may hold a million idle connections.
+    uint8_t awaits
+    uint8_t close_reason            # once ENDED, CLOSED_EOF or another of counters.pxd
+    uint8_t streaming               # the last recv() filled its buffer, and all of it was sent
+    uint8_t closing                 # the `close_on` line came: nothing more is sent back
+    Interest interest               # of the epoll engine
     char *unsent                    # NULL while the client keeps up
     int64_t active_at               # when a byte last came or went; kept only for sweeps
     uint32_t unsent_start           # the unsent bytes are unsent[unsent_start:unsent_end]
     uint32_t unsent_end
+    uint32_t line_matched           # of the current line, see services.end_of_line()
     uint32_t chargen_at             # next byte to send, in the period of the service's lines
 
 

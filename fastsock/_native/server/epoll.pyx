@@ -5,8 +5,9 @@ once. Level-triggered: what is left unread or unaccepted is reported again, so o
 enough and every connection gets its turn. A connection that keeps up costs no other call; only when
 its socket is full is it watched for room instead of input, and back again.
 
-How a connection advances is in connection.pxd, accepting and stopping in acceptor.pxd, and why an
-event never reaches the wrong connection in connections.pxd.
+Connections that are ready at nearly every turn are watched with poll(2): see interest_list.pxd. How
+a connection advances is in connection.pxd, accepting and stopping in acceptor.pxd, and why an event
+never reaches the wrong connection in connections.pxd.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -15,6 +16,7 @@ from libc.stdlib cimport calloc, free, malloc
 cimport fastsock._native.atomic as atomic
 cimport fastsock._native.busy_poll as busy_poll
 cimport fastsock._native.check as check
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 cimport fastsock._native.server.acceptor as acceptor
 cimport fastsock._native.server.connection as connection
@@ -24,22 +26,19 @@ cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.busy_poll cimport BusyPoll
+from fastsock._native.interest_list cimport InterestList
 from fastsock._native.server.acceptor cimport Acceptor
 from fastsock._native.server.connection cimport Connection
 from fastsock._native.server.connections cimport Connections
 from fastsock._native.server.context cimport Context
 from fastsock._native.server.worker cimport Worker
 
-cdef enum:
-    EVENTS_MAX = 256                # events per epoll_wait
-
 cdef struct Loop:
     Context *context
     Acceptor acceptor
-    int epfd
+    InterestList interests
     bint listener_watched
     char *buffer                    # the one receive buffer of this worker
-    posix.epoll_event *events
     Connections connections
 
 
@@ -50,26 +49,27 @@ cdef class EpollWorker(Worker):
 
     cdef int prepare(self) except -1:
         cdef Loop *loop = <Loop *>calloc(1, sizeof(Loop))
+        cdef int error
         if loop == NULL:
             raise MemoryError
         self.loop = loop
+        loop.interests.epfd = -1
         connections.init(&loop.connections)
         loop.context = &self.context
         acceptor.init(&loop.acceptor, &self.context, posix.SOCK_NONBLOCK, &loop.connections.open)
         loop.buffer = <char *>malloc(self.context.stream_size)
-        loop.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
-        loop.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
-        if loop.epfd < 0:
-            raise check.os_error(posix.errno, "epoll_create1", "")
-        if loop.buffer == NULL or loop.events == NULL:
+        error = interest_list.open_list(&loop.interests)
+        if loop.buffer == NULL or error == posix.ENOMEM:
             raise MemoryError
-        if (control(loop, posix.EPOLL_CTL_ADD, self.context.bound_fd, posix.EPOLLIN,
-                    connections.LISTENER) < 0
-                or control(loop, posix.EPOLL_CTL_ADD, self.context.wake_fd, posix.EPOLLIN,
-                           connections.WAKE) < 0):
+        if error:
+            raise check.os_error(error, "epoll_create1", "")
+        if (interest_list.control(&loop.interests, posix.EPOLL_CTL_ADD, self.context.bound_fd,
+                                  posix.EPOLLIN, connections.LISTENER) < 0
+                or interest_list.control(&loop.interests, posix.EPOLL_CTL_ADD, self.context.wake_fd,
+                                         posix.EPOLLIN, connections.WAKE) < 0):
             raise check.os_error(posix.errno, "epoll_ctl", "")
         loop.listener_watched = True
-        loop.acceptor.epfd = loop.epfd
+        loop.acceptor.epfd = loop.interests.epfd
         self.main = run
         self.argument = loop
         return 0
@@ -80,9 +80,7 @@ cdef class EpollWorker(Worker):
             return
         self.loop = NULL
         connections.free_chunks(&loop.connections)
-        if loop.epfd >= 0:
-            posix.close(loop.epfd)
-        free(loop.events)
+        interest_list.close_list(&loop.interests)
         free(loop.buffer)
         free(loop)
 
@@ -111,7 +109,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
         acceptor.fail(&loop.acceptor, transient.EPOLL_WAIT, posix.errno)
     acceptor.begin_turn(&loop.acceptor)
     for i in range(count):
-        token = loop.events[i].data.u64
+        token = loop.interests.events[i].data.u64
         if token == connections.LISTENER:
             listener_ready = True
         elif token == connections.WAKE:
@@ -134,21 +132,11 @@ cdef inline int wait(Loop *loop) noexcept nogil:
     cdef int count
     busy_poll.begin_wait(busy)
     while busy_poll.poll_again(busy):
-        count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX, 0)
+        count = interest_list.wait(&loop.interests, 0)
         if count != 0:
             return busy_poll.found(busy, count)
-    count = posix.epoll_wait(loop.epfd, loop.events, EVENTS_MAX,
-                             deadlines.timeout_ms(loop.context))
+    count = interest_list.wait(&loop.interests, deadlines.timeout_ms(loop.context))
     return busy_poll.end_wait(busy, count)
-
-
-cdef inline int control(Loop *loop, int operation, int fd, uint32_t events,
-                        uint64_t token) noexcept nogil:
-    """epoll_ctl(2)."""
-    cdef posix.epoll_event event
-    event.events = events
-    event.data.u64 = token
-    return posix.epoll_ctl(loop.epfd, operation, fd, &event)
 
 
 # --- connections --------------------------------------------------------------------------------
@@ -159,15 +147,17 @@ cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
     if conn == NULL:
         return
     awaits = connection.advance(conn, loop.context, loop.buffer)
-    if awaits == conn.awaits:
-        return
     if awaits == connection.ENDED:
         close_connection(loop, <uint32_t>token, conn.close_reason)
         return
-    conn.awaits = awaits
-    if control(loop, posix.EPOLL_CTL_MOD, conn.fd, events_of(awaits), token) < 0:
-        counters.count_error(&loop.context.counters, posix.errno)
-        close_connection(loop, <uint32_t>token, counters.CLOSED_ERROR)
+    if awaits != conn.awaits:
+        conn.awaits = awaits
+        if interest_list.change(&loop.interests, &conn.interest, conn.fd, events_of(awaits),
+                                token) < 0:
+            counters.count_error(&loop.context.counters, posix.errno)
+            close_connection(loop, <uint32_t>token, counters.CLOSED_ERROR)
+            return
+    interest_list.note_event(&loop.interests, &conn.interest, conn.fd, events_of(awaits), token)
 
 
 cdef inline uint32_t events_of(uint32_t awaits) noexcept nogil:
@@ -186,9 +176,8 @@ cdef void close_overdue(Loop *loop) noexcept nogil:
 
 
 cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
-    # close() alone removes a descriptor from epoll only if no fork or dup holds a copy of it
-    # (epoll(7), question 6); a copy would keep reporting an event that nothing can take away.
-    control(loop, posix.EPOLL_CTL_DEL, connections.at(&loop.connections, slot).fd, 0, 0)
+    cdef Connection *conn = connections.at(&loop.connections, slot)
+    interest_list.remove(&loop.interests, &conn.interest, conn.fd)
     connections.remove(&loop.connections, loop.context, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)
     acceptor.resume(loop.context)
@@ -209,11 +198,13 @@ cdef void accept_clients(Loop *loop) noexcept nogil:
 cdef int add_connection(Loop *loop, int fd) noexcept nogil:
     """Give a new connection a slot and watch it; return an errno or 0."""
     cdef uint32_t slot = connections.add(&loop.connections, loop.context, fd)
+    cdef Connection *conn
     cdef int error
     if slot == connections.NO_SLOT:
         return posix.ENOMEM
-    if control(loop, posix.EPOLL_CTL_ADD, fd, events_of(connection.first_awaits(loop.context)),
-               connections.token_of(connections.at(&loop.connections, slot), slot)) == 0:
+    conn = connections.at(&loop.connections, slot)
+    if interest_list.add(&loop.interests, &conn.interest, fd, events_of(conn.awaits),
+                         connections.token_of(conn, slot)) == 0:
         return 0
     error = posix.errno
     connections.free_slot(&loop.connections, loop.context, slot)
@@ -224,8 +215,8 @@ cdef inline void watch_listener(Loop *loop) noexcept nogil:
     """While accepting is paused, the listener stays readable: then watch it for nothing."""
     cdef bint wanted = acceptor.listening(&loop.acceptor)
     if wanted != loop.listener_watched and loop.context.bound_fd >= 0:
-        if control(loop, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
-                   posix.EPOLLIN if wanted else 0, connections.LISTENER) == 0:
+        if interest_list.control(&loop.interests, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
+                                 posix.EPOLLIN if wanted else 0, connections.LISTENER) == 0:
             loop.listener_watched = wanted
         else:                       # it allocates nothing: what fails will always fail
             acceptor.fail(&loop.acceptor, transient.EPOLL_CTL, posix.errno)
