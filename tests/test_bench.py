@@ -32,6 +32,7 @@ from fastsock.bench import contenders, picture, server_process
 from fastsock.bench.contenders import Contender, every_engine, native
 from fastsock.bench.server_process import NotStartedError, ServerProcess
 from fastsock.cli import run
+from fastsock.client.report import LoadReport
 
 SHORT = ("--windows", "1", "--window", "100ms", "--warmup", "10ms")
 DONE = (0, 4)  # on a busy machine a server may have nothing of a CPU in so short a window
@@ -63,6 +64,7 @@ def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
         "windows": 1,
         "window_s": 0.1,
         "warmup_s": 0.01,
+        "warmup_per_connection_s": 0.001,
         "syscalls_by": None,
     }
     alone, both = document["cases"]
@@ -74,6 +76,9 @@ def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
         assert case["reference"] == case["results"][0]["name"]
         for result in case["results"]:
             assert result["windows"] == 1
+            for figure in ("messages_per_s", "server_cpu_us_per_echo", "p99_us"):
+                (value,) = result["per_window"][figure]
+                assert value == pytest.approx(result[figure]["median"], rel=0.01)
             assert result["syscalls_per_echo"] is None
             assert result["memory_bytes"]["connected"] > 1 << 20
 
@@ -281,10 +286,48 @@ def test_a_case_is_loaded_as_it_says() -> None:
             case = compare.Case(connections=2, wait="block", reconnect_every=1)
             report = compare.run_window(server, case, compare.Method(1, 0.1, 0.01))
         command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
-    assert server.name == "fastsock epoll, busy_poll"
+    assert server.name == "fastsock epoll, busy_poll=50us"
     assert command[command.index("--busy-poll") + 1] == "50us"
     assert report.options["wait"] == "block"
     assert report.connect_latency.count > 2
+
+
+def test_a_paced_case() -> None:
+    """The rate is what was asked for, of all connections together."""
+    case = compare.Case(2, rate=1000)
+    assert case.title == "2 connections, 64 B, 1k/s"
+    compared = compare.compare([native("epoll")], case, compare.Method(1, 0.2, 0.01))
+    (result,) = compared.results
+    assert result.rates == pytest.approx([1000], rel=0.05)
+
+
+def test_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are open before the first turn and until the last one, beside those that work."""
+    opened = []
+
+    def run_window(server: ServerProcess, *arguments: Any) -> LoadReport:
+        opened.append(server.descriptors())
+        return run_as_it_is(server, *arguments)
+
+    run_as_it_is = compare.run_window
+    monkeypatch.setattr(compare, "run_window", run_window)
+    servers = [native("epoll"), native("threads"), native("serial")]
+    case = compare.Case(1, idle=200)
+    compared = compare.compare(servers, case, compare.Method(2, 0.05, 0.01))
+    assert case.title == "1 connection, 64 B, beside 200 idle"
+    assert compared.left_out == {"fastsock serial": "serves one client at a time"}
+    assert len(opened) >= 4
+    assert all(200 < count < 250 for count in opened)
+
+
+def test_idle_connections_that_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison ends, and says of which server."""
+    code = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
+    server = Contender("silent", (sys.executable, "-c", code))
+    dial = compare.dial
+    monkeypatch.setattr(compare, "dial", lambda endpoint: dial(endpoint, timeout=0.1))
+    with pytest.raises(RuntimeError, match="silent: 3 idle connections: timed out"):
+        compare.compare([server], compare.Case(1, idle=3), compare.Method(1, 0.02, 0.01))
 
 
 @pytest.fixture

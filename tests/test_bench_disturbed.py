@@ -19,6 +19,7 @@ from fastsock.bench import comparison as compare
 from fastsock.bench import text
 from fastsock.bench.contenders import NATIVE, RIVAL, TWIN, native
 from fastsock.bench.evidence import Evidence, Usage, idle_and_busy
+from fastsock.bench.server_process import ServerProcess
 from fastsock.cli import run
 from fastsock.client.report import Finding, Latency, LoadReport
 
@@ -190,14 +191,24 @@ def test_time_of_ended_processes_is_the_servers_own() -> None:
     assert own > 0.8 * report.server_cpu - 0.01  # a tick
 
 
-def test_one_cpu_for_both() -> None:
+@pytest.mark.parametrize("asked", [True, False], ids=["as asked", "the only CPU"])
+def test_one_cpu_for_both(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client waits by blocking, or it would take the server's CPU; and the table says so."""
-    with compare.pinned(min(os.sched_getaffinity(0))):
+    used: set[frozenset[int]] = set()
+
+    def run_window(server: ServerProcess, *arguments: Any) -> LoadReport:
+        used.update(frozenset(os.sched_getaffinity(pid)) for pid in (0, server.pid))
+        return report_with()
+
+    monkeypatch.setattr(compare, "run_window", run_window)
+    first = min(os.sched_getaffinity(0))
+    with compare.pinned(None if asked else first):
         method = compare.Method(1, 0.05, 0.01)
-        comparison = compare.compare([native("epoll")], compare.Case(2), method)
+        comparison = compare.compare([native("epoll")], compare.Case(2, one_cpu=asked), method)
+    assert used == {frozenset({first})}
     case = comparison.as_dict()
     assert (case["one_cpu"], case["case"]["wait"]) == (True, "block")
-    told = "server and client share the only CPU, so the client waits by blocking"
+    told = "server and client share one CPU, so the client waits by blocking"
     assert told in text.notes_of(comparison, "")
 
 

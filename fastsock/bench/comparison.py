@@ -30,6 +30,7 @@ from fastsock.client.options import Wait
 from fastsock.client.report import LoadReport
 from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
+from fastsock.units import format_rate
 
 BENCH_SCHEMA = "fastsock.bench/4"
 CONFIDENCE = 0.95  # that an interval holds the median; fewer than FEWEST windows do not give it
@@ -41,7 +42,6 @@ _GREETING = bytes(64)
 _GREETING_TIMEOUT = 5.0  # seconds
 _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
-_WARMUP_PER_CONNECTION = 0.001  # seconds
 _CHILDREN_TIMEOUT = 2.0  # seconds
 
 Progress = Callable[[str], object]
@@ -53,8 +53,10 @@ class Case:
 
     `kind` is that of the contenders' endpoints, or of the first one's, and of the floor.
 
-    If not `pinned`, server and client share all CPUs, for servers that keep more than one CPU busy.
-    The client should then not `wait` by spinning.
+    `rate` is messages a second of all connections together, sent whether or not answers came.
+    `idle` more connections are open and silent meanwhile. If not `pinned`, server and client share
+    all CPUs, for servers that keep more than one CPU busy; the client should then not `wait` by
+    spinning. If `one_cpu`, or if there is only one, they share one CPU, and the client blocks.
     """
 
     connections: int = 64
@@ -64,6 +66,9 @@ class Case:
     kind: str = "tcp"
     wait: Wait = "spin"
     reconnect_every: int | None = None
+    rate: float | None = None
+    idle: int = 0
+    one_cpu: bool = False
 
     @property
     def title(self) -> str:
@@ -71,23 +76,26 @@ class Case:
         kind = "" if self.kind == "tcp" else f"{self.kind}, "
         plural = "s" if self.connections > 1 else ""
         depth = f", depth {self.depth}" if self.depth > 1 else ""
-        return f"{kind}{self.connections} connection{plural}, {self.size} B{depth}"
+        rate = f", {format_rate(self.rate)}" if self.rate else ""
+        idle = f", beside {self.idle} idle" if self.idle else ""
+        return f"{kind}{self.connections} connection{plural}, {self.size} B{depth}{rate}{idle}"
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """How many windows each contender has, and their seconds.
 
-    The warm-up is at least a millisecond per connection: a server that forks for every client needs
-    that long.
+    The warm-up is at least a millisecond per connection, or what is given: a server that forks for
+    every client needs that long.
     """
 
     windows: int = 9
     window: float = 0.25
     warmup: float = 0.1
+    warmup_per_connection: float = 0.001
 
     def warmup_of(self, case: Case) -> float:
-        return max(self.warmup, _WARMUP_PER_CONNECTION * case.connections)
+        return max(self.warmup, self.warmup_per_connection * case.connections)
 
     def seconds(self, contenders: Sequence[Contender], case: Case) -> float:
         """About how long a comparison takes if no window is disturbed."""
@@ -100,6 +108,7 @@ class Method:
             "windows": self.windows,
             "window_s": self.window,
             "warmup_s": self.warmup,
+            "warmup_per_connection_s": self.warmup_per_connection,
         }
 
 
@@ -151,6 +160,14 @@ class Result:
             self.p50s.append(report.latency.p50)
             self.p99s.append(report.latency.p99)
         self.cpu_per_echo.append((report.server_cpu or 0.0) / max(report.messages, 1) * 1e6)
+
+    def per_window(self) -> dict[str, list[float]]:
+        """The values behind the medians, in the order of the rounds."""
+        return {
+            "messages_per_s": [round(rate, 1) for rate in self.rates],
+            "server_cpu_us_per_echo": [round(cost, 4) for cost in self.cpu_per_echo],
+            "p99_us": [round(p99, 2) for p99 in self.p99s],
+        }
 
     def all_problems(self) -> list[str]:
         """Those of the load, and windows that stayed disturbed; each once."""
@@ -204,7 +221,7 @@ class Comparison:
     """Results of all contenders under one case.
 
     Rates are set against that of the contender named `reference`: higher is better. ``left_out``
-    says why a contender does not take part. If `one_cpu`, server and client share the only CPU.
+    says why a contender does not take part.
     """
 
     case: Case
@@ -212,7 +229,6 @@ class Comparison:
     floor_us: Interval
     reference: str
     left_out: Mapping[str, str] = field(default_factory=dict)
-    one_cpu: bool = False
 
     def rate_ratio(self, result: Result) -> Interval | None:
         """This contender's rate over the reference's, round by round; None if either is 0."""
@@ -229,7 +245,7 @@ class Comparison:
             "reference": self.reference,
             "results": [self._result_dict(result) for result in self.results],
             "left_out": dict(self.left_out),
-            "one_cpu": self.one_cpu,
+            "one_cpu": self.case.one_cpu,
         }
 
     def _result_dict(self, result: Result) -> dict[str, Any]:
@@ -244,6 +260,7 @@ class Comparison:
             "syscalls_per_echo": result.syscalls_per_echo,
             "rate_ratio": ratio and ratio.as_dict(),
             "windows": len(result.rates),
+            "per_window": result.per_window(),
             "repeated": result.repeated,
             "evidence": [each.as_dict() for each in result.evidence],
             "problems": result.all_problems(),
@@ -273,7 +290,7 @@ def document(
 
 def taking_part(contenders: Sequence[Contender], case: Case) -> list[Contender]:
     """The contenders that are installed and can serve this number of clients."""
-    return [each for each in contenders if not each.hindrance(case.connections)]
+    return [each for each in contenders if not each.hindrance(case.connections + case.idle)]
 
 
 def compare(
@@ -293,14 +310,15 @@ def compare(
     counts a server's system calls, in a turn after all windows, for a count takes time.
 
     Raises:
-        RuntimeError: a contender did not start; the text has the last lines that it printed.
+        RuntimeError: a contender did not start, with the last lines that it printed; or it did not
+            serve the idle connections.
 
     """
-    server_cpu, client_cpu = cpus_for_both() if case.pinned else (None, None)
+    if case.one_cpu or len(os.sched_getaffinity(0)) == 1:
+        # A spinning client would take the server's CPU.
+        case = replace(case, one_cpu=True, wait="block")
+    server_cpu, client_cpu = cpus_of(case)
     cpus = os.sched_getaffinity(0) if server_cpu is None else {server_cpu}
-    one_cpu = len(os.sched_getaffinity(0)) == 1
-    if one_cpu:
-        case = replace(case, wait="block")  # a spinning client would take the server's CPU
     present = taking_part(contenders, case)
     results = tuple(Result(contender.name) for contender in present)
     floors: list[float] = []
@@ -309,6 +327,8 @@ def compare(
         stack.enter_context(pinned(client_cpu))
         for server, result in zip(servers, results, strict=True):
             result.memory = measure_memory(server, case.connections)
+            if case.idle:
+                stack.enter_context(idle_connections(server, case.idle))
         spare = method.windows * len(servers)  # windows that may be measured again
         for number in range(method.windows):
             floors.append(measure_floor(case.size, case.kind))
@@ -328,11 +348,13 @@ def compare(
                 with turn(server):
                     result.syscalls_per_echo = syscalls_per_echo(server, case)
     left_out = {
-        each.name: each.hindrance(case.connections) for each in contenders if each not in present
+        each.name: each.hindrance(case.connections + case.idle)
+        for each in contenders
+        if each not in present
     }
     names = [contender.name for contender in present]
     reference = reference if reference in names else names[0]
-    return Comparison(case, results, Interval.of(floors), reference, left_out, one_cpu)
+    return Comparison(case, results, Interval.of(floors), reference, left_out)
 
 
 @contextmanager
@@ -401,6 +423,7 @@ def load_as(case: Case, server: ServerProcess, **extent: Any) -> LoadReport:
         connections=case.connections,
         size=case.size,
         depth=case.depth,
+        rate=case.rate,
         wait=case.wait,
         reconnect_every=case.reconnect_every,
         server_pid=server.pid,
@@ -436,6 +459,18 @@ def connected(server: ServerProcess, connections: int) -> Iterator[None]:
                 if not received:
                     raise ConnectionError(f"{server.name} closed a connection before its echo")
                 left -= received
+        yield
+
+
+@contextmanager
+def idle_connections(server: ServerProcess, count: int) -> Iterator[None]:
+    """Connections of a paused server that stay open, and silent, while it takes its turns."""
+    with ExitStack() as stack:
+        try:
+            with turn(server):
+                stack.enter_context(connected(server, count))
+        except OSError as error:
+            raise RuntimeError(f"{server.name}: {count} idle connections: {error}") from error
         yield
 
 
@@ -488,6 +523,14 @@ def cpus_for_both() -> tuple[int | None, int | None]:
     """A CPU for the server and another for the client; (None, None) if there is only one."""
     cpus = sorted(os.sched_getaffinity(0))
     return (cpus[0], cpus[-1]) if len(cpus) > 1 else (None, None)
+
+
+def cpus_of(case: Case) -> tuple[int | None, int | None]:
+    """As cpus_for_both(), or one CPU twice; (None, None) if the case is not to be pinned."""
+    if case.one_cpu:
+        cpu = min(os.sched_getaffinity(0))
+        return cpu, cpu
+    return cpus_for_both() if case.pinned else (None, None)
 
 
 @contextmanager

@@ -67,12 +67,12 @@ def ours(name: str, group: str, *options: str, one_at_a_time: bool = False) -> C
 
 
 def native(engine: str, kind: str = "tcp", *, busy_poll: str = "") -> Contender:
-    """`busy_poll` is as on the command line: ``auto``, or a duration such as ``50us``."""
+    """`busy_poll` is as on the command line: ``auto``, ``0``, or a duration such as ``50us``."""
     options = [free_endpoint(kind), "--engine", engine]
     name = named("fastsock", engine, kind)
     if busy_poll:
         options += ["--busy-poll", busy_poll]
-        name += ", busy_poll"
+        name += f", busy_poll={busy_poll}"
     return ours(name, NATIVE, *options, one_at_a_time=engine == "serial")
 
 

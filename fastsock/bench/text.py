@@ -137,8 +137,8 @@ def notes_of(comparison: compare.Comparison, head: str) -> Iterator[str]:
     if "memory" in head:
         each = "; /conn: what one connection adds" if "/conn" in head else ""
         yield f"memory: with all connections open{each}"
-    if comparison.one_cpu:
-        yield "server and client share the only CPU, so the client waits by blocking"
+    if comparison.case.one_cpu:
+        yield "server and client share one CPU, so the client waits by blocking"
     if repeated := sum(result.repeated for result in comparison.results):
         yield f"{plural(repeated, 'disturbed window')} measured again"
     if any(comparison.rate_ratio(result) is None for result in comparison.results):
