@@ -118,6 +118,17 @@ def test_a_client_that_shares_a_cpu_with_the_server_waits_for_it() -> None:
     assert Evidence.of(report_with(AWAY), 0.5, usage, later).disturbed
 
 
+def test_an_open_loop_counts_what_was_answered_in_the_window() -> None:
+    """Messages that are answered later took no CPU time in it, and so the rate was not kept."""
+    late = replace(report_with(), offered=100, messages=100, answered_in_window=20, server_cpu=1e-3)
+    result = compare.Result("slow")
+    result.add(late, QUIET)
+    assert (result.rates, result.cpu_per_echo) == ([20.0], [pytest.approx(50.0)])
+    closed = replace(report_with(), messages=100, answered_in_window=20, server_cpu=1e-3)
+    result.add(closed, QUIET)
+    assert (result.rates[1], result.cpu_per_echo[1]) == (100.0, pytest.approx(10.0))
+
+
 Turn = tuple[LoadReport, Evidence]
 
 

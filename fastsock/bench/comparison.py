@@ -155,11 +155,14 @@ class Result:
         self.problems.extend(
             problem for problem in problems_of(report) if problem not in self.problems
         )
-        self.rates.append(report.messages_per_s)
+        # An open loop counts answers that come after the window; their CPU time is not in it.
+        paced = report.offered is not None
+        answers = report.answered_in_window if paced else report.messages
+        self.rates.append(answers / report.duration if report.duration else 0.0)
         if report.latency.count:
             self.p50s.append(report.latency.p50)
             self.p99s.append(report.latency.p99)
-        self.cpu_per_echo.append((report.server_cpu or 0.0) / max(report.messages, 1) * 1e6)
+        self.cpu_per_echo.append((report.server_cpu or 0.0) / max(answers, 1) * 1e6)
 
     def per_window(self) -> dict[str, list[float]]:
         """The values behind the medians, in the order of the rounds."""
