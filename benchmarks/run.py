@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,9 @@ COMPARISON = RESULTS / "comparison.json"
 #: No case has a server with a process per connection where there are more than a few connections.
 WARMUP_PER_CONNECTION = 0.0003  # seconds
 COUNTING = 0.8  # seconds, about, to count the system calls of a server
+
+_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
+_BREAK = re.compile(r"\n *")  # JSON has no such in a text
 
 #: Of a document's host: what parts that are put together have in common.
 _MACHINE = ("cpu", "cpus", "kernel", "python", "fastsock")
@@ -144,8 +148,10 @@ def main() -> None:
 
 
 def write(results: dict[str, Any], path: Path) -> None:
+    """As JSON, with the innermost lists and objects on a line each."""
+    text = json.dumps(results, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    path.write_text(_INNERMOST.sub(lambda found: _BREAK.sub(" ", found[0]), text) + "\n")
     print(path)
 
 

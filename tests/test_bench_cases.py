@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_parts_of_one_run() -> None:
     whole = run.merged([part_of(second, "another"), part_of(first)])
     assert [case["name"] for case in whole["cases"]] == [first, second, "another"]
     assert whole["commit"] == "0123abc"
+
+
+def test_results_are_written_in_short_lines(tmp_path: Path) -> None:
+    """A line for each innermost list or object; texts stay as they are."""
+    document = {"cases": [{"name": "a [b]  {c}\n d", "values": [1.5, 2.5], "empty": []}]}
+    run.write(document, tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text) == document
+    assert '"values": [ 1.5, 2.5 ],' in text
 
 
 @pytest.mark.parametrize(
