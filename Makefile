@@ -100,7 +100,7 @@ valgrind: $(VENV)/.test ## run some tests under valgrind
 	@tail -1 build/valgrind.log
 
 # For the tables, the picture and the figures of the pages.
-bench: $(VENV)/.bench ## compare with every rival, and run pytest-benchmark (half an hour)
+bench: $(VENV)/.bench ## compare with every rival, and run pytest-benchmark (an hour)
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table

@@ -41,9 +41,7 @@ def results(name: str) -> Document:
 # --- what the comparison measured ---------------------------------------------------------------
 
 ONE, MANY, CROWD = "1 connection, 64 B", "64 connections, 64 B", "1000 connections, 64 B"
-BIG, BIGGER = "16 connections, 64 KiB", "8 connections, 1 MiB"
-NEW = "64 connections, connect, echo, close, 64 B"
-POLLED, SLEEPING = f"{ONE}, busy_poll", f"{ONE}, busy_poll, client that sleeps"
+BIG = "16 connections, 64 KiB"
 BUSY = f"{MANY}, beside a busy main thread"
 TWINS = ("threads", "selectors")
 
@@ -61,10 +59,9 @@ def median(case: str, server: str, figure: str) -> float:
     return float(interval["median"])
 
 
-def ratio(case: str, server: str, over: str = "") -> float:
-    """The server's rate relative to the reference's, or to another server's."""
-    value = median(case, server, "rate_ratio")
-    return value / ratio(case, over) if over else value
+def ratio(case: str, server: str) -> float:
+    """The server's rate relative to the reference's."""
+    return median(case, server, "rate_ratio")
 
 
 def rate(case: str, server: str) -> float:
@@ -73,10 +70,6 @@ def rate(case: str, server: str) -> float:
 
 def cpu(case: str, server: str) -> float:
     return median(case, server, "server_cpu_us_per_echo")
-
-
-def p99(case: str, server: str) -> float:
-    return median(case, server, "p99_us")
 
 
 def worst_stop(how: str, load: str, *, fork: bool = False) -> float:
@@ -124,10 +117,7 @@ def thousands(*values: float) -> tuple[str, ...]:
 
 # --- the figures ----------------------------------------------------------------------------------
 
-EPOLL, POLL, URING = "fastsock epoll", "fastsock poll", "fastsock io_uring"
-FORK, UDP = "fastsock fork", "fastsock datagrams, udp"
-UDP_1, UDP_128 = "UDP, 1 in flight, 64 B", "UDP, 128 in flight, 64 B"
-C = "C epoll"
+EPOLL = "fastsock epoll"
 
 BENCHMARKS, SCALING, README = "docs/benchmarks.md", "docs/scaling.md", "README.md"
 
@@ -143,61 +133,6 @@ def planned(wanted: str, case: str, per_second: float) -> Figure:
 
 
 FIGURES = [
-    Figure(
-        BENCHMARKS,
-        "gevent has #, `epoll` #. gevent polls again before it sleeps, for # us of CPU per echo "
-        "instead of #. That is what `busy_poll` does on request; with it `epoll` has #, beside # "
-        "of gevent.",
-        lambda: (
-            *two(ratio(ONE, "gevent"), ratio(ONE, EPOLL), cpu(ONE, "gevent"), cpu(ONE, EPOLL)),
-            *two(ratio(POLLED, f"{EPOLL}, busy_poll"), ratio(POLLED, "gevent")),
-        ),
-    ),
-    Figure(
-        BENCHMARKS,
-        "`poll` has # and #, `epoll` # and #. A plain io_uring loop in C has # at 64;",
-        lambda: (
-            *two(ratio(MANY, POLL), ratio(CROWD, POLL), ratio(MANY, EPOLL), ratio(CROWD, EPOLL)),
-            *two(ratio(MANY, "C io_uring")),
-        ),
-    ),
-    Figure(
-        BENCHMARKS,
-        "C io_uring #, Go #, `poll` #, `epoll` #.",
-        lambda: two(*(ratio(BIG, each) for each in ("C io_uring", "Go", POLL, EPOLL))),
-    ),
-    Figure(
-        BENCHMARKS,
-        "asyncio's Protocol has #, `epoll` #.",
-        lambda: two(ratio(BIGGER, "asyncio Protocol"), ratio(BIGGER, EPOLL)),
-    ),
-    Figure(
-        BENCHMARKS,
-        "uvloop has # and Go #, for # and # us of CPU; `epoll` has # for # us, `io_uring` # for # "
-        "us. `fork` makes a process for each: #.",
-        lambda: (
-            *two(ratio(NEW, "uvloop Protocol"), ratio(NEW, "Go")),
-            *two(cpu(NEW, "uvloop Protocol"), cpu(NEW, "Go")),
-            *two(ratio(NEW, EPOLL), cpu(NEW, EPOLL), ratio(NEW, URING), cpu(NEW, URING)),
-            *two(ratio(NEW, FORK)),
-        ),
-    ),
-    Figure(
-        BENCHMARKS,
-        "# of `recvfrom` and `sendto` in C, for # us of CPU instead of #:",
-        lambda: two(ratio(UDP_1, UDP), cpu(UDP_1, UDP), cpu(UDP_1, "C recvfrom")),
-    ),
-    Figure(BENCHMARKS, "With 128 in flight it has #.", lambda: two(ratio(UDP_128, UDP))),
-    Figure(
-        BENCHMARKS,
-        "beside 1000 busy connections: p99 is # s",
-        lambda: one(p99(CROWD, FORK) / 1e6),
-    ),
-    Figure(
-        BENCHMARKS,
-        "the twin's `threads` have # messages/s and its `selectors` #,",
-        lambda: whole(*(rate(BUSY, f"stdlib {each}, busy main thread") for each in TWINS)),
-    ),
     Figure(
         BENCHMARKS,
         "(`churn`) | #/s; memory grew by # bytes per connection",
@@ -270,11 +205,8 @@ FIGURES = [
     planned("100 Gbit/s each way in 64 KiB messages: 190,000/s", BIG, 1e11 / 8 / 65536),
     Figure(
         README,
-        "fastsock does # round trips a second with `--busy-poll auto`, and # without; C epoll does "
-        "#.",
-        lambda: thousands(
-            rate(POLLED, f"{EPOLL}, busy_poll"), rate(POLLED, EPOLL), rate(POLLED, C)
-        ),
+        "fastsock does # round trips a second, and C epoll #.",
+        lambda: thousands(rate(ONE, EPOLL), rate(ONE, "C epoll")),
     ),
     Figure(
         README,

@@ -10,9 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 END = "<!-- end of the generated part -->"
 
 
-def with_generated(page: Path, results: Path, lines: Iterable[str]) -> str:
-    """The page's text with `lines` between the two markers; the text around is written by hand."""
-    begin = f"<!-- generated from {results.resolve().relative_to(ROOT)} -->"
+def with_generated(page: Path, results: Path, lines: Iterable[str], part: str = "") -> str:
+    """The page's text with `lines` between the two markers; the text around is written by hand.
+
+    `part` is the name of the generated part, in a page that has several from the same results.
+    """
+    name = f", {part}" if part else ""
+    begin = f"<!-- generated from {results.resolve().relative_to(ROOT)}{name} -->"
     generated = "\n".join((begin, "", *lines, "", END))
     between = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
     text, replaced = between.subn(lambda match: generated, page.read_text())
@@ -21,7 +25,7 @@ def with_generated(page: Path, results: Path, lines: Iterable[str]) -> str:
     return text
 
 
-def write_generated(page: Path, results: Path, lines: Iterable[str]) -> None:
+def write_generated(page: Path, results: Path, lines: Iterable[str], part: str = "") -> None:
     """Replace the generated part of the page."""
-    page.write_text(with_generated(page, results, lines))
+    page.write_text(with_generated(page, results, lines, part))
     print(page)

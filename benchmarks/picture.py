@@ -5,7 +5,7 @@ Drawn by ``python -m benchmarks.table`` from the results that it makes the table
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ SERVERS = {
     "fastsock epoll": "fastsock epoll",
     "fastsock poll": "fastsock poll",
     "fastsock io_uring": "fastsock io_uring",
-    "fastsock epoll, busy_poll": "fastsock, busy_poll",
     REFERENCE: REFERENCE,
     "C io_uring": "C io_uring",
     "libuv": "libuv (C)",
@@ -33,13 +32,13 @@ SERVERS = {
     "gevent": "gevent",
     "trio": "trio",
 }
-#: The cases of each panel. A server in several of them is taken from the first.
+#: The case of each panel.
 PANELS = {
-    "64 connections": ("64 connections, 64 B",),
-    "1000 connections": ("1000 connections, 64 B",),
-    "1 connection": ("1 connection, 64 B", "1 connection, 64 B, busy_poll"),
-    "16 x 64 KiB": ("16 connections, 64 KiB",),
-    "64 reconnecting": ("64 connections, connect, echo, close, 64 B",),
+    "64 connections": "64 connections, 64 B",
+    "1000 connections": "1000 connections, 64 B",
+    "1 connection": "1 connection, 64 B",
+    "16 x 64 KiB": "16 connections, 64 KiB",
+    "64 reconnecting": "64 connections, connect, echo, close, 64 B",
 }
 COST = "64 connections, 64 B"
 
@@ -49,8 +48,9 @@ _OTHERS = "#b0b0b0"
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draw a bar for each server in each panel."""
     cases = {case["name"]: case for case in document["cases"]}
-    panels = {heading: dict(rates(cases, names)) for heading, names in PANELS.items()}
-    panels = {heading: values for heading, values in panels.items() if values}
+    panels = {
+        heading: dict(rates(cases[name])) for heading, name in PANELS.items() if name in cases
+    }
     present = {name for values in panels.values() for name in values}
     servers = [name for name in SERVERS if name in present]
     with figure(path, 2 + 1.35 * (len(panels) + 1), 1.15 + 0.24 * len(servers)) as drawing:
@@ -72,15 +72,11 @@ def draw(document: dict[str, Any], path: Path) -> None:
         )
 
 
-def rates(cases: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, float]]:
-    """Each server's rate relative to the reference's; of a server in several cases, the first."""
-    known = set()
-    for case in (cases[name] for name in names if name in cases):
-        for result in case["results"] if case["reference"] == REFERENCE else ():
-            ratio = result["rate_ratio"]  # None where a rate is 0
-            if ratio and result["name"] not in known:
-                known.add(result["name"])
-                yield result["name"], ratio["median"]
+def rates(case: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Each server's rate relative to that of the C loop; none where it did not take part."""
+    for result in case["results"] if case["reference"] == REFERENCE else ():
+        if ratio := result["rate_ratio"]:  # None where a rate is 0
+            yield result["name"], ratio["median"]
 
 
 def costs(case: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -54,7 +54,7 @@ def test_a_figure_of_a_server_that_answered_nothing(monkeypatch: pytest.MonkeyPa
     """The case and the server are named."""
     monkeypatch.setattr(figures, "result", lambda case, server: {"p99_us": None})
     with pytest.raises(SystemExit, match="a case, a server: no p99_us"):
-        figures.p99("a case", "a server")
+        figures.median("a case", "a server", "p99_us")
 
 
 @pytest.mark.parametrize("case", [figures.ONE, figures.MANY, figures.CROWD])
@@ -66,16 +66,16 @@ def test_the_reason_for_auto_holds(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "source", "lines_of"),
+    ("page", "source", "lines_of", "part"),
     [
-        (table.PAGE, COMPARISON, table.lines_of),
-        (table.README, COMPARISON, table.readme_lines),
-        (reliability.PAGE, RELIABILITY, reliability.lines_of),
+        (table.PAGE, COMPARISON, table.behind_lines, table.BEHIND),
+        (table.PAGE, COMPARISON, table.lines_of, ""),
+        (table.README, COMPARISON, table.readme_lines, ""),
+        (reliability.PAGE, RELIABILITY, reliability.lines_of, ""),
     ],
-    ids=["benchmarks.md", "README.md", "reliability.md"],
+    ids=["behind", "benchmarks.md", "README.md", "reliability.md"],
 )
-def test_generated_parts_are_current(page: Path, source: Path, lines_of: Lines) -> None:
+def test_generated_parts_are_current(page: Path, source: Path, lines_of: Lines, part: str) -> None:
     """Else: python -m benchmarks.table, or benchmarks.reliability.table."""
-    assert page.read_text() == with_generated(
-        page, source, lines_of(json.loads(source.read_text()))
-    )
+    lines = lines_of(json.loads(source.read_text()))
+    assert page.read_text() == with_generated(page, source, lines, part)

@@ -93,25 +93,17 @@ def test_the_picture_of_the_readme(drawn: tuple[dict[str, Any], Path]) -> None:
     assert "0123abc" in text
 
 
-def test_busy_polling_stands_beside_the_plain_loops(results: dict[str, Any]) -> None:
-    """A server in both cases of a panel is taken from the first."""
+def test_the_rates_of_the_picture() -> None:
+    """None without an answer, and none where the C loop is not the reference."""
     from benchmarks.picture import rates
 
-    plain = {"fastsock epoll": 1.25, "C epoll": 1.0}
-    polled = {"fastsock epoll, busy_poll": 3.0, "fastsock epoll": 1.5, "C epoll": 1.0}
-    cases = {
-        name: {
-            "reference": "C epoll",
-            "results": [
-                {"name": server, "rate_ratio": {"median": ratio}}
-                for server, ratio in ratios.items()
-            ],
-        }
-        for name, ratios in (("plain", plain), ("polled", polled))
-    }
-    cases["without the C loop"] = cases["plain"] | {"reference": "fastsock epoll"}
-    names = ["without the C loop", "plain", "polled", "not measured"]
-    assert dict(rates(cases, names)) == polled | plain
+    results = [
+        {"name": "C epoll", "rate_ratio": {"median": 1.0}},
+        {"name": "trio", "rate_ratio": None},
+    ]
+    case = {"reference": "C epoll", "results": results}
+    assert dict(rates(case)) == {"C epoll": 1.0}
+    assert dict(rates(case | {"reference": "fastsock epoll"})) == {}
 
 
 def test_cases_with_the_same_servers_stand_side_by_side(results: dict[str, Any]) -> None:
@@ -129,6 +121,49 @@ def test_cases_with_the_same_servers_stand_side_by_side(results: dict[str, Any])
     assert c_loop == "| C epoll | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |"
 
 
+def test_a_table_has_six_cases_at_most(results: dict[str, Any]) -> None:
+    """More of them have several tables, about equally wide."""
+    from benchmarks.table import lines_of
+
+    results["cases"] = results["cases"][:8]
+    lines = list(lines_of(results))
+    heads = [line.count("---:") for line in lines if line.startswith("|---")]
+    assert heads == [4] * 8
+    headings = [line for line in lines if line.startswith("### Rate")]
+    assert headings == [f"### Rate relative to C epoll ({number} of 2)" for number in (1, 2)]
+
+
+def test_cases_at_a_given_rate(results: dict[str, Any]) -> None:
+    """CPU and p99, in tables of their own; a server that does not keep the rate is marked."""
+    from benchmarks.table import lines_of
+
+    results["cases"] = results["cases"][:6]
+    for case in results["cases"][3:]:
+        case["case"]["rate"] = 1000.0
+        for result in case["results"]:
+            result["messages_per_s"]["median"] = 1000.0 if result["name"] != "trio" else 756.0
+    lines = list(lines_of(results))
+    place = lines.index("### CPU us/echo, at a given rate")
+    trio = next(line for line in lines[place:] if line.startswith("| trio"))
+    assert trio.count("(0.76 of the rate)") == 3
+    c_loop = next(line for line in lines[place:] if line.startswith("| C epoll"))
+    assert "of the rate" not in c_loop
+    assert lines[place:].count("### p99 us, at a given rate") == 1
+    assert not [line for line in lines[place:] if line.startswith("### calls")]
+
+
+def test_figures_that_are_not_valid(results: dict[str, Any]) -> None:
+    """They are marked, with a reason below the tables."""
+    from benchmarks.table import lines_of
+
+    results["cases"] = results["cases"][:3]
+    assert "Not valid:" not in lines_of(results)
+    results["cases"][0]["results"][0]["problems"] = ["1 bytes corrupt", "640 bytes lost", "errors"]
+    lines = list(lines_of(results))
+    assert len([line for line in lines if "(not valid)" in line]) == 4
+    assert lines[-1] == "- fastsock epoll, 1 connection, 64 B: 1 bytes corrupt, and 2 more"
+
+
 def test_the_table_of_the_readme(results: dict[str, Any]) -> None:
     """A row a server of the picture, in its order; our own are bold."""
     from benchmarks.picture import SERVERS
@@ -136,7 +171,7 @@ def test_the_table_of_the_readme(results: dict[str, Any]) -> None:
 
     rows = [line.split(" | ")[0] for line in readme_lines(results) if line.startswith("|")][2:]
     assert rows[0] == "| **fastsock epoll**"
-    assert len(rows) == len(SERVERS) - 1  # that with busy_poll is not in this case
+    assert len(rows) == len(SERVERS)
 
 
 @pytest.mark.parametrize(
