@@ -119,8 +119,8 @@ def narrow(case: dict[str, Any], counted: bool) -> Iterator[str]:
     titles = [title for title in FIGURES if counted or title != "calls/echo"]
     yield from head("server", *titles)
     for result in case["results"]:
-        cells = [FIGURES[title](result) for title in titles]
-        yield f"| {' | '.join([result['name'], *cells])} |{problems_of(result)}"
+        name = result["name"] + rate_not_kept(result, case) + problems_of(result)
+        yield f"| {' | '.join([name, *(FIGURES[title](result) for title in titles)])} |"
 
 
 def wide(cases: list[dict[str, Any]], of: str, counted: bool) -> Iterator[str]:

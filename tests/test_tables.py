@@ -164,6 +164,18 @@ def test_figures_that_are_not_valid(results: dict[str, Any]) -> None:
     assert lines[-1] == "- fastsock epoll, 1 connection, 64 B: 1 bytes corrupt, and 2 more"
 
 
+def test_a_case_with_a_table_of_its_own_marks_its_rows(results: dict[str, Any]) -> None:
+    """In the first column: what follows the last is not shown."""
+    from benchmarks.table import lines_of
+
+    (case, *_) = results["cases"] = results["cases"][:1]
+    case["case"]["rate"] = 1000.0
+    first = case["results"][0]
+    first["messages_per_s"]["median"], first["problems"] = 500.0, ["errors"]
+    row = next(line for line in lines_of(results) if line.startswith("| fastsock epoll"))
+    assert row.startswith("| fastsock epoll (0.50 of the rate) (not valid) | 500 |")
+
+
 def test_the_table_of_the_readme(results: dict[str, Any]) -> None:
     """A row a server of the picture, in its order; our own are bold."""
     from benchmarks.picture import SERVERS
