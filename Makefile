@@ -31,12 +31,12 @@ test: $(VENV)/.test ## run the tests, without the slow ones
 slow: $(VENV)/.test ## run the tests that take minutes
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow and not believable" --timeout 1800 -o faulthandler_timeout=1700
 
-# The epoll engine moves connections between epoll and a poll list (interest_list.pxd): its tests
-# with all of them in one place, and with a move at every turn.
+# The epoll engine and the load client move connections between epoll and a poll list
+# (interest_list.pxd): their tests with all of them in one place, and with a move at every turn.
 WATCHED := tests/test_contract*.py tests/test_server.py tests/test_limits.py tests/test_services.py \
-	tests/test_network_faults.py tests/test_load_faults.py
+	tests/test_network_faults.py tests/test_load.py tests/test_load_faults.py tests/test_load_datagram.py
 
-watched: $(VENV)/.test ## run the epoll engine's tests with each way to watch forced
+watched: $(VENV)/.test ## run tests with each way to watch connections forced
 	for way in epoll poll alternate; do \
 		FASTSOCK_TEST_WATCH=$$way $(BIN)/pytest $(SIDE_BY_SIDE) $(WATCHED) \
 			-k "not (pure or native-poll or threads or fork or serial or uring)" || exit 1; \

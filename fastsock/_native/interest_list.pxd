@@ -126,6 +126,12 @@ cdef inline void remove(InterestList *interest_list, Interest *interest, int fd)
         free_place(interest_list, interest.place)
 
 
+cdef inline void forget(InterestList *interest_list, Interest *interest) noexcept nogil:
+    """As remove(), for a descriptor of which there is no copy: close() takes it out of epoll."""
+    if interest.place != IN_EPOLL:
+        free_place(interest_list, interest.place)
+
+
 # --- moving -------------------------------------------------------------------------------------
 
 cdef inline void note_event(InterestList *interest_list, Interest *interest, int fd,

@@ -6,6 +6,7 @@ from libc.string cimport memset
 cimport fastsock._native.client.connection as connection
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.clock as clock
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.connection cimport Connection, StreamRun
 
@@ -51,7 +52,7 @@ cdef inline void try_connect(StreamRun *run, uint32_t i) noexcept nogil:
             connection.fail_with_errno(run, conn, posix.errno)
         return
     conn.watched = posix.EPOLLOUT
-    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_ADD, conn.fd, posix.EPOLLOUT, i) < 0:
+    if interest_list.add(&run.base.interests, &conn.interest, conn.fd, posix.EPOLLOUT, i) < 0:
         connection.fail_with_errno(run, conn, posix.errno)
 
 

@@ -13,11 +13,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.tcp_info as tcp_info
 cimport fastsock._native.clock as clock
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.histogram cimport Recorder
 from fastsock._native.client.load_run cimport LoadRun
 from fastsock._native.client.tcp_info cimport TcpFigures
+from fastsock._native.interest_list cimport Interest
 
 cdef enum:
     MODE_ECHO
@@ -48,7 +50,8 @@ cdef struct Connection:
     int state
     bint must_retry                 # while CONNECTING: connect() is to be tried again
     bint was_open                   # once
-    uint32_t watched                # the events that epoll reports
+    uint32_t watched                # the events that are waited for
+    Interest interest
     uint32_t send_offset            # into the pattern, of the next byte to send
     uint32_t receive_offset         # into the pattern, of the next byte to receive
     uint32_t ring_mask              # `sent_at` has ring_mask + 1 places
@@ -188,8 +191,8 @@ cdef inline bint is_outage(StreamRun *run, Connection *connection, int failure,
 
 
 cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
-    # epoll reports a descriptor once per call, and a token is the index of a connection. So no
-    # event of this call can be taken for one of a new descriptor with the same number.
+    # A wait reports a descriptor once, and a token is the index of a connection. So no event of
+    # this wait can be taken for one of a new descriptor with the same number.
     close_socket(run, connection)
     if connection.must_retry:
         end_retry(run, connection)
@@ -239,6 +242,7 @@ cdef inline void end_outage(StreamRun *run, Connection *connection, int64_t now)
 cdef inline void close_socket(StreamRun *run, Connection *connection) noexcept nogil:
     if run.address.ss_family != posix.AF_UNIX:
         tcp_info.read_figures(&run.tcp, connection.fd)
+    interest_list.forget(&run.base.interests, &connection.interest)
     posix.close_once(&connection.fd)
 
 
@@ -260,10 +264,19 @@ cdef inline void end_retry(StreamRun *run, Connection *connection) noexcept nogi
 
 
 cdef inline void set_watched(StreamRun *run, uint32_t i, uint32_t events) noexcept nogil:
-    """Have epoll report these events of the connection."""
+    """Wait for these events of the connection."""
     cdef Connection *connection = &run.connections[i]
     if connection.watched == events:
         return
     connection.watched = events
-    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_MOD, connection.fd, events, i) < 0:
+    if interest_list.change(&run.base.interests, &connection.interest, connection.fd, events,
+                            i) < 0:
         fail_with_errno(run, connection, posix.errno)
+
+
+cdef inline void note_event(StreamRun *run, uint32_t i) noexcept nogil:
+    """After an event of the connection was handled."""
+    cdef Connection *connection = &run.connections[i]
+    if connection.fd >= 0:
+        interest_list.note_event(&run.base.interests, &connection.interest, connection.fd,
+                                 connection.watched, i)

@@ -24,6 +24,7 @@ cimport fastsock._native.client.datagram_socket as datagram_socket
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.clock as clock
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.datagram_socket cimport DatagramRun, DatagramSocket
 from fastsock._native.client.load_run cimport LoadRun
@@ -49,7 +50,7 @@ cdef class DatagramLoader:
 
     def __cinit__(self):
         memset(&self.run_state, 0, sizeof(self.run_state))
-        self.run_state.base.epfd = self.run_state.base.wake_fd = -1
+        self.run_state.base.interests.epfd = self.run_state.base.wake_fd = -1
         self.run_state.base.timer_fd = -1
 
     def __init__(self, server, str where, options, *, uint32_t first, uint32_t count):
@@ -92,8 +93,8 @@ cdef class DatagramLoader:
         for i in range(run.base.count):
             sock = &run.sockets[i]
             self._create(sock)
-            if load_run.update_epoll(
-                    &run.base, posix.EPOLL_CTL_ADD, sock.fd, posix.EPOLLIN, i) < 0:
+            if interest_list.add(&run.base.interests, &sock.interest, sock.fd,
+                                 posix.EPOLLIN, i) < 0:
                 raise check.os_error(posix.errno, "epoll_ctl", self.where)
             run.open_count += 1
             if posix.connect(sock.fd, <posix.sockaddr *>&run.address, run.address_size) == 0:
@@ -215,10 +216,11 @@ cdef void wait_and_handle(DatagramRun *run, int64_t until) noexcept nogil:
     cdef int i, count = load_run.wait_for_events(&run.base, until)
     cdef uint64_t token
     for i in range(count):
-        token = run.base.events[i].data.u64
+        token = run.base.interests.events[i].data.u64
         if not load_run.handle_wakeup(&run.base, token) and run.sockets[token].fd >= 0:
             datagram_receiving.receive_burst(run, <uint32_t>token)
             datagram_sending.send_due(run, <uint32_t>token)
+            datagram_socket.note_event(run, <uint32_t>token)
 
 
 cdef bint should_finish(DatagramRun *run, int64_t now) noexcept nogil:

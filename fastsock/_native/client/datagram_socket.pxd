@@ -11,9 +11,11 @@ from libc.stdlib cimport calloc, free
 
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.load_run cimport LoadRun
+from fastsock._native.interest_list cimport Interest
 
 cdef enum:
     HEADER_BYTES = 8                # socket number << NUMBER_BITS | number of the datagram
@@ -28,7 +30,8 @@ cdef enum:                          # states in the ring; every send time is abo
 
 cdef struct DatagramSocket:
     int fd                          # -1 once it failed
-    bint blocked                    # its send buffer is full: epoll reports when it has room
+    bint blocked                    # its send buffer is full: wait until it has room
+    Interest interest
     DueTimes due_times
     int64_t room_since              # the socket takes what is sent since then, ns
     uint64_t due                    # datagrams that may have been sent so far
@@ -115,16 +118,27 @@ cdef inline void fail_with_errno(DatagramRun *run, DatagramSocket *sock,
         run.other += 1
         run.base.other_errno = error
     give_up_all(run, sock)
+    interest_list.forget(&run.base.interests, &sock.interest)
     posix.close_once(&sock.fd)
     run.open_count -= 1
 
 
 cdef inline void set_blocked(DatagramRun *run, uint32_t i, bint blocked) noexcept nogil:
-    """Have epoll report, or no longer report, that the socket has room."""
+    """Wait, or no longer wait, for room in the socket."""
     cdef DatagramSocket *sock = &run.sockets[i]
     if sock.blocked == blocked:
         return
     sock.blocked = blocked
-    if load_run.update_epoll(&run.base, posix.EPOLL_CTL_MOD, sock.fd,
-                             posix.EPOLLIN | posix.EPOLLOUT if blocked else posix.EPOLLIN, i) < 0:
+    if interest_list.change(&run.base.interests, &sock.interest, sock.fd, events_of(sock), i) < 0:
         fail_with_errno(run, sock, posix.errno)
+
+
+cdef inline uint32_t events_of(DatagramSocket *sock) noexcept nogil:
+    return posix.EPOLLIN | posix.EPOLLOUT if sock.blocked else posix.EPOLLIN
+
+
+cdef inline void note_event(DatagramRun *run, uint32_t i) noexcept nogil:
+    """After an event of the socket was handled."""
+    cdef DatagramSocket *sock = &run.sockets[i]
+    if sock.fd >= 0:
+        interest_list.note_event(&run.base.interests, &sock.interest, sock.fd, events_of(sock), i)

@@ -3,7 +3,6 @@
 # "Connections" stands for sockets too where the load is datagrams.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 cimport fastsock._native.atomic as atomic
@@ -14,6 +13,7 @@ cimport fastsock._native.client.away as away
 cimport fastsock._native.client.histogram as histogram
 cimport fastsock._native.client.process_tree as process_tree
 cimport fastsock._native.clock as clock
+cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.busy_poll cimport BusyPoll
@@ -21,9 +21,9 @@ from fastsock._native.client.arrivals cimport Arrivals, DueTimes
 from fastsock._native.client.away cimport Away, AwaySums
 from fastsock._native.client.histogram cimport Histogram, Recorder
 from fastsock._native.client.process_tree cimport ProcessTree
+from fastsock._native.interest_list cimport InterestList
 
 cdef enum:
-    EVENTS_MAX = 256
     WAKE_TOKEN = 0xFFFFFFFF         # above every connection's token, which is its index
     TIMER_TOKEN = 0xFFFFFFFE
     TREND_PARTS = 16                # of the window: enough for a trend, few enough for their means
@@ -56,12 +56,12 @@ cdef struct LoadRun:
     ProcessTree server
     int phase
     int cancel_request              # set by other threads
-    int epfd, wake_fd, timer_fd
+    InterestList interests
+    int wake_fd, timer_fd
     int64_t begin_ns, window_start, window_end
     int64_t list_at                 # when the server's processes are listed
     int64_t idle_ns                 # time in the window with nothing to do
     int64_t cpu_start, cpu_end      # server's CPU time at both ends of the window, ns; 0: not read
-    posix.epoll_event *events
     Away away
     # Results
     uint64_t messages               # open loop: of the window, complete; else complete inside it
@@ -87,6 +87,7 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
     The thread has the connections `first` to `first + count`. The thread of connection 0 also
     reads the server's CPU time. Raises OSError or MemoryError.
     """
+    cdef int error
     run.first, run.count, run.total_connections = first, count, options.connections
     run.interval_ns = 1e9 / <double>options.rate if options.rate else 0
     run.quota = options.messages or 0
@@ -99,19 +100,19 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
     if first == 0 and options.server_pid:
         run.server_pid = options.server_pid
         check_process(run.server_pid)
-    run.events = <posix.epoll_event *>calloc(EVENTS_MAX, sizeof(posix.epoll_event))
-    if run.events == NULL:
-        raise MemoryError
-    run.epfd = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+    error = interest_list.open_list(&run.interests)
+    if error:
+        raise check.os_error(error, "epoll_create1", "")
     run.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
     # The timeout of epoll_wait(2) is in milliseconds; messages can be microseconds apart.
     run.timer_fd = posix.timerfd_create(
         posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
-    if run.epfd < 0 or run.wake_fd < 0 or run.timer_fd < 0:
-        raise check.os_error(posix.errno, "epoll_create1, eventfd or timerfd_create", "")
-    if (update_epoll(run, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN, WAKE_TOKEN) < 0
-            or update_epoll(run, posix.EPOLL_CTL_ADD, run.timer_fd, posix.EPOLLIN,
-                            TIMER_TOKEN) < 0):
+    if run.wake_fd < 0 or run.timer_fd < 0:
+        raise check.os_error(posix.errno, "eventfd or timerfd_create", "")
+    if (interest_list.control(&run.interests, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN,
+                              WAKE_TOKEN) < 0
+            or interest_list.control(&run.interests, posix.EPOLL_CTL_ADD, run.timer_fd,
+                                     posix.EPOLLIN, TIMER_TOKEN) < 0):
         raise check.os_error(posix.errno, "epoll_ctl", "")
     return 0
 
@@ -126,20 +127,11 @@ cdef inline int check_process(int pid) except -1:
 
 
 cdef inline void close_run(LoadRun *run) noexcept nogil:
-    posix.close_once(&run.epfd)
+    interest_list.close_list(&run.interests)
     posix.close_once(&run.wake_fd)
     posix.close_once(&run.timer_fd)
-    free(run.events)
     away.release(&run.away)
     process_tree.free_processes(&run.server)
-
-
-cdef inline int update_epoll(LoadRun *run, int operation, int fd, uint32_t events,
-                             uint64_t token) noexcept nogil:
-    cdef posix.epoll_event event
-    event.events = events
-    event.data.u64 = token
-    return posix.epoll_ctl(run.epfd, operation, fd, &event)
 
 
 # --- the schedule -------------------------------------------------------------------------------
@@ -304,7 +296,7 @@ cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
     until = min(until, began + away.LONGEST_WAIT_NS)
     busy_poll.begin_wait(&run.busy_poll)
     while run.spin or now >= until or busy_poll.poll_again(&run.busy_poll):
-        count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, 0)
+        count = interest_list.wait(&run.interests, 0)
         if count == 0 or now > began:   # events at the first poll: no time was idle
             now = read_clock(run)
         if count != 0 or now >= until:
@@ -312,7 +304,7 @@ cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
             break
     else:
         set_timer(run, until)
-        count = posix.epoll_wait(run.epfd, run.events, EVENTS_MAX, -1)
+        count = interest_list.wait(&run.interests, -1)
         busy_poll.end_wait(&run.busy_poll, count)
         now = clock.monotonic_ns()
         away.see_end_of_wait(&run.away, until, now)
