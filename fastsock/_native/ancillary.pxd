@@ -79,9 +79,10 @@ cdef inline void send_in_one(posix.msghdr *message) noexcept nogil:
 
 cdef inline void add_message(posix.msghdr *message, int level, int kind, const void *data,
                              size_t size) noexcept nogil:
-    """Add a control message after those that are there."""
+    """Add a control message after those that are there; its padding is 0, for memcmp()."""
     cdef char *end = <char *>message.msg_control + message.msg_controllen
     cdef posix.cmsghdr *header = <posix.cmsghdr *>end
+    memset(header, 0, posix.CMSG_SPACE(size))
     header.cmsg_level = level
     header.cmsg_type = kind
     header.cmsg_len = posix.CMSG_LEN(size)

@@ -8,7 +8,8 @@ client ever ends the service of the others.
 
 Datagrams of one client and one size that come together are received as one (UDP_GRO), and go back
 as one, which the kernel or the network card splits (UDP_SEGMENT). Most of what a small datagram
-costs is the way through the network stack, and they take it once.
+costs is the way through the network stack, and they take it once. Those that came one by one, in
+one call, are answered in this way too: a run.
 
 What must not be answered is in loop_guard.pxd, and how an answer gets its source in ancillary.pxd.
 
@@ -22,6 +23,7 @@ would only make every client wait.
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp
 
 cimport fastsock._native.ancillary as ancillary
 cimport fastsock._native.atomic as atomic
@@ -34,6 +36,7 @@ cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.loop_guard as loop_guard
 cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.run_limits as run_limits
 cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.ancillary cimport Arrival, Control
@@ -41,24 +44,34 @@ from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.server.context cimport Context
 from fastsock._native.server.datagram_socket cimport DatagramSocket
 from fastsock._native.server.loop_guard cimport SocketName
+from fastsock._native.server.run_limits cimport RunLimits
 from fastsock._native.server.worker cimport Worker
 
 cdef enum:
-    BATCH = 16                      # datagrams per call at most: 8 and 32 gain nothing
+    # Datagrams per call at most. UDP_SEGMENT takes 64 (UDP_MAX_SEGMENTS): fewer would cut a run.
+    BATCH = 64
     SIZE_MAX = 65535                # bytes; no UDP datagram is longer
+    RUN_BYTES = 65507               # of a run: sent as one datagram of IPv4 as far as the card
+    # From one buffer to the next. With a power of 2 the first bytes of all buffers would share a
+    # few lines of the caches and entries of the TLB. Pages that no datagram reaches are not used.
+    BUFFER_STRIDE = 17 * 4096 + 64
 
 cdef struct Loop:
     Context *context
     bint guarded
     SocketName own
     size_t control_size             # of the buffer for control messages
+    bint can_segment                # UDP, and the kernel has UDP_SEGMENT
+    RunLimits limits
     posix.mmsghdr received[BATCH]
-    posix.mmsghdr answers[BATCH]    # those of `received` that are sent back, without gaps
-    int segments[BATCH]             # of each answer: the bytes of one datagram, if it is several
     posix.sockaddr_storage sources[BATCH]
-    posix.iovec pieces[BATCH]
+    posix.iovec pieces[BATCH]       # of `received`
     Control controls[BATCH]
-    char *buffers                   # BATCH * SIZE_MAX bytes
+    posix.mmsghdr answers[BATCH]    # each of one datagram, or of several
+    posix.iovec parts[BATCH]        # of `answers`, in their order
+    int segments[BATCH]             # of each answer: the bytes of one datagram, if it is several
+    uint64_t datagrams[BATCH]       # of each answer: how many
+    char *buffers                   # BATCH * BUFFER_STRIDE bytes
 
 
 cdef class DatagramWorker(Worker):
@@ -93,7 +106,8 @@ cdef class DatagramWorker(Worker):
         loop.own = self.own
         if self.own.address.ss_family != posix.AF_UNIX:
             loop.control_size = sizeof(Control)
-        loop.buffers = <char *>malloc(BATCH * SIZE_MAX)
+        loop.can_segment = can_segment(self.context.bound_fd)
+        loop.buffers = <char *>malloc(BATCH * BUFFER_STRIDE)
         if loop.buffers == NULL:
             raise MemoryError
         for i in range(BATCH):
@@ -124,6 +138,13 @@ cdef class DatagramWorker(Worker):
         self.loop = NULL
         free(loop.buffers)
         free(loop)
+
+
+cdef inline bint can_segment(int fd) noexcept nogil:
+    """Whether UDP_SEGMENT works: a kernel before Linux 4.18 would send a run as one datagram."""
+    cdef int segment
+    cdef posix.socklen_t size = sizeof(segment)
+    return posix.getsockopt(fd, posix.SOL_UDP, posix.UDP_SEGMENT, &segment, &size) == 0
 
 
 cdef void *run(void *argument) noexcept nogil:
@@ -179,17 +200,13 @@ cdef void wait(Loop *loop) noexcept nogil:
 
 cdef int echo_batch(Loop *loop) noexcept nogil:
     """Receive and answer; return the number received, 0 if none waits, -1 after a failure."""
-    cdef int i, answers = 0
+    cdef int i
     cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, BATCH,
                                     posix.MSG_DONTWAIT, NULL)
     if count < 0:
         return receive_failed(loop, posix.errno)
     loop.context.failures = 0
-    for i in range(count):
-        if prepare_answer(loop, i, &loop.segments[answers]):
-            loop.answers[answers].msg_hdr = loop.received[i].msg_hdr
-            answers += 1
-    send_all(loop, answers)
+    send_all(loop, prepare_answers(loop, count))
     for i in range(count):
         make_ready(loop, i)
     return count
@@ -198,7 +215,7 @@ cdef int echo_batch(Loop *loop) noexcept nogil:
 cdef inline void make_ready(Loop *loop, int i) noexcept nogil:
     """Let the next datagram come into place `i`: undo what recvmmsg wrote there."""
     cdef posix.msghdr *message = &loop.received[i].msg_hdr
-    loop.pieces[i].iov_base = loop.buffers + i * SIZE_MAX
+    loop.pieces[i].iov_base = loop.buffers + i * BUFFER_STRIDE
     loop.pieces[i].iov_len = SIZE_MAX
     message.msg_iov = &loop.pieces[i]
     message.msg_iovlen = 1
@@ -208,14 +225,36 @@ cdef inline void make_ready(Loop *loop, int i) noexcept nogil:
     message.msg_controllen = loop.control_size
 
 
-cdef inline bint prepare_answer(Loop *loop, int i, int *segment) noexcept nogil:
-    """Turn what was received into the answer; False when it is dropped."""
+cdef int prepare_answers(Loop *loop, int count) noexcept nogil:
+    """Turn what was received into answers; return how many there are."""
+    cdef posix.msghdr *message
+    cdef int i, answers = 0, parts = 0
+    for i in range(count):
+        if not prepare_answer(loop, i, answers):
+            continue
+        loop.parts[parts] = loop.pieces[i]
+        loop.answers[answers].msg_hdr.msg_iov = &loop.parts[parts]
+        parts += 1
+        if answers > 0 and continues_run(loop, answers):
+            loop.answers[answers - 1].msg_hdr.msg_iovlen += 1
+            loop.datagrams[answers - 1] += 1
+        else:
+            answers += 1
+    for i in range(answers):
+        message = &loop.answers[i].msg_hdr
+        if message.msg_iovlen > 1:
+            loop.segments[i] = <int>message.msg_iov.iov_len
+            ancillary.send_in_segments(message, loop.segments[i])
+    return answers
+
+
+cdef inline bint prepare_answer(Loop *loop, int i, int answer) noexcept nogil:
+    """Turn the datagram in place `i` into an answer; False when it is dropped."""
     cdef posix.msghdr *message = &loop.received[i].msg_hdr
     cdef size_t size = loop.received[i].msg_len
     cdef uint64_t datagrams
     cdef Arrival arrival
     ancillary.read_arrival(message, &arrival)
-    segment[0] = arrival.segment
     datagrams = datagrams_in(size, arrival.segment)
     atomic.count(&loop.context.counters.datagrams_in, datagrams)
     atomic.count(&loop.context.counters.bytes_in, size)
@@ -231,7 +270,29 @@ cdef inline bint prepare_answer(Loop *loop, int i, int *segment) noexcept nogil:
     ancillary.answer_from_asked(message, &arrival)
     if datagrams > 1:
         ancillary.send_in_segments(message, arrival.segment)
+    loop.answers[answer].msg_hdr = message[0]
+    loop.segments[answer] = arrival.segment
+    loop.datagrams[answer] = datagrams
     return True
+
+
+cdef inline bint continues_run(Loop *loop, int answer) noexcept nogil:
+    """Whether this answer can leave as one with those before it: same size, client and source.
+
+    Empty ones cannot: several would become one.
+    """
+    cdef posix.msghdr *run = &loop.answers[answer - 1].msg_hdr
+    cdef posix.msghdr *message = &loop.answers[answer].msg_hdr
+    cdef size_t size = message.msg_iov.iov_len
+    return (loop.can_segment and size > 0 and size == run.msg_iov.iov_len
+            and (run.msg_iovlen + 1) * size <= RUN_BYTES
+            and loop.segments[answer - 1] == 0 and loop.segments[answer] == 0
+            and message.msg_namelen == run.msg_namelen
+            and memcmp(message.msg_name, run.msg_name, run.msg_namelen) == 0
+            # The control messages hold the address that was asked, and nothing else yet.
+            and message.msg_controllen == run.msg_controllen
+            and memcmp(message.msg_control, run.msg_control, run.msg_controllen) == 0
+            and run_limits.may_send(&loop.limits, run, size))
 
 
 cdef inline uint64_t datagrams_in(size_t size, int segment) noexcept nogil:
@@ -246,44 +307,55 @@ cdef void send_all(Loop *loop, int count) noexcept nogil:
         sent = posix.sendmmsg(loop.context.bound_fd, loop.answers + next, count - next,
                               posix.MSG_DONTWAIT)
         for i in range(next, next + sent):
-            count_sent(loop, datagrams_of(loop, i), loop.answers[i].msg_len)
+            count_sent(loop, loop.datagrams[i], loop.answers[i].msg_len)
         if sent > 0:
             next += sent            # if it stopped before one that fails, the next call says why
             continue
         error = posix.errno
         if error == posix.EINTR:
             continue
-        if datagrams_of(loop, next) > 1 and error in (posix.EIO, posix.EINVAL, posix.EMSGSIZE):
+        if loop.datagrams[next] > 1 and error in (posix.EIO, posix.EINVAL, posix.EMSGSIZE):
             send_apart(loop, next)
         else:
-            note_send_failure(loop, error, datagrams_of(loop, next))
+            note_send_failure(loop, error, loop.datagrams[next])
         if not transient.ends_one_answer(error):
             fail(loop, transient.SENDMMSG, error)
         next += 1
 
 
 cdef void send_apart(Loop *loop, int answer) noexcept nogil:
-    """Send datagrams one by one that came as one: not every route can split them itself."""
-    cdef posix.msghdr *message = &loop.answers[answer].msg_hdr
-    cdef posix.iovec *piece = message.msg_iov
-    cdef size_t left = piece.iov_len, segment = loop.segments[answer]
-    cdef ssize_t sent
-    ancillary.send_in_one(message)
-    while left:
-        piece.iov_len = min(left, segment)
+    """Send the datagrams of an answer one by one: not every route can split them itself.
+
+    Above the MTU of the route it refuses to (EMSGSIZE), where one datagram goes in fragments.
+    """
+    cdef posix.msghdr message = loop.answers[answer].msg_hdr
+    cdef posix.iovec *parts = message.msg_iov
+    cdef posix.iovec piece
+    cdef size_t i, left
+    ancillary.send_in_one(&message)
+    message.msg_iov = &piece
+    message.msg_iovlen = 1
+    run_limits.note_refusal(&loop.limits, &message, loop.segments[answer])
+    for i in range(loop.answers[answer].msg_hdr.msg_iovlen):
+        piece.iov_base = parts[i].iov_base
+        left = parts[i].iov_len
+        while left:
+            piece.iov_len = min(left, <size_t>loop.segments[answer])
+            send_one(loop, &message)
+            left -= piece.iov_len
+            piece.iov_base = <char *>piece.iov_base + piece.iov_len
+
+
+cdef inline void send_one(Loop *loop, const posix.msghdr *message) noexcept nogil:
+    cdef ssize_t sent = -1
+    cdef int error = posix.EINTR
+    while sent < 0 and error == posix.EINTR:
         sent = posix.sendmsg(loop.context.bound_fd, message, posix.MSG_DONTWAIT)
-        if sent < 0 and posix.errno == posix.EINTR:
-            continue
-        if sent < 0:
-            note_send_failure(loop, posix.errno, 1)
-        else:
-            count_sent(loop, 1, sent)
-        left -= piece.iov_len
-        piece.iov_base = <char *>piece.iov_base + piece.iov_len
-
-
-cdef inline uint64_t datagrams_of(Loop *loop, int answer) noexcept nogil:
-    return datagrams_in(loop.answers[answer].msg_hdr.msg_iov.iov_len, loop.segments[answer])
+        error = posix.errno
+    if sent < 0:
+        note_send_failure(loop, error, 1)
+    else:
+        count_sent(loop, 1, sent)
 
 
 cdef inline void count_sent(Loop *loop, uint64_t datagrams, size_t size) noexcept nogil:
