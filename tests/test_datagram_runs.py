@@ -54,11 +54,11 @@ def echo_together(
 
 
 @contextmanager
-def traced(log: Path, url: str = LOOPBACK) -> Iterator[ServedProcess]:
+def traced(log: Path, url: str = LOOPBACK, *faults: str) -> Iterator[ServedProcess]:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
-    tracing = ("-e", "trace=sendmmsg,sendmsg", "-e", "signal=none", "-v", "-s", "100")
+    tracing = ("-e", "trace=sendmmsg,sendmsg", *faults, "-e", "signal=none", "-v", "-s", "100")
     # -D: the child of this process is the server, not strace.
     with serving(url, under=(strace, "-D", "-f", "-qq", "-o", str(log), *tracing)) as server:
         yield server
@@ -216,22 +216,22 @@ def test_runs_above_the_mtu(tmp_path: Path, url: str) -> None:
     assert log.read_text().count("EMSGSIZE") == 1
 
 
-def test_a_refused_run_goes_one_by_one(tmp_path: Path) -> None:
-    """Also when the route can split nothing (EIO, through an IPsec tunnel)."""
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed")
-    faults = ("-e", "trace=sendmmsg", "-e", "inject=sendmmsg:error=EIO:when=1", "-e", "signal=none")
+@pytest.mark.parametrize("error", ["EMSGSIZE", "EIO", "EINVAL", "ENOBUFS", "EAGAIN"])
+def test_a_failed_run_goes_one_by_one(tmp_path: Path, error: str) -> None:
+    """What the route cannot do is remembered (EIO: an IPsec tunnel), what has run out is not."""
+    log = tmp_path / "strace.log"
     with (
-        serving(under=(strace, "-D", "-f", "-qq", "-o", "/dev/null", *faults)) as server,
+        traced(log, LOOPBACK, "-e", f"inject=sendmmsg:error={error}:when=1") as server,
         client(server.endpoint) as sock,
     ):
+        payloads = payloads_of(*[64] * 10, 7)
         for _ in range(2):
-            payloads = payloads_of(*[64] * 10, 7)
             assert echo_together(server, sock, payloads) == payloads
         stats = stopped(server)
     assert stats["datagrams_in"] == stats["datagrams_out"] == 22
     assert stats["errors"] == {}
+    again = [640, 7] if error in ("ENOBUFS", "EAGAIN") else [*[64] * 10, 7]
+    assert [sizes for sizes in outgoing(log) if len(sizes) > 1] == [again]
 
 
 def test_unix_datagrams_have_no_runs(tmp_path: Path) -> None:

@@ -314,19 +314,20 @@ cdef void send_all(Loop *loop, int count) noexcept nogil:
         error = posix.errno
         if error == posix.EINTR:
             continue
-        if loop.datagrams[next] > 1 and error in (posix.EIO, posix.EINVAL, posix.EMSGSIZE):
-            send_apart(loop, next)
-        else:
-            note_send_failure(loop, error, loop.datagrams[next])
         if not transient.ends_one_answer(error):
+            note_send_failure(loop, error, loop.datagrams[next])
             fail(loop, transient.SENDMMSG, error)
+        elif loop.datagrams[next] > 1:
+            send_apart(loop, next, error)
+        else:
+            note_send_failure(loop, error, 1)
         next += 1
 
 
-cdef void send_apart(Loop *loop, int answer) noexcept nogil:
-    """Send the datagrams of an answer one by one: not every route can split them itself.
+cdef void send_apart(Loop *loop, int answer, int error) noexcept nogil:
+    """Send the datagrams of an answer one by one, after all of them together failed with `error`.
 
-    Above the MTU of the route it refuses to (EMSGSIZE), where one datagram goes in fragments.
+    Not every route can split them, and a shortage may leave room for some of them.
     """
     cdef posix.msghdr message = loop.answers[answer].msg_hdr
     cdef posix.iovec *parts = message.msg_iov
@@ -335,7 +336,8 @@ cdef void send_apart(Loop *loop, int answer) noexcept nogil:
     ancillary.send_in_one(&message)
     message.msg_iov = &piece
     message.msg_iovlen = 1
-    run_limits.note_refusal(&loop.limits, &message, loop.segments[answer])
+    if error in (posix.EMSGSIZE, posix.EIO, posix.EINVAL):
+        run_limits.note_refusal(&loop.limits, &message, loop.segments[answer])
     for i in range(loop.answers[answer].msg_hdr.msg_iovlen):
         piece.iov_base = parts[i].iov_base
         left = parts[i].iov_len
