@@ -11,6 +11,7 @@ cdef extern from * nogil:
 
     int load_int "__atomic_load_n"(const int *source, int order)
     void store_int "__atomic_store_n"(int *target, int value, int order)
+    int add_int "__atomic_add_fetch"(int *target, int amount, int order)
     int64_t load_i64 "__atomic_load_n"(const int64_t *source, int order)
     void store_i64 "__atomic_store_n"(int64_t *target, int64_t value, int order)
     uint64_t load_u64 "__atomic_load_n"(const uint64_t *source, int order)

@@ -39,7 +39,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
     int SO_RCVTIMEO, SO_SNDTIMEO, SO_DOMAIN
-    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_TRUNC
+    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_TRUNC, MSG_WAITFORONE
     int SHUT_RD, SHUT_WR, SHUT_RDWR
 
     struct sockaddr:
@@ -222,7 +222,8 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *address, size_t size, int advice)
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDONLY, O_CLOEXEC
+    int O_RDONLY, O_CLOEXEC, O_NONBLOCK, F_GETFL, F_SETFL
+    int fcntl(int fd, int command, ...)
     int open(const char *path, int flags)
 
 cdef extern from "<unistd.h>" nogil:

@@ -11,6 +11,12 @@ as one, which the kernel or the network card splits (UDP_SEGMENT). Most of what 
 costs is the way through the network stack, and they take it once. Those that came one by one, in
 one call, are answered in this way too: a run.
 
+A lone datagram costs one call less if recvmmsg() itself waits for it, instead of poll(). No eventfd
+ends that wait, but shutdown() does: it fails, as the socket is not connected (ENOTCONN), and wakes
+the call all the same, which then has received 0 bytes without a sender. Where that cannot be,
+poll() waits: a socket that another process uses too must not be shut down, and to a Unix socket
+that is shut down clients cannot send (EPIPE).
+
 What must not be answered is in loop_guard.pxd, and how an answer gets its source in ancillary.pxd.
 
 UDP and Unix datagrams differ in little. A Unix socket that is not bound has no name to answer to;
@@ -61,6 +67,8 @@ cdef struct Loop:
     bint guarded
     SocketName own
     size_t control_size             # of the buffer for control messages
+    bint can_block                  # recvmmsg() may wait: shutdown() ends that
+    int *waking                     # see DatagramWorker
     bint can_segment                # UDP, and the kernel has UDP_SEGMENT
     RunLimits limits
     posix.mmsghdr received[BATCH]
@@ -85,6 +93,8 @@ cdef class DatagramWorker(Worker):
     cdef bint guarded
     cdef SocketName own
     cdef str where
+    cdef int waking                 # threads that may shut the socket down just now
+    cdef int pid                    # of the process that serves; 0: nothing to shut down
 
     def __init__(self, DatagramSocket socket not None, object options, *, int cpu=-1):
         self.guarded = options.loop_guard
@@ -106,6 +116,11 @@ cdef class DatagramWorker(Worker):
         loop.own = self.own
         if self.own.address.ss_family != posix.AF_UNIX:
             loop.control_size = sizeof(Control)
+        loop.can_block = (not self.context.inherited
+                          and self.own.address.ss_family != posix.AF_UNIX
+                          and shutdown_is_seen() and make_blocking(self.context.bound_fd))
+        loop.waking = &self.waking
+        self.pid = posix.getpid() if loop.can_block else 0
         loop.can_segment = can_segment(self.context.bound_fd)
         loop.buffers = <char *>malloc(BATCH * BUFFER_STRIDE)
         if loop.buffers == NULL:
@@ -131,6 +146,19 @@ cdef class DatagramWorker(Worker):
                 raise check.os_error(error, "sendmmsg", self.where, check.forbidden(error))
         return 0
 
+    cdef void wake(self) noexcept:
+        cdef int fd
+        # A forked child has a copy of the socket, and must not shut it down for its parent.
+        if self.pid != posix.getpid():
+            return
+        # The loop closes the socket without a lock, and its number may be that of another one at
+        # once. So it waits while `waking` is set, and sets `bound_fd` to -1 before it looks.
+        atomic.add_int(&self.waking, 1, atomic.SEQ_CST)
+        fd = atomic.load_int(&self.context.bound_fd, atomic.SEQ_CST)
+        if fd >= 0:
+            posix.shutdown(fd, posix.SHUT_RD)
+        atomic.add_int(&self.waking, -1, atomic.SEQ_CST)
+
     cdef void release(self) noexcept:
         cdef Loop *loop = self.loop
         if loop == NULL:
@@ -138,6 +166,28 @@ cdef class DatagramWorker(Worker):
         self.loop = NULL
         free(loop.buffers)
         free(loop)
+
+
+cdef inline bint shutdown_is_seen() noexcept nogil:
+    """Whether shutdown() acts on a UDP socket that is not connected, as it does on Linux itself.
+
+    Other kernels with its interface, such as gVisor, or a seccomp filter may only refuse it.
+    """
+    cdef posix.pollfd probe
+    cdef bint seen
+    probe.fd = posix.socket(posix.AF_INET, posix.SOCK_DGRAM | posix.SOCK_CLOEXEC, 0)
+    if probe.fd < 0:
+        return False
+    probe.events = posix.POLLIN | posix.POLLRDHUP
+    posix.shutdown(probe.fd, posix.SHUT_RD)
+    seen = posix.poll(&probe, 1, 0) == 1 and probe.revents & posix.POLLRDHUP
+    posix.close(probe.fd)
+    return seen
+
+
+cdef inline bint make_blocking(int fd) noexcept nogil:
+    cdef int flags = posix.fcntl(fd, posix.F_GETFL)
+    return flags >= 0 and posix.fcntl(fd, posix.F_SETFL, flags & ~posix.O_NONBLOCK) == 0
 
 
 cdef inline bint can_segment(int fd) noexcept nogil:
@@ -160,9 +210,17 @@ cdef void *run(void *argument) noexcept nogil:
     while (not loop.context.inherited and not deadlines.stop_due(loop.context)
            and echo_batch(loop) != 0):
         pass
-    acceptor.close_bound(loop.context)
+    close_socket(loop)
     wakeup.notify(loop.context.done_fd)
     return NULL
+
+
+cdef void close_socket(Loop *loop) noexcept nogil:
+    cdef int fd = loop.context.bound_fd
+    atomic.store_int(&loop.context.bound_fd, -1, atomic.SEQ_CST)
+    while atomic.load_int(loop.waking, atomic.SEQ_CST):
+        posix.sched_yield()         # for the time of one shutdown() call
+    posix.close(fd)
 
 
 cdef int wait_and_echo(Loop *loop) noexcept nogil:
@@ -174,9 +232,12 @@ cdef int wait_and_echo(Loop *loop) noexcept nogil:
         count = echo_batch(loop)
         if count != 0 or deadlines.stop_requested(loop.context):
             return busy_poll.found(busy, count)
-    wait(loop)
-    count = echo_batch(loop)
-    return busy_poll.end_wait(busy, count)
+    if loop.can_block and deadlines.timeout_ms(loop.context) < 0:
+        count = receive(loop, posix.MSG_WAITFORONE)
+    else:
+        wait(loop)
+        count = receive(loop, posix.MSG_DONTWAIT)
+    return answer(loop, busy_poll.end_wait(busy, count))
 
 
 cdef void wait(Loop *loop) noexcept nogil:
@@ -193,22 +254,44 @@ cdef void wait(Loop *loop) noexcept nogil:
         wakeup.clear(loop.context.wake_fd)
     # Another holder of an inherited socket has shut it down: it stays readable, with nothing to
     # receive. There is no errno for it; accept() on a listener that was shut down says EINVAL.
-    if list[0].revents & (posix.POLLHUP | posix.POLLRDHUP):
+    # wake() shuts one down that is not inherited.
+    if (list[0].revents & (posix.POLLHUP | posix.POLLRDHUP)
+            and not deadlines.stop_requested(loop.context)):
         fail(loop, transient.RECVMMSG, posix.EINVAL)
     loop.context.resume_at = clock.NEVER
 
 
 cdef int echo_batch(Loop *loop) noexcept nogil:
     """Receive and answer; return the number received, 0 if none waits, -1 after a failure."""
-    cdef int i
-    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, BATCH,
-                                    posix.MSG_DONTWAIT, NULL)
+    return answer(loop, receive(loop, posix.MSG_DONTWAIT))
+
+
+cdef int receive(Loop *loop, int flags) noexcept nogil:
+    """Receive a batch; return as echo_batch(). MSG_WAITFORONE: wait for the first datagram."""
+    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, BATCH, flags, NULL)
     if count < 0:
         return receive_failed(loop, posix.errno)
     loop.context.failures = 0
-    send_all(loop, prepare_answers(loop, count))
-    for i in range(count):
-        make_ready(loop, i)
+    if count == 1 and loop.can_block and is_wakeup(&loop.received[0]):
+        make_ready(loop, 0)
+        if not deadlines.stop_requested(loop.context):      # another program has shut it down
+            fail(loop, transient.RECVMMSG, posix.EINVAL)
+        return 0
+    return count
+
+
+cdef inline bint is_wakeup(const posix.mmsghdr *received) noexcept nogil:
+    """Whether shutdown() has ended the wait: a UDP datagram has a sender, also an empty one."""
+    return received.msg_len == 0 and received.msg_hdr.msg_namelen == 0
+
+
+cdef int answer(Loop *loop, int count) noexcept nogil:
+    """Answer what receive() has received; return `count`."""
+    cdef int i
+    if count > 0:
+        send_all(loop, prepare_answers(loop, count))
+        for i in range(count):
+            make_ready(loop, i)
     return count
 
 

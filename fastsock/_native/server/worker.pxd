@@ -12,6 +12,7 @@ cdef class Worker:
     cdef bint running                           # a thread exists that was not joined
 
     cdef int prepare(self) except -1
+    cdef void wake(self) noexcept
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept
     cdef void snapshot(self, Counters *total) noexcept

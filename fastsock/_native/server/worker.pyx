@@ -95,6 +95,7 @@ cdef class Worker:
         """
         atomic.lower_i64(&self.context.stop_at, at_ns)
         wakeup.notify(self.context.wake_fd)
+        self.wake()
 
     def join(self) -> None:
         """Wait for the thread and free what it used; at once when `done_fd` is readable."""
@@ -168,6 +169,9 @@ cdef class Worker:
     cdef int prepare(self) except -1:
         """Engine: get everything the loop needs, and set `main` and `argument`."""
         raise NotImplementedError
+
+    cdef void wake(self) noexcept:
+        """Engine: end a wait of the loop that `wake_fd` does not end; takes no lock."""
 
     cdef void release(self) noexcept:
         """Engine: free what `prepare` got. The thread has ended."""
