@@ -200,18 +200,16 @@ def addresses_that_serve(endpoint: Endpoint) -> list[str]:
 def test_a_name_is_served_at_all_its_addresses(
     monkeypatch: pytest.MonkeyPatch, scheme: str, engine: Any, workers: int
 ) -> None:
-    """They have one port and stay one endpoint; each has all the workers of a tcp endpoint."""
+    """They have one port and stay one endpoint; each has all the workers of an endpoint."""
     listing(monkeypatch, *BOTH)
     with Server(f"{scheme}://localhost:0", ANY_PORT, engine=engine, workers=workers) as server:
         first, second = server.endpoints
         assert (first.scheme, first.host, second.host) == (scheme, "localhost", "127.0.0.1")
-        tcp = f"{engine}, {plural(workers, 'worker')} per address"
-        how = tcp if scheme == "tcp" else "datagrams, 1 worker per address"
-        assert f"{first} ({how})" in repr(server)
+        how = f"{engine if scheme == 'tcp' else 'datagrams'}, {plural(workers, 'worker')}"
+        assert f"{first} ({how} per address)" in repr(server)
         assert addresses_that_serve(first) == ["127.0.0.1", "::1"]
         assert_serves(second)
-        threads = (workers if scheme == "tcp" else 1) * 2 + workers
-        assert len(server.stats().accepted_per_worker) == threads
+        assert len(server.stats().accepted_per_worker) == workers * 3
         server.stop()
         assert addresses_that_serve(first) == []
         with Server(first, engine=engine, reuse_port=True), Server(first, reuse_port=True):
@@ -463,13 +461,14 @@ def test_a_restart_with_workers_after_time_wait(workers: int) -> None:
             assert_serves(next_one.endpoint)
 
 
-def test_servers_that_start_together_do_not_share() -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_servers_that_start_together_do_not_share(scheme: str) -> None:
     """Two servers with several workers never both start on one port, however their calls meet."""
     for _ in range(50):
         with taken_port() as port:
             pass
         # No other test binds to this address.
-        servers = [Server(("127.76.0.2", port), workers=2) for _ in range(2)]
+        servers = [Server(f"{scheme}://127.76.0.2:{port}", workers=2) for _ in range(2)]
         barrier = threading.Barrier(len(servers))
 
         def start(server: Server, barrier: threading.Barrier = barrier) -> bool:

@@ -632,19 +632,6 @@ def test_an_option_that_is_for_streams(name: str) -> None:
         Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", **{name: STREAM_ONLY[name]})
 
 
-def test_one_worker_per_endpoint() -> None:
-    """`workers` are for tcp; a udp endpoint has one more, on one of the CPUs."""
-    cpu = min(os.sched_getaffinity(0))
-    with (
-        Server("tcp://127.0.0.1:0", "udp://127.0.0.1:0", workers=3, cpus=[cpu]) as server,
-        client(server.endpoints[1]) as sock,
-    ):
-        assert echo(sock) == b"probe"
-    stats = server.stats()  # not before the end: an answer is counted after it was sent
-    assert len(stats.accepted_per_worker) == 4
-    assert stats.datagrams_out == 1
-
-
 @pytest.mark.parametrize("engine", usable_engines())
 def test_beside_every_engine(engine: str, tmp_path: Path) -> None:
     """Datagrams are served beside streams of every engine."""

@@ -177,18 +177,17 @@ def _bind_address(
 ) -> int:
     """Bind a socket for each worker; return the port."""
     make: Callable[..., BoundSocket] = DatagramSocket
-    workers = 1
     if endpoint.is_stream:
         make = partial(Listener, backlog=options.backlog, nodelay=options.nodelay)
-        workers = options.workers
     dual_stack = options.dual_stack if endpoint.dual_stack is None else endpoint.dual_stack
-    # The kernel spreads new connections over the sockets that share a port by SO_REUSEPORT. It lets
-    # every socket of this user join that asks for it, before or after. Therefore the first socket
-    # of several workers binds and listens without it: that fails while another socket has the port.
-    # Port 0 is picked without it too: with it the kernel may pick the port of a socket that has it.
-    shared = options.reuse_port or workers > 1
+    # The kernel spreads new connections, and the clients of datagrams, over the sockets that share
+    # a port by SO_REUSEPORT. It lets every socket of this user join that asks for it, before or
+    # after. Therefore the first socket of several workers binds and listens without it: that fails
+    # while another socket has the port. Port 0 is picked without it too: with it the kernel may
+    # pick the port of a socket that has it.
+    shared = options.reuse_port or options.workers > 1
     port = address.port
-    for number in range(workers):
+    for number in range(options.workers):
         with hinted(endpoint):
             sock = make(
                 address.family,

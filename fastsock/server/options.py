@@ -65,9 +65,10 @@ class ServerOptions:
     workers: int = option(
         1,
         Count(1, 1024),
-        help="Run this many native threads per tcp endpoint.",
-        more="Each has a listener of its own (SO_REUSEPORT). Other endpoints have one worker. A "
-        "host name has as many for each of its addresses.",
+        help="Run this many native threads per tcp or udp endpoint.",
+        more="Each has a socket of its own (SO_REUSEPORT), and the kernel spreads connections and "
+        "the clients of datagrams over them. Other endpoints have one worker. A host name has as "
+        "many for each of its addresses.",
     )
     cpus: tuple[int, ...] = option(
         (),
@@ -197,9 +198,9 @@ class ServerOptions:
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options do not go with one of the endpoints."""
-        tcp = sum(endpoint.scheme == "tcp" for endpoint in asked)
+        unix = sum(endpoint.is_unix for endpoint in asked)
         # At least: a host name may have several addresses.
-        self.check_shares(self.workers * tcp + len(asked) - tcp + len(inherited))
+        self.check_shares(self.workers * (len(asked) - unix) + unix + len(inherited))
         stream_only = {
             "max_connections": self.max_connections,
             "idle_timeout": self.idle_timeout,

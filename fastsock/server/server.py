@@ -84,7 +84,7 @@ class Server:
         borrowed = [inherited.endpoint_of(fd) for fd in self._options.fds]
         self._options.check_endpoints(self._asked, borrowed)
         self._borrowed = tuple(borrowed)
-        #: Native threads per tcp endpoint; for a host name, per address.
+        #: Native threads per tcp or udp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
         self._state = "new"  # "running", then "stopped"
@@ -267,7 +267,7 @@ class Server:
         made = len(endpoints) - len(origins)
         for number, endpoint in enumerate(endpoints):
             inherits = number >= made
-            workers = self.workers if endpoint.scheme == "tcp" and not inherits else 1
+            workers = 1 if endpoint.is_unix or inherits else self.workers
             several = any(addresses > 1 for addresses in self._addresses[number : number + 1])
             how = [
                 self.engine if endpoint.is_stream else "datagrams",
