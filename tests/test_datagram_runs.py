@@ -127,6 +127,22 @@ def test_a_run_leaves_in_one_call(tmp_path: Path) -> None:
     assert outgoing(log) == [[64 * 20], [128, 0, 0, 64, 1500]]
 
 
+def test_a_run_after_lone_datagrams(tmp_path: Path) -> None:
+    """Where datagrams come one by one, few calls look for more; then three go alone at most."""
+    log = tmp_path / "strace.log"
+    with traced(log) as server, client(server.endpoint) as sock:
+        for count in range(100, 104):
+            for _ in range(count):
+                assert echo(sock) == b"probe"
+            payloads = payloads_of(*[64] * 20)
+            assert echo_together(server, sock, payloads) == payloads
+        stopped(server)
+    sent = [sizes for sizes in outgoing(log) if sizes != [5]]
+    assert sum(map(sum, sent)) == 4 * 20 * 64
+    assert sum(sizes > [64 * 16] for sizes in sent) == 4
+    assert len(sent) <= 4 * 4
+
+
 def test_the_longest_run(tmp_path: Path) -> None:
     """A run has at most 64 datagrams, and 65,507 bytes."""
     log = tmp_path / "strace.log"

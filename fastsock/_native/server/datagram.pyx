@@ -56,6 +56,11 @@ from fastsock._native.server.worker cimport Worker
 cdef enum:
     # Datagrams per call at most. UDP_SEGMENT takes 64 (UDP_MAX_SEGMENTS): fewer would cut a run.
     BATCH = 64
+    # After one datagram recvmmsg() looks for the next, which costs 0.15 us (3.55 us with one place,
+    # 3.70 us with 64; Linux 6.18). So after this many calls with one each, only one call of
+    # LOOK_EVERY has room for more. If several wait then, a few of them go alone.
+    LONE_MIN = 16
+    LOOK_EVERY = 4
     SIZE_MAX = 65535                # bytes; no UDP datagram is longer
     RUN_BYTES = 65507               # of a run: sent as one datagram of IPv4 as far as the card
     # From one buffer to the next. With a power of 2 the first bytes of all buffers would share a
@@ -71,6 +76,7 @@ cdef struct Loop:
     int *waking                     # see DatagramWorker
     bint can_segment                # UDP, and the kernel has UDP_SEGMENT
     RunLimits limits
+    unsigned int lone               # receives in a row that brought one datagram
     posix.mmsghdr received[BATCH]
     posix.sockaddr_storage sources[BATCH]
     posix.iovec pieces[BATCH]       # of `received`
@@ -268,10 +274,13 @@ cdef int echo_batch(Loop *loop) noexcept nogil:
 
 cdef int receive(Loop *loop, int flags) noexcept nogil:
     """Receive a batch; return as echo_batch(). MSG_WAITFORONE: wait for the first datagram."""
-    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, BATCH, flags, NULL)
+    cdef bint alone = loop.lone >= LONE_MIN and loop.lone % LOOK_EVERY != 0
+    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, 1 if alone else BATCH,
+                                    flags, NULL)
     if count < 0:
         return receive_failed(loop, posix.errno)
     loop.context.failures = 0
+    loop.lone = loop.lone + 1 if count == 1 else 0
     if count == 1 and loop.can_block and is_wakeup(&loop.received[0]):
         make_ready(loop, 0)
         if not deadlines.stop_requested(loop.context):      # another program has shut it down
