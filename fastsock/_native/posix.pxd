@@ -100,6 +100,17 @@ cdef extern from * nogil:
     """
     int SO_PASSRIGHTS
 
+cdef extern from * nogil:
+    """
+    #ifndef SO_MEMINFO
+    #define SO_MEMINFO 55                   /* asm-generic/socket.h, since Linux 4.12 */
+    #endif
+    """
+    int SO_MEMINFO
+
+cdef extern from "<linux/sock_diag.h>" nogil:
+    enum: SK_MEMINFO_WMEM_ALLOC, SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED, SK_MEMINFO_VARS
+
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
         sa_family_t sun_family

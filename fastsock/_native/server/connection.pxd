@@ -30,7 +30,7 @@ cdef struct Connection:
     # The small ones share a word, as a server may hold a million idle connections.
     uint8_t awaits
     uint8_t close_reason            # once ENDED, CLOSED_EOF or another of counters.pxd
-    uint8_t streaming               # the last recv() filled its buffer, and all of it was sent
+    uint8_t streaming               # 1: a recv() has filled its buffer, and all of it was sent
     uint8_t closing                 # the `close_on` line came: nothing more is sent back
     Interest interest               # of the epoll engine
     char *unsent                    # NULL while the client keeps up
@@ -115,7 +115,9 @@ cdef inline uint32_t echo(Connection *connection, Context *context, char *buffer
     if context.close_line != NULL:
         size = size_to_send(connection, context, buffer, size)
     sent = send_some(connection, context, buffer, size)
-    connection.streaming = sent == size and size >= <ssize_t>context.buffer_size
+    # Half a buffer is enough to stay one: the server is often faster than the client for a while.
+    connection.streaming = sent == size and (
+        size >= <ssize_t>context.buffer_size >> connection.streaming)
     if sent == size:
         return after_all_sent(connection)
     if sent >= 0 and keep_unsent(connection, context, buffer + sent, size - sent):
@@ -129,15 +131,16 @@ cdef inline size_t stream_limit(Connection *connection, Context *context) noexce
     More than a buffer costs fewer wake-ups on both sides and makes larger segments. No more than
     the socket can take back: else a client that stops reading would keep more than a buffer.
     """
-    cdef int queued = 0, room = 0
-    cdef posix.socklen_t size = sizeof(room)
-    if (posix.ioctl(connection.fd, posix.TIOCOUTQ, &queued) != 0
-            or posix.getsockopt(connection.fd, posix.SOL_SOCKET, posix.SO_SNDBUF, &room,
-                                &size) != 0):
+    cdef uint32_t memory[posix.SK_MEMINFO_VARS]
+    cdef posix.socklen_t size = sizeof(memory)
+    cdef int64_t room
+    if posix.getsockopt(connection.fd, posix.SOL_SOCKET, posix.SO_MEMINFO, memory, &size) != 0:
         return context.buffer_size
-    # Of SO_SNDBUF the kernel keeps half for its own (socket(7)).
-    room = room // 2 - queued
-    return min(max(<int64_t>room, <int64_t>context.buffer_size), <int64_t>context.stream_size)
+    # A TCP socket counts what is queued, a Unix socket what the client has not read. Both count
+    # the kernel's own share of it too, of which half is more than enough (socket(7)).
+    room = <int64_t>memory[posix.SK_MEMINFO_SNDBUF] - <int64_t>max(
+        memory[posix.SK_MEMINFO_WMEM_QUEUED], memory[posix.SK_MEMINFO_WMEM_ALLOC])
+    return min(max(room // 2, <int64_t>context.buffer_size), <int64_t>context.stream_size)
 
 
 cdef inline size_t size_to_send(Connection *connection, Context *context,
