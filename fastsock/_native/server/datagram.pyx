@@ -208,7 +208,7 @@ cdef void *run(void *argument) noexcept nogil:
     cdef int count = 0
     while not deadlines.stop_requested(loop.context):
         if count == BATCH:          # more may wait
-            count = echo_batch(loop)
+            count = busy_poll.found(&loop.context.busy_poll, echo_batch(loop))
         else:
             count = wait_and_echo(loop)
     # What waits in the queue is answered too while there is time. The queue of an inherited socket
