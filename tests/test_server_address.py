@@ -90,10 +90,10 @@ def test_repr_says_where_and_how() -> None:
     server = Server(ANY_PORT, "udp://127.0.0.1:0", workers=2, engine="poll")
     assert repr(server) == (
         "<fastsock.Server tcp://127.0.0.1:0 (poll, 2 workers), "
-        "udp://127.0.0.1:0 (datagrams, 1 worker), new>"
+        "udp://127.0.0.1:0 (datagrams, 2 workers), new>"
     )
     with server:
-        where = f"{server.endpoint} (poll, 2 workers), {server.endpoints[1]} (datagrams, 1 worker)"
+        where = f"{server.endpoint} (poll, 2 workers), {server.endpoints[1]} (datagrams, 2 workers)"
         assert repr(server) == f"<fastsock.Server {where}, running>"
     assert repr(server) == f"<fastsock.Server {where}, stopped>"
 
