@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import TIMEOUT, wait_until
 from test_datagram import client, echo
 
 from fastsock import Server
@@ -40,6 +41,24 @@ def test_every_worker_serves(url: str) -> None:
     assert stats.accepted_per_worker == (0, 0, 0)  # datagrams are no connections
     with Server(f"{url.removesuffix('0')}{port}"):  # the port is free
         pass
+
+
+@pytest.mark.parametrize(("workers", "answers"), [(1, 1), (3, 0)])
+def test_a_broadcast_gets_no_answer_of_each_worker(workers: int, answers: int) -> None:
+    """The kernel gives a copy to every socket of the port, unlike a datagram to one host."""
+    with (
+        Server("udp://0.0.0.0:0", workers=workers, loop_guard=False) as server,
+        client(server.endpoint, "127.0.0.1") as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
+    ):
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        asking.settimeout(TIMEOUT)
+        asking.bind(("127.0.0.1", 0))
+        asking.sendto(b"all", ("127.255.255.255", server.endpoint.port))
+        wait_until(lambda: server.stats().datagrams_in == workers)
+        assert echo(sock) == b"probe"  # after it: each worker has seen the broadcast
+        wait_until(lambda: server.stats().datagrams_out == answers + 1)
+        assert server.stats().dropped["loop_guard"] == (0 if answers else workers)
 
 
 def test_workers_of_each_kind_of_endpoint(tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ cdef enum:
     BATCH = 64
     # After one datagram recvmmsg() looks for the next, which costs 0.15 us (3.55 us with one place,
     # 3.70 us with 64; Linux 6.18). So after this many calls with one each, only one call of
-    # LOOK_EVERY has room for more. If several wait then, a few of them go alone.
-    LONE_MIN = 16
-    LOOK_EVERY = 4
+    # FULL_BATCH_EVERY has room for more. If several wait then, a few of them go alone.
+    SINGLE_MIN = 16
+    FULL_BATCH_EVERY = 4
     SIZE_MAX = 65535                # bytes; no UDP datagram is longer
     RUN_BYTES = 65507               # of a run: sent as one datagram of IPv4 as far as the card
     # From one buffer to the next. With a power of 2 the first bytes of all buffers would share a
@@ -70,13 +70,14 @@ cdef enum:
 cdef struct Loop:
     Context *context
     bint guarded
+    bint shares_port                # other sockets have it too: each gets a copy of a broadcast
     SocketName own
     size_t control_size             # of the buffer for control messages
     bint can_block                  # recvmmsg() may wait: shutdown() ends that
     int *waking                     # see DatagramWorker
     bint can_segment                # UDP, and the kernel has UDP_SEGMENT
     RunLimits limits
-    unsigned int lone               # receives in a row that brought one datagram
+    unsigned int single_receives             # receives in a row that brought one datagram
     posix.mmsghdr received[BATCH]
     posix.sockaddr_storage sources[BATCH]
     posix.iovec pieces[BATCH]       # of `received`
@@ -97,6 +98,7 @@ cdef class DatagramWorker(Worker):
 
     cdef Loop *loop
     cdef bint guarded
+    cdef bint shares_port
     cdef SocketName own
     cdef str where
     cdef int waking                 # threads that may shut the socket down just now
@@ -104,6 +106,7 @@ cdef class DatagramWorker(Worker):
 
     def __init__(self, DatagramSocket socket not None, object options, *, int cpu=-1):
         self.guarded = options.loop_guard
+        self.shares_port = options.workers > 1 or options.reuse_port
         self.where = socket.where
         self.own.size = sizeof(self.own.address)
         if posix.getsockname(socket.fd, <posix.sockaddr *>&self.own.address, &self.own.size) != 0:
@@ -118,6 +121,7 @@ cdef class DatagramWorker(Worker):
         self.loop = loop
         loop.context = &self.context
         loop.guarded = self.guarded
+        loop.shares_port = self.shares_port
         self.context.sweep_at = clock.NEVER     # there are no connections to sweep
         loop.own = self.own
         if self.own.address.ss_family != posix.AF_UNIX:
@@ -274,13 +278,14 @@ cdef int echo_batch(Loop *loop) noexcept nogil:
 
 cdef int receive(Loop *loop, int flags) noexcept nogil:
     """Receive a batch; return as echo_batch(). MSG_WAITFORONE: wait for the first datagram."""
-    cdef bint alone = loop.lone >= LONE_MIN and loop.lone % LOOK_EVERY != 0
-    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, 1 if alone else BATCH,
+    cdef bint only_one = (loop.single_receives >= SINGLE_MIN
+                          and loop.single_receives % FULL_BATCH_EVERY != 0)
+    cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, 1 if only_one else BATCH,
                                     flags, NULL)
     if count < 0:
         return receive_failed(loop, posix.errno)
     loop.context.failures = 0
-    loop.lone = loop.lone + 1 if count == 1 else 0
+    loop.single_receives = loop.single_receives + 1 if count == 1 else 0
     if count == 1 and loop.can_block and is_wakeup(&loop.received[0]):
         make_ready(loop, 0)
         if not deadlines.stop_requested(loop.context):      # another program has shut it down
@@ -346,6 +351,8 @@ cdef inline bint prepare_answer(Loop *loop, int i, int answer) noexcept nogil:
     cdef size_t size = loop.received[i].msg_len
     cdef uint64_t datagrams
     cdef Arrival arrival
+    if loop.can_block and is_wakeup(&loop.received[i]):
+        return False                # datagrams came behind it
     ancillary.read_arrival(message, &arrival)
     datagrams = datagrams_in(size, arrival.segment)
     atomic.count(&loop.context.counters.datagrams_in, datagrams)
@@ -355,6 +362,10 @@ cdef inline bint prepare_answer(Loop *loop, int i, int answer) noexcept nogil:
     if message.msg_namelen == 0:
         return drop(loop, counters.DROPPED_UNNAMED, datagrams)
     if loop.guarded and loop_guard.may_loop(message, &arrival, &loop.own):
+        return drop(loop, counters.DROPPED_GUARD, datagrams)
+    # SO_REUSEPORT spreads clients over the sockets, but not what is sent to a group of hosts: one
+    # datagram would get the answers of all workers.
+    if loop.shares_port and loop_guard.asked_group(&arrival):
         return drop(loop, counters.DROPPED_GUARD, datagrams)
     # The kernel adds a NUL to a path of 108 bytes, which makes the name too long for sendmsg().
     message.msg_namelen = min(message.msg_namelen, <posix.socklen_t>sizeof(posix.sockaddr_un))
