@@ -10,7 +10,7 @@
 # Either way a loop stops asking while another thread wants the CPU, which may be the very thread
 # that the loop waits for.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cimport fastsock._native.clock as clock
 cimport fastsock._native.poll_trial as poll_trial
@@ -36,8 +36,9 @@ cdef struct BusyPoll:
     bint disturbed                  # in this wait, by another thread
 
 
-cdef inline void init(BusyPoll *busy, object option):
-    """`option` is "auto" or a number of seconds."""
+cdef inline void init(BusyPoll *busy, object option, const uint64_t *received):
+    """`option` is "auto" or a number of seconds; `received` counts what the loop receives."""
+    busy.trial.received = received
     busy.on_trial = option == "auto"
     busy.cap_ns = AUTO_CAP_NS if busy.on_trial else round(option * 1e9)
 
@@ -93,8 +94,8 @@ cdef inline int found(BusyPoll *busy, int events) noexcept nogil:
     """After a wait that did not block: count what it found. Returns `events`."""
     if busy.on_trial:
         poll_trial.count(&busy.trial, events)
-        if poll_trial.must_look(&busy.trial):
-            look(busy, clock.monotonic_ns())
+        if poll_trial.clock_is_due(&busy.trial):
+            advance_trial(busy, clock.monotonic_ns())
     return events
 
 
@@ -106,7 +107,8 @@ cdef inline int end_wait(BusyPoll *busy, int events) noexcept nogil:
     now = clock.monotonic_ns()
     if busy.on_trial:
         poll_trial.count(&busy.trial, events)
-        look(busy, now)
+        busy.trial.blocked += 1
+        advance_trial(busy, now)
     elif now - busy.wait_start > busy.cap_ns:
         busy.window_ns = 0
     else:
@@ -114,6 +116,6 @@ cdef inline int end_wait(BusyPoll *busy, int events) noexcept nogil:
     return events
 
 
-cdef inline void look(BusyPoll *busy, int64_t now) noexcept nogil:
-    poll_trial.look(&busy.trial, now)
+cdef inline void advance_trial(BusyPoll *busy, int64_t now) noexcept nogil:
+    poll_trial.advance(&busy.trial, now)
     busy.window_ns = busy.cap_ns if busy.trial.polling else 0

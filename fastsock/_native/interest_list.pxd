@@ -7,10 +7,11 @@
 # takes away what a place costs. With enough credit to pay for moving there and back, a descriptor
 # moves to the poll list; without any it moves back.
 #
-# Both are level-triggered, so that moving loses nothing.
+# Both are level-triggered, so that moving loses nothing, and Linux has the same bits for their
+# events.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, getenv, realloc
+from libc.stdlib cimport free, getenv, realloc
 from libc.string cimport strcmp
 
 cimport fastsock._native.posix as posix
@@ -22,7 +23,7 @@ cdef enum:
     PLACE_NS = 50                   # a place in the poll list, where poll() need not wait
     BLOCKED_PLACE_NS = 250          # and where it waits, and enters the queue of every socket
     MOVE_NS = 2000                  # there and back: epoll_ctl() twice
-    CREDIT_MAX = 2 * MOVE_NS
+    CREDIT_MAX = 2 * MOVE_NS        # so that a pause of some turns does not move it
     EVENTS_MAX = 1024               # of one epoll_wait()
     PLACES_START = 64
     FAILED_MS = 10                  # a pause where neither poll() nor epoll can take a descriptor
@@ -34,17 +35,19 @@ cdef struct Interest:               # of one descriptor; its memory never moves
     int64_t paid_until              # the credit reaches up to this value of `place_cost`
 
 cdef struct Costs:
-    int64_t event, place, blocked_place, move, most
+    int64_t event, place, blocked_place, move, credit_max
+
+cdef struct Owner:                  # of a place in the poll list
+    uint64_t token
+    Interest *interest
 
 cdef struct InterestList:
     int epfd
     posix.epoll_event *events       # what the last wait has found
     uint32_t places                 # allocated; `events` has EVENTS_MAX more
     uint32_t count                  # used, with the head
-    uint32_t places_max             # that poll() may be given
-    posix.pollfd *list
-    uint64_t *tokens                # of each place
-    Interest **interests
+    posix.pollfd *list              # what poll() is given
+    Owner *owners
     int64_t place_cost              # of one place at all turns so far
     Costs costs
 
@@ -59,7 +62,6 @@ cdef inline int open_list(InterestList *interest_list) noexcept nogil:
     interest_list.list[HEAD].fd = interest_list.epfd
     interest_list.list[HEAD].events = posix.POLLIN
     interest_list.count = 1
-    interest_list.places_max = 0xFFFFFFFF
     set_costs(interest_list, getenv("FASTSOCK_TEST_WATCH"))
     return 0
 
@@ -68,22 +70,29 @@ cdef inline void set_costs(InterestList *interest_list, const char *forced) noex
     """`forced` is for tests: watch with "epoll" or with "poll", or "alternate" at every turn."""
     cdef Costs *costs = &interest_list.costs
     costs.event, costs.place, costs.blocked_place = EVENT_NS, PLACE_NS, BLOCKED_PLACE_NS
-    costs.move, costs.most = MOVE_NS, CREDIT_MAX
+    costs.move, costs.credit_max = MOVE_NS, CREDIT_MAX
     if forced == NULL:
         return
-    costs.event = costs.place = costs.blocked_place = costs.move = costs.most = 0
     if strcmp(forced, "epoll") == 0:
-        costs.move = 1
+        costs.move = CREDIT_MAX + 1
+    elif strcmp(forced, "poll") == 0:
+        costs.move = costs.place = costs.blocked_place = 0
     elif strcmp(forced, "alternate") == 0:
-        costs.place = costs.blocked_place = 1
+        costs.move = costs.event = 0
 
 
 cdef inline void close_list(InterestList *interest_list) noexcept nogil:
     posix.close_once(&interest_list.epfd)
     free(interest_list.events)
     free(interest_list.list)
-    free(interest_list.tokens)
-    free(interest_list.interests)
+    free(interest_list.owners)
+
+
+cdef inline void abandon(InterestList *interest_list) noexcept nogil:
+    """In a forked child: leave the memory, which the parent's loop may have been reallocating."""
+    interest_list.events = NULL
+    interest_list.list = NULL
+    interest_list.owners = NULL
 
 
 # --- the descriptors ----------------------------------------------------------------------------
@@ -126,7 +135,8 @@ cdef inline void remove(InterestList *interest_list, Interest *interest, int fd)
         free_place(interest_list, interest.place)
 
 
-cdef inline void forget(InterestList *interest_list, Interest *interest) noexcept nogil:
+cdef inline void remove_before_close(InterestList *interest_list,
+                                     Interest *interest) noexcept nogil:
     """As remove(), for a descriptor of which there is no copy: close() takes it out of epoll."""
     if interest.place != IN_EPOLL:
         free_place(interest_list, interest.place)
@@ -140,7 +150,7 @@ cdef inline void note_event(InterestList *interest_list, Interest *interest, int
     cdef int64_t credit = interest.paid_until - interest_list.place_cost
     if interest.place == IN_EPOLL:
         credit = max(credit, <int64_t>0)
-    credit = min(credit + interest_list.costs.event, interest_list.costs.most)
+    credit = min(credit + interest_list.costs.event, interest_list.costs.credit_max)
     interest.paid_until = interest_list.place_cost + credit
     if interest.place == IN_EPOLL:
         if credit >= interest_list.costs.move:
@@ -151,10 +161,8 @@ cdef inline void note_event(InterestList *interest_list, Interest *interest, int
 
 cdef inline void move_to_poll(InterestList *interest_list, Interest *interest, int fd,
                               uint32_t events, uint64_t token) noexcept nogil:
-    """Without memory, or where poll() cannot take more, it stays with epoll."""
+    """Without memory it stays with epoll."""
     cdef uint32_t place = interest_list.count
-    if place >= interest_list.places_max:
-        return
     if place == interest_list.places and not grow(interest_list):
         return
     if control(interest_list, posix.EPOLL_CTL_DEL, fd, 0, 0) != 0:
@@ -162,8 +170,8 @@ cdef inline void move_to_poll(InterestList *interest_list, Interest *interest, i
     interest_list.list[place].fd = fd
     interest_list.list[place].events = <short>events
     interest_list.list[place].revents = 0
-    interest_list.tokens[place] = token
-    interest_list.interests[place] = interest
+    interest_list.owners[place].token = token
+    interest_list.owners[place].interest = interest
     interest_list.count += 1
     interest.place = place
 
@@ -171,21 +179,20 @@ cdef inline void move_to_poll(InterestList *interest_list, Interest *interest, i
 cdef inline bint move_to_epoll(InterestList *interest_list, uint32_t place) noexcept nogil:
     """False, and nothing has changed, if the kernel has no memory for it."""
     if control(interest_list, posix.EPOLL_CTL_ADD, interest_list.list[place].fd,
-               <uint32_t>interest_list.list[place].events, interest_list.tokens[place]) != 0:
+               <uint32_t>interest_list.list[place].events, interest_list.owners[place].token) != 0:
         return False
-    interest_list.interests[place].paid_until = interest_list.place_cost
+    interest_list.owners[place].interest.paid_until = interest_list.place_cost
     free_place(interest_list, place)
     return True
 
 
 cdef inline void free_place(InterestList *interest_list, uint32_t place) noexcept nogil:
     cdef uint32_t last = interest_list.count - 1
-    interest_list.interests[place].place = IN_EPOLL
+    interest_list.owners[place].interest.place = IN_EPOLL
     if place != last:
         interest_list.list[place] = interest_list.list[last]
-        interest_list.tokens[place] = interest_list.tokens[last]
-        interest_list.interests[place] = interest_list.interests[last]
-        interest_list.interests[place].place = place
+        interest_list.owners[place] = interest_list.owners[last]
+        interest_list.owners[place].interest.place = place
     interest_list.count = last
 
 
@@ -196,14 +203,10 @@ cdef inline bint grow(InterestList *interest_list) noexcept nogil:
     if memory == NULL:
         return False
     interest_list.list = <posix.pollfd *>memory
-    memory = realloc(interest_list.tokens, places * sizeof(uint64_t))
+    memory = realloc(interest_list.owners, places * sizeof(Owner))
     if memory == NULL:
         return False
-    interest_list.tokens = <uint64_t *>memory
-    memory = realloc(interest_list.interests, places * sizeof(Interest *))
-    if memory == NULL:
-        return False
-    interest_list.interests = <Interest **>memory
+    interest_list.owners = <Owner *>memory
     memory = realloc(interest_list.events, (places + EVENTS_MAX) * sizeof(posix.epoll_event))
     if memory == NULL:
         return False
@@ -237,8 +240,8 @@ cdef inline int wait_with_poll(InterestList *interest_list, int timeout_ms) noex
     found = collect(interest_list)
     if interest_list.list[HEAD].revents:
         ready = posix.epoll_wait(interest_list.epfd, interest_list.events + found, EVENTS_MAX, 0)
-        if ready < 0 and found == 0:
-            return -1
+        if ready < 0 and (found == 0 or posix.errno != posix.EINTR):
+            return -1               # what poll() has found is found again
         found += max(ready, 0)
     return found
 
@@ -251,9 +254,9 @@ cdef inline int collect(InterestList *interest_list) noexcept nogil:
     for place in range(interest_list.count - 1, <uint32_t>HEAD, -1):
         if interest_list.list[place].revents:
             interest_list.events[found].events = <uint32_t>interest_list.list[place].revents
-            interest_list.events[found].data.u64 = interest_list.tokens[place]
+            interest_list.events[found].data.u64 = interest_list.owners[place].token
             found += 1
-        elif interest_list.interests[place].paid_until < interest_list.place_cost:
+        elif interest_list.owners[place].interest.paid_until < interest_list.place_cost:
             move_to_epoll(interest_list, place)
     return found
 
@@ -262,12 +265,11 @@ cdef inline int poll_failed(InterestList *interest_list) noexcept nogil:
     """After poll() failed: what epoll has found, or -1 with errno.
 
     Without memory for the list (ENOMEM), or if it is longer than RLIMIT_NOFILE, which was lowered
-    (EINVAL), all is given back to epoll, and the list stays shorter from now on.
+    (EINVAL), all is given back to epoll.
     """
     cdef uint32_t place
     if posix.errno == posix.EINTR:
         return -1
-    interest_list.places_max = interest_list.count // 2
     for place in range(interest_list.count - 1, <uint32_t>HEAD, -1):
         move_to_epoll(interest_list, place)
     return posix.epoll_wait(interest_list.epfd, interest_list.events, EVENTS_MAX,

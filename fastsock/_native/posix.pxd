@@ -108,8 +108,10 @@ cdef extern from * nogil:
     """
     int SO_MEMINFO
 
-cdef extern from "<linux/sock_diag.h>" nogil:
-    enum: SK_MEMINFO_WMEM_ALLOC, SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED, SK_MEMINFO_VARS
+cdef enum:                          # places in what SO_MEMINFO tells; linux/sock_diag.h
+    SK_MEMINFO_WMEM_ALLOC = 2
+    SK_MEMINFO_SNDBUF = 3
+    SK_MEMINFO_WMEM_QUEUED = 5
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:

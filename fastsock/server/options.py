@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
+from fastsock import cgroup
 from fastsock.options import (
     MAX_INT,
     Choice,
@@ -91,7 +92,8 @@ class ServerOptions:
         more="A worker that has nothing to do asks the kernel again and again, instead of a "
         "wake-up that costs more than an echo, while nothing else wants the CPU. auto polls for "
         "200us at most, where a trial of milliseconds finds that it raises the rate or lowers the "
-        "CPU time per event; stats() has its figures. With a number it polls while waits are "
+        "CPU time per byte; stats() has its figures. It is 0 where a CPU quota (cgroups(7)) leaves "
+        "less than one CPU beside those of the workers. With a number it polls while waits are "
         "shorter than that, whatever that costs. 0 is never. An idle server blocks. Not for the "
         "engines threads and fork, whose connections wait one by one.",
     )
@@ -194,7 +196,8 @@ class ServerOptions:
         check_all(self)
         if self.close_on and self.service != "echo":
             raise ValueError(f"close_on goes with the service echo, not with {self.service}")
-        object.__setattr__(self, "busy_poll", _busy_poll(self.busy_poll, self.engine))
+        busy_poll = _busy_poll(self.busy_poll, self.engine, self.workers)
+        object.__setattr__(self, "busy_poll", busy_poll)
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options do not go with one of the endpoints."""
@@ -248,10 +251,12 @@ class ServerKeywords(TypedDict, total=False):
     drain_timeout: float | str
 
 
-def _busy_poll(value: float | str, engine: str) -> float | str:
+def _busy_poll(value: float | str, engine: str, workers: int) -> float | str:
     """What a checked `busy_poll` stands for with that engine."""
     if engine not in BLOCKING:
-        return value
+        # Workers that poll would use up a quota, and all that shares it would stand still.
+        quota = cgroup.cpu_quota()
+        return 0.0 if value == "auto" and quota is not None and quota < workers + 1 else value
     if value != "auto" and value:
         raise ValueError(
             f"busy_poll {value} is not for engine {engine!r}, whose connections wait one by one; "

@@ -27,17 +27,19 @@ class ServerStats:
     often accepting was paused because descriptors or memory ran out.
 
     ``datagrams_in`` counts datagrams received and ``datagrams_out`` datagrams answered. The
-    difference is in ``dropped``, by reason: "loop_guard" (it may have been a server's answer),
-    "truncated" (longer than 65,535 bytes, which no UDP datagram is), "unnamed" (its sender, a Unix
-    socket, was not bound and has no address) and "send_error" (its errno is in ``errors``).
+    difference is in ``dropped``, by reason: "loop_guard" (it may have been a server's answer, or
+    went to a group of hosts where several sockets share the port), "truncated" (longer than 65,535
+    bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not bound and has no
+    address) and "send_error" (its errno is in ``errors``).
     ``bytes_in`` and ``bytes_out`` hold the bytes of both connections and datagrams. ``engine`` is
     the one of the streams, and ``engine_reason`` says why: "asked for", or the reason for the
     choice of "auto". Datagrams have an engine of their own.
 
-    ``busy_poll`` tells for each worker, with ``busy_poll="auto"``, whether it polls now
-    ("polling"), how many "trials" it has made, and the figures of the last one without polling
-    ("blocking") and with it ("busy_polling"), each a mapping of "events_per_s" and
-    "cpu_us_per_event". An event is a descriptor that is ready, or a datagram.
+    ``busy_poll`` tells for each worker, with ``busy_poll="auto"``, whether its last verdict was to
+    poll ("polling"), how many "trials" came to an end, and the figures of the last one without
+    polling ("blocking") and with it ("busy_polling"), each a mapping of "bytes_per_s" received
+    (with the service chargen, sent) and "cpu_us_per_kib". Where few events come, the verdict is
+    not to poll, without a trial.
     """
 
     engine: str

@@ -52,7 +52,7 @@ cdef inline void try_connect(StreamRun *run, uint32_t i) noexcept nogil:
             connection.fail_with_errno(run, conn, posix.errno)
         return
     conn.watched = posix.EPOLLOUT
-    if interest_list.add(&run.base.interests, &conn.interest, conn.fd, posix.EPOLLOUT, i) < 0:
+    if interest_list.add(&run.base.interest_list, &conn.interest, conn.fd, posix.EPOLLOUT, i) < 0:
         connection.fail_with_errno(run, conn, posix.errno)
 
 

@@ -242,7 +242,7 @@ cdef inline void end_outage(StreamRun *run, Connection *connection, int64_t now)
 cdef inline void close_socket(StreamRun *run, Connection *connection) noexcept nogil:
     if run.address.ss_family != posix.AF_UNIX:
         tcp_info.read_figures(&run.tcp, connection.fd)
-    interest_list.forget(&run.base.interests, &connection.interest)
+    interest_list.remove_before_close(&run.base.interest_list, &connection.interest)
     posix.close_once(&connection.fd)
 
 
@@ -269,7 +269,7 @@ cdef inline void set_watched(StreamRun *run, uint32_t i, uint32_t events) noexce
     if connection.watched == events:
         return
     connection.watched = events
-    if interest_list.change(&run.base.interests, &connection.interest, connection.fd, events,
+    if interest_list.change(&run.base.interest_list, &connection.interest, connection.fd, events,
                             i) < 0:
         fail_with_errno(run, connection, posix.errno)
 
@@ -278,5 +278,5 @@ cdef inline void note_event(StreamRun *run, uint32_t i) noexcept nogil:
     """After an event of the connection was handled."""
     cdef Connection *connection = &run.connections[i]
     if connection.fd >= 0:
-        interest_list.note_event(&run.base.interests, &connection.interest, connection.fd,
+        interest_list.note_event(&run.base.interest_list, &connection.interest, connection.fd,
                                  connection.watched, i)

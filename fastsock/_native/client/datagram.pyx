@@ -50,7 +50,7 @@ cdef class DatagramLoader:
 
     def __cinit__(self):
         memset(&self.run_state, 0, sizeof(self.run_state))
-        self.run_state.base.interests.epfd = self.run_state.base.wake_fd = -1
+        self.run_state.base.interest_list.epfd = self.run_state.base.wake_fd = -1
         self.run_state.base.timer_fd = -1
 
     def __init__(self, server, str where, options, *, uint32_t first, uint32_t count):
@@ -58,7 +58,7 @@ cdef class DatagramLoader:
         self.where = where
         run.address_size = address.fill_address(
             &run.address, server.family, server.path or server.host, server.port, server.scope_id)
-        load_run.open_run(&run.base, options, first, count)
+        load_run.open_run(&run.base, options, first, count, &run.received)
         run.size = options.size
         run.depth = 0 if options.rate else options.depth
         run.loss_ns = int(options.loss_timeout * 1e9)
@@ -93,7 +93,7 @@ cdef class DatagramLoader:
         for i in range(run.base.count):
             sock = &run.sockets[i]
             self._create(sock)
-            if interest_list.add(&run.base.interests, &sock.interest, sock.fd,
+            if interest_list.add(&run.base.interest_list, &sock.interest, sock.fd,
                                  posix.EPOLLIN, i) < 0:
                 raise check.os_error(posix.errno, "epoll_ctl", self.where)
             run.open_count += 1
@@ -216,7 +216,7 @@ cdef void wait_and_handle(DatagramRun *run, int64_t until) noexcept nogil:
     cdef int i, count = load_run.wait_for_events(&run.base, until)
     cdef uint64_t token
     for i in range(count):
-        token = run.base.interests.events[i].data.u64
+        token = run.base.interest_list.events[i].data.u64
         if not load_run.handle_wakeup(&run.base, token) and run.sockets[token].fd >= 0:
             datagram_receiving.receive_burst(run, <uint32_t>token)
             datagram_sending.send_due(run, <uint32_t>token)

@@ -118,7 +118,7 @@ cdef inline void fail_with_errno(DatagramRun *run, DatagramSocket *sock,
         run.other += 1
         run.base.other_errno = error
     give_up_all(run, sock)
-    interest_list.forget(&run.base.interests, &sock.interest)
+    interest_list.remove_before_close(&run.base.interest_list, &sock.interest)
     posix.close_once(&sock.fd)
     run.open_count -= 1
 
@@ -129,7 +129,8 @@ cdef inline void set_blocked(DatagramRun *run, uint32_t i, bint blocked) noexcep
     if sock.blocked == blocked:
         return
     sock.blocked = blocked
-    if interest_list.change(&run.base.interests, &sock.interest, sock.fd, events_of(sock), i) < 0:
+    if interest_list.change(&run.base.interest_list, &sock.interest, sock.fd, events_of(sock),
+                            i) < 0:
         fail_with_errno(run, sock, posix.errno)
 
 
@@ -141,4 +142,5 @@ cdef inline void note_event(DatagramRun *run, uint32_t i) noexcept nogil:
     """After an event of the socket was handled."""
     cdef DatagramSocket *sock = &run.sockets[i]
     if sock.fd >= 0:
-        interest_list.note_event(&run.base.interests, &sock.interest, sock.fd, events_of(sock), i)
+        interest_list.note_event(&run.base.interest_list, &sock.interest, sock.fd,
+                                 events_of(sock), i)

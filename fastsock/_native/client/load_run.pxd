@@ -56,7 +56,7 @@ cdef struct LoadRun:
     ProcessTree server
     int phase
     int cancel_request              # set by other threads
-    InterestList interests
+    InterestList interest_list
     int wake_fd, timer_fd
     int64_t begin_ns, window_start, window_end
     int64_t list_at                 # when the server's processes are listed
@@ -80,12 +80,12 @@ cdef struct LoadRun:
     Recorder *moved_to              # the same without it
 
 
-cdef inline int open_run(LoadRun *run, object options, uint32_t first,
-                         uint32_t count) except -1:
+cdef inline int open_run(LoadRun *run, object options, uint32_t first, uint32_t count,
+                         const uint64_t *received) except -1:
     """Read the options that streams and datagrams share, and open the descriptors.
 
     The thread has the connections `first` to `first + count`. The thread of connection 0 also
-    reads the server's CPU time. Raises OSError or MemoryError.
+    reads the server's CPU time. `received` counts what it receives. Raises OSError or MemoryError.
     """
     cdef int error
     run.first, run.count, run.total_connections = first, count, options.connections
@@ -96,11 +96,13 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
         arrivals.seed(&run.arrivals, options.seed, first)
     away.allocate(&run.away)
     run.spin = options.wait == "spin"
-    busy_poll.init(&run.busy_poll, "auto" if options.wait == "auto" else 0)
+    busy_poll.init(&run.busy_poll, "auto" if options.wait == "auto" else 0, received)
     if first == 0 and options.server_pid:
         run.server_pid = options.server_pid
         check_process(run.server_pid)
-    error = interest_list.open_list(&run.interests)
+    error = interest_list.open_list(&run.interest_list)
+    if error == posix.ENOMEM:
+        raise MemoryError
     if error:
         raise check.os_error(error, "epoll_create1", "")
     run.wake_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
@@ -109,9 +111,9 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first,
         posix.CLOCK_MONOTONIC, posix.TFD_NONBLOCK | posix.TFD_CLOEXEC)
     if run.wake_fd < 0 or run.timer_fd < 0:
         raise check.os_error(posix.errno, "eventfd or timerfd_create", "")
-    if (interest_list.control(&run.interests, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN,
+    if (interest_list.control(&run.interest_list, posix.EPOLL_CTL_ADD, run.wake_fd, posix.EPOLLIN,
                               WAKE_TOKEN) < 0
-            or interest_list.control(&run.interests, posix.EPOLL_CTL_ADD, run.timer_fd,
+            or interest_list.control(&run.interest_list, posix.EPOLL_CTL_ADD, run.timer_fd,
                                      posix.EPOLLIN, TIMER_TOKEN) < 0):
         raise check.os_error(posix.errno, "epoll_ctl", "")
     return 0
@@ -127,7 +129,7 @@ cdef inline int check_process(int pid) except -1:
 
 
 cdef inline void close_run(LoadRun *run) noexcept nogil:
-    interest_list.close_list(&run.interests)
+    interest_list.close_list(&run.interest_list)
     posix.close_once(&run.wake_fd)
     posix.close_once(&run.timer_fd)
     away.release(&run.away)
@@ -296,7 +298,7 @@ cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
     until = min(until, began + away.LONGEST_WAIT_NS)
     busy_poll.begin_wait(&run.busy_poll)
     while run.spin or now >= until or busy_poll.poll_again(&run.busy_poll):
-        count = interest_list.wait(&run.interests, 0)
+        count = interest_list.wait(&run.interest_list, 0)
         if count == 0 or now > began:   # events at the first poll: no time was idle
             now = read_clock(run)
         if count != 0 or now >= until:
@@ -304,7 +306,7 @@ cdef inline int wait_for_events(LoadRun *run, int64_t until) noexcept nogil:
             break
     else:
         set_timer(run, until)
-        count = interest_list.wait(&run.interests, -1)
+        count = interest_list.wait(&run.interest_list, -1)
         busy_poll.end_wait(&run.busy_poll, count)
         now = clock.monotonic_ns()
         away.see_end_of_wait(&run.away, until, now)

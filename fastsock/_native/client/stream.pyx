@@ -54,7 +54,7 @@ cdef class Loader:
 
     def __cinit__(self):
         memset(&self.run_state, 0, sizeof(self.run_state))
-        self.run_state.base.interests.epfd = self.run_state.base.wake_fd = -1
+        self.run_state.base.interest_list.epfd = self.run_state.base.wake_fd = -1
         self.run_state.base.timer_fd = -1
 
     def __init__(self, server, str where, options, *, uint32_t first, uint32_t count):
@@ -62,7 +62,7 @@ cdef class Loader:
         self.where = where
         run.address_size = address.fill_address(
             &run.address, server.family, server.path or server.host, server.port, server.scope_id)
-        load_run.open_run(&run.base, options, first, count)
+        load_run.open_run(&run.base, options, first, count, &run.received)
         run.mode = {
             "echo": connection.MODE_ECHO,
             "send": connection.MODE_SEND,
@@ -260,9 +260,9 @@ cdef void wait_and_handle(StreamRun *run, int64_t until) noexcept nogil:
     cdef int64_t now = load_run.read_clock(&run.base)
     cdef uint64_t token
     for i in range(count):
-        token = run.base.interests.events[i].data.u64
+        token = run.base.interest_list.events[i].data.u64
         if not load_run.handle_wakeup(&run.base, token):
-            on_event(run, <uint32_t>token, run.base.interests.events[i].events, now)
+            on_event(run, <uint32_t>token, run.base.interest_list.events[i].events, now)
             connection.note_event(run, <uint32_t>token)
 
 

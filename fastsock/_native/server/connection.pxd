@@ -75,7 +75,7 @@ cdef inline uint32_t advance(Connection *connection, Context *context,
 
 
 cdef inline short poll_events(uint32_t awaits) noexcept nogil:
-    """What poll(2) is to watch a connection for."""
+    """What poll(2), or epoll with the same bits, is to watch a connection for."""
     if awaits == AWAITS_INPUT:
         return posix.POLLIN
     return posix.POLLOUT if awaits == AWAITS_ROOM else posix.POLLIN | posix.POLLOUT
@@ -131,10 +131,12 @@ cdef inline size_t stream_limit(Connection *connection, Context *context) noexce
     More than a buffer costs fewer wake-ups on both sides and makes larger segments. No more than
     the socket can take back: else a client that stops reading would keep more than a buffer.
     """
-    cdef uint32_t memory[posix.SK_MEMINFO_VARS]
+    cdef uint32_t memory[posix.SK_MEMINFO_WMEM_QUEUED + 1]
     cdef posix.socklen_t size = sizeof(memory)
     cdef int64_t room
-    if posix.getsockopt(connection.fd, posix.SOL_SOCKET, posix.SO_MEMINFO, memory, &size) != 0:
+    if (posix.getsockopt(connection.fd, posix.SOL_SOCKET, posix.SO_MEMINFO, memory, &size) != 0
+            # qemu-user fills in 4 bytes; what is behind them was never set.
+            or size < sizeof(memory)):
         return context.buffer_size
     # A TCP socket counts what is queued, a Unix socket what the client has not read. Both count
     # the kernel's own share of it too, of which half is more than enough (socket(7)).

@@ -61,8 +61,10 @@ cdef inline int read_options(Context *context, object options, uint32_t max_conn
     context.stream_size = context.buffer_size * STREAM_BUFFERS
     context.max_connections = max_connections
     context.idle_ns = <int64_t>(options.idle_timeout * 1e9)
-    busy_poll.init(&context.busy_poll, options.busy_poll)
     context.service = services.by_name(options.service)
+    busy_poll.init(&context.busy_poll, options.busy_poll,
+                   &context.counters.bytes_out if context.service == services.CHARGEN
+                   else &context.counters.bytes_in)
     if context.service == services.CHARGEN:
         context.chargen = services.chargen_table(context.buffer_size)
         if context.chargen == NULL:

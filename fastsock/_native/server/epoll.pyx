@@ -36,7 +36,7 @@ from fastsock._native.server.worker cimport Worker
 cdef struct Loop:
     Context *context
     Acceptor acceptor
-    InterestList interests
+    InterestList interest_list
     bint listener_watched
     char *buffer                    # the one receive buffer of this worker
     Connections connections
@@ -53,23 +53,24 @@ cdef class EpollWorker(Worker):
         if loop == NULL:
             raise MemoryError
         self.loop = loop
-        loop.interests.epfd = -1
+        loop.interest_list.epfd = -1
         connections.init(&loop.connections)
         loop.context = &self.context
         acceptor.init(&loop.acceptor, &self.context, posix.SOCK_NONBLOCK, &loop.connections.open)
         loop.buffer = <char *>malloc(self.context.stream_size)
-        error = interest_list.open_list(&loop.interests)
+        error = interest_list.open_list(&loop.interest_list)
         if loop.buffer == NULL or error == posix.ENOMEM:
             raise MemoryError
         if error:
             raise check.os_error(error, "epoll_create1", "")
-        if (interest_list.control(&loop.interests, posix.EPOLL_CTL_ADD, self.context.bound_fd,
+        if (interest_list.control(&loop.interest_list, posix.EPOLL_CTL_ADD, self.context.bound_fd,
                                   posix.EPOLLIN, connections.LISTENER) < 0
-                or interest_list.control(&loop.interests, posix.EPOLL_CTL_ADD, self.context.wake_fd,
-                                         posix.EPOLLIN, connections.WAKE) < 0):
+                or interest_list.control(&loop.interest_list, posix.EPOLL_CTL_ADD,
+                                         self.context.wake_fd, posix.EPOLLIN,
+                                         connections.WAKE) < 0):
             raise check.os_error(posix.errno, "epoll_ctl", "")
         loop.listener_watched = True
-        loop.acceptor.epfd = loop.interests.epfd
+        loop.acceptor.epfd = loop.interest_list.epfd
         self.main = run
         self.argument = loop
         return 0
@@ -80,12 +81,13 @@ cdef class EpollWorker(Worker):
             return
         self.loop = NULL
         connections.free_chunks(&loop.connections)
-        interest_list.close_list(&loop.interests)
+        interest_list.close_list(&loop.interest_list)
         free(loop.buffer)
         free(loop)
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
+            interest_list.abandon(&self.loop.interest_list)
             acceptor.close_held(&self.loop.acceptor)
             connections.close_copies(&self.loop.connections)
 
@@ -109,7 +111,7 @@ cdef void wait_and_serve(Loop *loop) noexcept nogil:
         acceptor.fail(&loop.acceptor, transient.EPOLL_WAIT, posix.errno)
     acceptor.begin_turn(&loop.acceptor)
     for i in range(count):
-        token = loop.interests.events[i].data.u64
+        token = loop.interest_list.events[i].data.u64
         if token == connections.LISTENER:
             listener_ready = True
         elif token == connections.WAKE:
@@ -132,10 +134,10 @@ cdef inline int wait(Loop *loop) noexcept nogil:
     cdef int count
     busy_poll.begin_wait(busy)
     while busy_poll.poll_again(busy):
-        count = interest_list.wait(&loop.interests, 0)
+        count = interest_list.wait(&loop.interest_list, 0)
         if count != 0:
             return busy_poll.found(busy, count)
-    count = interest_list.wait(&loop.interests, deadlines.timeout_ms(loop.context))
+    count = interest_list.wait(&loop.interest_list, deadlines.timeout_ms(loop.context))
     return busy_poll.end_wait(busy, count)
 
 
@@ -152,18 +154,13 @@ cdef inline void on_connection(Loop *loop, uint64_t token) noexcept nogil:
         return
     if awaits != conn.awaits:
         conn.awaits = awaits
-        if interest_list.change(&loop.interests, &conn.interest, conn.fd, events_of(awaits),
-                                token) < 0:
+        if interest_list.change(&loop.interest_list, &conn.interest, conn.fd,
+                                connection.poll_events(awaits), token) < 0:
             counters.count_error(&loop.context.counters, posix.errno)
             close_connection(loop, <uint32_t>token, counters.CLOSED_ERROR)
             return
-    interest_list.note_event(&loop.interests, &conn.interest, conn.fd, events_of(awaits), token)
-
-
-cdef inline uint32_t events_of(uint32_t awaits) noexcept nogil:
-    if awaits == connection.AWAITS_INPUT:
-        return posix.EPOLLIN
-    return posix.EPOLLOUT if awaits == connection.AWAITS_ROOM else posix.EPOLLIN | posix.EPOLLOUT
+    interest_list.note_event(&loop.interest_list, &conn.interest, conn.fd,
+                             connection.poll_events(awaits), token)
 
 
 cdef void close_overdue(Loop *loop) noexcept nogil:
@@ -177,7 +174,7 @@ cdef void close_overdue(Loop *loop) noexcept nogil:
 
 cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
     cdef Connection *conn = connections.at(&loop.connections, slot)
-    interest_list.remove(&loop.interests, &conn.interest, conn.fd)
+    interest_list.remove(&loop.interest_list, &conn.interest, conn.fd)
     connections.remove(&loop.connections, loop.context, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)
     acceptor.resume(loop.context)
@@ -203,7 +200,8 @@ cdef int add_connection(Loop *loop, int fd) noexcept nogil:
     if slot == connections.NO_SLOT:
         return posix.ENOMEM
     conn = connections.at(&loop.connections, slot)
-    if interest_list.add(&loop.interests, &conn.interest, fd, events_of(conn.awaits),
+    if interest_list.add(&loop.interest_list, &conn.interest, fd,
+                         connection.poll_events(conn.awaits),
                          connections.token_of(conn, slot)) == 0:
         return 0
     error = posix.errno
@@ -215,7 +213,7 @@ cdef inline void watch_listener(Loop *loop) noexcept nogil:
     """While accepting is paused, the listener stays readable: then watch it for nothing."""
     cdef bint wanted = acceptor.listening(&loop.acceptor)
     if wanted != loop.listener_watched and loop.context.bound_fd >= 0:
-        if interest_list.control(&loop.interests, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
+        if interest_list.control(&loop.interest_list, posix.EPOLL_CTL_MOD, loop.context.bound_fd,
                                  posix.EPOLLIN if wanted else 0, connections.LISTENER) == 0:
             loop.listener_watched = wanted
         else:                       # it allocates nothing: what fails will always fail

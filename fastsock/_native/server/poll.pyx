@@ -76,6 +76,9 @@ cdef class PollWorker(Worker):
 
     cdef void abandon(self) noexcept:
         if self.loop != NULL:
+            # The parent's loop may have been reallocating them: a leak is better.
+            self.loop.list = NULL
+            self.loop.slots = NULL
             acceptor.close_held(&self.loop.acceptor)
             connections.close_copies(&self.loop.connections)
 
