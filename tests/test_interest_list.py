@@ -124,3 +124,24 @@ def test_slow_readers(
     with connect(server.endpoint, rcvbuf=4096) as peer:
         echo_exactly(peer, b"first")
         finish_exactly(peer, data)
+
+
+def test_what_has_come_with_the_connection_is_served_at_once(
+    serve_process: ServeProcess, tmp_path: Path
+) -> None:
+    """A connection whose end has come too is never watched."""
+    log = tmp_path / "calls"
+    tracer = ("strace", "-f", "-qq", "-o", str(log), "-e", "trace=epoll_ctl")
+    server = serve_process(busy_poll=0, under=tracer)
+    before = log.read_text().count("EPOLL_CTL_ADD")
+    with ExitStack() as stack:
+        server.pause()
+        peers = [stack.enter_context(connect(server.endpoint)) for _ in range(10)]
+        for peer in peers:
+            peer.sendall(b"all of it")
+            peer.shutdown(socket.SHUT_WR)
+        server.resume()
+        for peer in peers:
+            assert peer.recv(100, socket.MSG_WAITALL) == b"all of it"
+    assert server.stats()["closed"]["eof"] == len(peers)
+    assert log.read_text().count("EPOLL_CTL_ADD") == before == OTHERS

@@ -96,6 +96,12 @@ cdef inline bint overdue(Connection *connection, Context *context) noexcept nogi
     return True
 
 
+cdef inline bint is_untouched(Connection *connection) noexcept nogil:
+    """Whether nothing of it is kept but the descriptor, so that it can be added again later."""
+    return (connection.unsent == NULL and not connection.closing
+            and connection.line_matched == 0 and connection.chargen_at == 0)
+
+
 cdef inline bint lingers(Connection *connection) noexcept nogil:
     """Whether all up to the `close_on` line was sent, and only the client's end is awaited."""
     return connection.closing and connection.unsent == NULL

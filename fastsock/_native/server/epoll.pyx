@@ -24,6 +24,7 @@ cimport fastsock._native.server.connections as connections
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.transient as transient
+cimport fastsock._native.services as services
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.interest_list cimport InterestList
@@ -175,6 +176,11 @@ cdef void close_overdue(Loop *loop) noexcept nogil:
 cdef void close_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
     cdef Connection *conn = connections.at(&loop.connections, slot)
     interest_list.remove(&loop.interest_list, &conn.interest, conn.fd)
+    end_connection(loop, slot, reason)
+
+
+cdef inline void end_connection(Loop *loop, uint32_t slot, int reason) noexcept nogil:
+    """Close a connection that is not watched."""
     connections.remove(&loop.connections, loop.context, slot)
     atomic.count(&loop.context.counters.closed[reason], 1)
     acceptor.resume(loop.context)
@@ -193,20 +199,43 @@ cdef void accept_clients(Loop *loop) noexcept nogil:
 
 
 cdef int add_connection(Loop *loop, int fd) noexcept nogil:
-    """Give a new connection a slot and watch it; return an errno or 0."""
+    """Give a new connection a slot, serve it, and watch it; return an errno or 0."""
     cdef uint32_t slot = connections.add(&loop.connections, loop.context, fd)
     cdef Connection *conn
     cdef int error
     if slot == connections.NO_SLOT:
         return posix.ENOMEM
     conn = connections.at(&loop.connections, slot)
+    conn.awaits = first_turn(loop, conn)
+    if conn.awaits == connection.ENDED:
+        end_connection(loop, slot, conn.close_reason)
+        return 0
     if interest_list.add(&loop.interest_list, &conn.interest, fd,
                          connection.poll_events(conn.awaits),
                          connections.token_of(conn, slot)) == 0:
         return 0
     error = posix.errno
-    connections.free_slot(&loop.connections, loop.context, slot)
-    return error
+    if connection.is_untouched(conn):
+        connections.free_slot(&loop.connections, loop.context, slot)
+        return error
+    counters.count_error(&loop.context.counters, error)
+    end_connection(loop, slot, counters.CLOSED_ERROR)
+    return 0
+
+
+cdef inline uint32_t first_turn(Loop *loop, Connection *conn) noexcept nogil:
+    """Serve what a new connection has sent already; return what it waits for.
+
+    Often that is its message, or all of it: where a client opens a connection for each message, the
+    end has come too, and the connection is closed before it was ever watched.
+    """
+    cdef uint64_t received = loop.context.counters.bytes_in
+    cdef uint32_t awaits = conn.awaits
+    if loop.context.service == services.ECHO:
+        awaits = connection.advance(conn, loop.context, loop.buffer)
+        if awaits == connection.AWAITS_INPUT and loop.context.counters.bytes_in != received:
+            awaits = connection.advance(conn, loop.context, loop.buffer)
+    return awaits
 
 
 cdef inline void watch_listener(Loop *loop) noexcept nogil:
