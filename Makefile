@@ -34,7 +34,8 @@ slow: $(VENV)/.test ## run the tests that take minutes
 # The epoll engine and the load client move connections between epoll and a poll list
 # (interest_list.pxd): their tests with all of them in one place, and with a move at every turn.
 WATCHED := tests/test_contract*.py tests/test_server.py tests/test_limits.py tests/test_services.py \
-	tests/test_network_faults.py tests/test_load.py tests/test_load_faults.py tests/test_load_datagram.py
+	tests/test_network_faults.py tests/test_load.py tests/test_load_faults.py tests/test_load_datagram.py \
+	tests/test_nth_failure.py
 
 watched: $(VENV)/.test ## run tests with each way to watch connections forced
 	for way in epoll poll alternate; do \

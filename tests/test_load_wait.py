@@ -30,7 +30,7 @@ kinds = pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 LOAD = """
 import sys
 import fastsock
-report = fastsock.load(sys.argv[1], duration=1, warmup=0, wait=sys.argv[2])
+report = fastsock.load(sys.argv[1], duration=0.4, warmup=0, wait=sys.argv[2])
 assert not report.failed
 """
 

@@ -61,16 +61,6 @@ def test_the_nth_call_fails(server: str, library: Path, figure: Callable[..., No
     figure(f"{sum(injected.values())} failures injected in {seconds:.1f} s")
 
 
-@pytest.mark.parametrize("way", ["poll", "alternate"])
-def test_the_nth_call_fails_where_poll_watches(
-    way: str, library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The epoll engine with connections in its poll list, or moving at every turn."""
-    monkeypatch.setenv("FASTSOCK_TEST_WATCH", way)
-    injected, _ = run_all("epoll", library, complete=False)
-    assert injected.keys() >= EXPECTED["epoll"] | {"poll", "realloc"}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("server", SERVERS)

@@ -17,6 +17,7 @@ cimport fastsock._native.posix as posix
 
 cdef enum:
     EPOCH_NS = 4000000
+    FIRST_LOOK_NS = 1000000         # into the first epoch that polls: is its cost out of all bounds?
     PAIRS = 3                       # of epochs in a trial: a median needs three
     FEWEST = 24                     # events in an epoch
     HOLD_NS = 150000000             # how long a verdict holds at first; twice as long each time
@@ -38,10 +39,11 @@ cdef struct PollTrial:
     bint polling                    # whether the loop is to poll now
     bint holding                    # a verdict holds; else a trial is under way
     int number                      # of the trial's epoch; the odd ones poll
+    bint looked                     # FIRST_LOOK_NS into it
     int64_t until                   # the end of the epoch, or of the verdict
     int64_t hold_ns
     int64_t check_at
-    double rate                     # that of the first check while the verdict holds; 0: none yet
+    double rate                     # while the verdict holds, of the checks so far; 0: none yet
     const uint64_t *received        # bytes; in the load client's loop for datagrams, datagrams
     uint64_t events, blocked        # so far: events, and waits that blocked
     int64_t clock_read_at
@@ -76,7 +78,7 @@ cdef inline void advance(PollTrial *trial, int64_t now) noexcept nogil:
         atomic.store_int(&trial.verdict, False, atomic.RELAXED)
         begin(trial, now)
     elif not trial.holding:
-        if now >= trial.until:
+        if now >= trial.until or out_of_all_bounds(trial, now):
             end_epoch(trial, now)
     elif now >= trial.until or now >= trial.check_at and load_changed(trial, now):
         begin(trial, now)
@@ -90,6 +92,7 @@ cdef inline void begin(PollTrial *trial, int64_t now) noexcept nogil:
 cdef inline void begin_epoch(PollTrial *trial, int number, int64_t now) noexcept nogil:
     trial.number = number
     trial.polling = number & 1
+    trial.looked = number != 1
     trial.until = now + EPOCH_NS
     begin_counting(trial, now)
     trial.began_cpu = clock.read_ns(posix.CLOCK_THREAD_CPUTIME_ID)
@@ -102,14 +105,30 @@ cdef inline void begin_counting(PollTrial *trial, int64_t now) noexcept nogil:
     trial.blocked_before = trial.blocked
 
 
+cdef inline bint out_of_all_bounds(PollTrial *trial, int64_t now) noexcept nogil:
+    """Whether a millisecond is enough to see that polling is wasted, as where little comes.
+
+    There a whole epoch would cost more than all that it is compared with.
+    """
+    cdef double size
+    if trial.looked or now - trial.began_at < FIRST_LOOK_NS:
+        return False
+    trial.looked = True
+    size = <double>(trial.received[0] - trial.received_before)
+    return (<double>(clock.read_ns(posix.CLOCK_THREAD_CPUTIME_ID) - trial.began_cpu)
+            > 3 * size * trial.epochs[0][0].cost)
+
+
 cdef inline void end_epoch(PollTrial *trial, int64_t now) noexcept nogil:
     cdef int pair = trial.number >> 1
     cdef Epoch *epoch = &trial.epochs[trial.number & 1][pair]
     cdef double events = <double>(trial.events - trial.events_before)
     cdef double size = <double>(trial.received[0] - trial.received_before)
-    # Few events in an epoch that polls, unlike the one before: the loop shares its CPU with the
-    # client, and has kept it from sending.
+    # Few events in an epoch that polls, unlike the one before: it was cut short, or the loop shares
+    # its CPU with the client, and has kept it from sending.
     if events < FEWEST or size == 0:
+        if trial.number & 1:
+            trial.hold_ns = max(trial.hold_ns, <int64_t>HOLD_NS)    # doubled at once
         hold(trial, False, now)
         return
     epoch.rate = size / <double>(now - trial.began_at)
@@ -128,7 +147,8 @@ cdef inline void end_epoch(PollTrial *trial, int64_t now) noexcept nogil:
 
 cdef inline bint clearly_wasted(Epoch blocking, Epoch polling) noexcept nogil:
     """Whether one pair is enough to see it: more epochs would waste more CPU time."""
-    return polling.rate < 1.05 * blocking.rate and polling.cost > 1.2 * blocking.cost
+    cdef double least = 1.05 if polling.cost < 2 * blocking.cost else 1.25
+    return polling.rate < least * blocking.rate and polling.cost > 1.2 * blocking.cost
 
 
 cdef inline bint pays(PollTrial *trial) noexcept nogil:
@@ -158,7 +178,7 @@ cdef inline void hold(PollTrial *trial, bint polling, int64_t now) noexcept nogi
 
 
 cdef inline bint load_changed(PollTrial *trial, int64_t now) noexcept nogil:
-    """Whether the verdict was for another load: the rate differs by 30 % from the first check."""
+    """Whether the verdict was for another load: the rate differs by 30 % from the checks so far."""
     cdef double duration = <double>(now - trial.began_at)
     cdef double rate = <double>(trial.received[0] - trial.received_before) / duration
     cdef double events = <double>(trial.events - trial.events_before)
@@ -168,7 +188,10 @@ cdef inline bint load_changed(PollTrial *trial, int64_t now) noexcept nogil:
         return trial.polling        # too few to poll for
     if trial.rate == 0:
         trial.rate = rate
-    return abs(rate - trial.rate) > 0.3 * trial.rate
+    if abs(rate - trial.rate) > 0.3 * trial.rate:
+        return True
+    trial.rate += (rate - trial.rate) / 4       # one check alone is a matter of chance too
+    return False
 
 
 cdef inline Epoch median(Epoch *epochs) noexcept nogil:
