@@ -17,7 +17,7 @@ cimport fastsock._native.posix as posix
 
 cdef enum:
     EPOCH_NS = 4000000
-    FIRST_LOOK_NS = 1000000         # into the first epoch that polls: is its cost out of all bounds?
+    FIRST_LOOK_NS = 1000000         # into the first epoch that polls: does it cost far too much?
     PAIRS = 3                       # of epochs in a trial: a median needs three
     FEWEST = 24                     # events in an epoch
     HOLD_NS = 150000000             # how long a verdict holds at first; twice as long each time
