@@ -224,7 +224,7 @@ cdef inline int wait(InterestList *interest_list, int timeout_ms) noexcept nogil
         count = posix.epoll_wait(interest_list.epfd, interest_list.events, EVENTS_MAX, timeout_ms)
     else:
         count = wait_with_poll(interest_list, timeout_ms)
-    if count == 1:                  # most of the waits that find one event have blocked
+    if count == 1 and timeout_ms != 0:      # most of the waits that find one event have blocked
         interest_list.place_cost += interest_list.costs.blocked_place
     elif count > 1:
         interest_list.place_cost += interest_list.costs.place

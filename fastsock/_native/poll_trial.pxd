@@ -26,6 +26,12 @@ cdef enum:
     FORGET_NS = 50000000            # after a wait as long as this, nothing learnt holds any more
     EVENTS_PER_READING = 64         # of the clock, while a verdict holds and the loop never waits
 
+cdef extern from *:
+    """
+    #define FEW 1e-12
+    """
+    const double FEW                # bytes per ns; any load that is worth a trial has 30 % more
+
 cdef struct Epoch:
     double rate                     # bytes per ns
     double cost                     # CPU time per byte, ns
@@ -43,7 +49,8 @@ cdef struct PollTrial:
     int64_t until                   # the end of the epoch, or of the verdict
     int64_t hold_ns
     int64_t check_at
-    double rate                     # while the verdict holds, of the checks so far; 0: none yet
+    double rate                     # while the verdict holds, of the checks so far; 0: none yet,
+                                    # FEW: too few events for a trial
     const uint64_t *received        # bytes; in the load client's loop for datagrams, datagrams
     uint64_t events, blocked        # so far: events, and waits that blocked
     int64_t clock_read_at
@@ -130,6 +137,8 @@ cdef inline void end_epoch(PollTrial *trial, int64_t now) noexcept nogil:
         if trial.number & 1:
             trial.hold_ns = max(trial.hold_ns, <int64_t>HOLD_NS)    # doubled at once
         hold(trial, False, now)
+        if trial.number == 0:
+            trial.rate = FEW        # a load that has just begun has its trial after the next check
         return
     epoch.rate = size / <double>(now - trial.began_at)
     epoch.cost = <double>(clock.read_ns(posix.CLOCK_THREAD_CPUTIME_ID) - trial.began_cpu) / size
