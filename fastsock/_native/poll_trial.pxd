@@ -49,8 +49,7 @@ cdef struct PollTrial:
     int64_t until                   # the end of the epoch, or of the verdict
     int64_t hold_ns
     int64_t check_at
-    double rate                     # while the verdict holds, of the checks so far; 0: none yet,
-                                    # FEW: too few events for a trial
+    double rate                     # of the checks so far; 0: none yet; FEW: it made no trial
     const uint64_t *received        # bytes; in the load client's loop for datagrams, datagrams
     uint64_t events, blocked        # so far: events, and waits that blocked
     int64_t clock_read_at
