@@ -143,5 +143,5 @@ def test_what_has_come_with_the_connection_is_served_at_once(
         server.resume()
         for peer in peers:
             assert peer.recv(100, socket.MSG_WAITALL) == b"all of it"
-    assert server.stats()["closed"]["eof"] == len(peers)
+    wait_until(lambda: server.stats()["closed"]["eof"] == len(peers))
     assert log.read_text().count("EPOLL_CTL_ADD") == before == OTHERS
