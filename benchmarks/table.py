@@ -68,6 +68,10 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         f"kernel {host['kernel']}, Python {host['python']}; medians of {method['windows']} windows "
         f"of {method['window_s']:g} s after {method['warmup_s']:g} s of warm-up."
     )
+    # Cases that were measured again after a change that concerns them.
+    again = [case for case in document["cases"] if "commit" in case]
+    for commit, cases_of in groupby(again, key=lambda case: str(case["commit"])):
+        yield f"Of commit {commit}: {'; '.join(case['name'] for case in cases_of)}."
     yield (
         "The rate ratio is the row's rate relative to that of the reference row, within a round: "
         f"higher is better; {interval_of(document)} of the rounds."
