@@ -2,8 +2,8 @@
 
 A worker is one native thread that never holds the GIL and takes no signals. Everything that can
 fail is prepared in the caller of `start()`, so that the caller gets the error. Other threads talk
-to the loop through the Context alone: `stop_at` with an eventfd to wake the loop, and counters
-that are read without a lock.
+to the loop through the Context: `stop_at` with an eventfd to wake the loop, and counters that are
+read without a lock. An engine that no eventfd wakes has a `wake()` of its own.
 """
 
 from libc.stdint cimport int64_t
