@@ -93,6 +93,8 @@ def test_a_lowered_descriptor_limit(serve_process: ServeProcess) -> None:
         wait_until(lambda: in_epoll(server) == 0)
         hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (CROWD // 2, hard))
+        echo_together(server, peers, 2)
+        assert in_epoll(server) == CROWD
         echo_together(server, peers, ROUNDS)
         for peer in peers:
             finish_exactly(peer, b"to the end")
