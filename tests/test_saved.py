@@ -63,7 +63,7 @@ def test_a_run_without_a_field_is_damaged(run, field, tmp_path):
 def test_no_file_and_an_empty_directory(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         saved.read(str(tmp_path / "missing.json"))
-    with pytest.raises(ValueError, match="no file in it ends in .json"):
+    with pytest.raises(ValueError, match="no file in it ends"):
         saved.read(str(tmp_path))
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not a whole JSON document"):
