@@ -151,6 +151,7 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
         "on_disconnect": None,
         "loss_timeout": 0.2,
         "gso": False,
+        "interval": None,
         "server_pid": None,
         "label": None,
     }

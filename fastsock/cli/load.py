@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
 
 from fastsock.cli.command import Command, usage_errors
-from fastsock.cli.exits import FAILED, NOT_VALID, OK
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE
 from fastsock.cli.output import complain, progress_bar, warn, write_json, write_result
-from fastsock.cli.parameters import json_option, options_of, quiet_option
+from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
+from fastsock.cli.timeline import LineFile, line_file
 from fastsock.client import load as client
 from fastsock.client.options import LoadOptions
-from fastsock.client.report import LoadReport
+from fastsock.client.report import Interval, LoadReport
 from fastsock.client.verdict import too_many_spinning
 from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
+from fastsock.units import format_duration, format_rate
+
+INTERVAL = 1.0  # seconds, where none was asked for
 
 
 @click.command(cls=Command, example="fastsock load 127.0.0.1:7007 -c 64 -d 10s")
 @click.argument("endpoint")
 @options_of(LoadOptions)
+@file_option("--timeline", help="Write a line of JSON for each interval while the run lasts.")
 @json_option
 @quiet_option
-def load(endpoint: str, json_path: str | None, quiet: bool, **options: Any) -> int:
+def load(
+    endpoint: str, timeline: str | None, json_path: str | None, quiet: bool, **options: Any
+) -> int:
     """Load the server at ENDPOINT and report rate, latency and errors.
 
     Every byte that comes back is compared with what was sent. --mode send and receive measure
@@ -38,11 +46,16 @@ def load(endpoint: str, json_path: str | None, quiet: bool, **options: Any) -> i
         warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
         if warning and not quiet:
             warn(warning)
-        with usage_errors(), progress_of(checked, quiet) as progress:
-            report = client.load(endpoint, progress=progress, **options)
+        with usage_errors(), observed(checked, timeline, quiet) as observer:
+            asked, options["interval"] = checked.interval, observer.interval
+            report = client.load(
+                endpoint, progress=observer.progress, on_interval=observer.on_interval, **options
+            )
     except client.LoadInterrupted as interrupted:
-        return show(interrupted.report, json_path) or 128 + interrupted.signal
-    code = show(report, json_path)
+        report = without_unasked(interrupted.report, asked or timeline)
+        return show(report, json_path) or observer.code or 128 + interrupted.signal
+    report = without_unasked(report, asked or timeline)
+    code = show(report, json_path) or observer.code
     if code:
         return code
     if report.failed:
@@ -78,18 +91,55 @@ def how_to_start(report: LoadReport) -> str:
     return f"; start a server: fastsock serve {endpoint}{service.get(report.options['mode'], '')}"
 
 
+def without_unasked(report: LoadReport, asked: object) -> LoadReport:
+    """The report without the intervals that were for the terminal only."""
+    return report if asked else replace(report, intervals=None)
+
+
+@dataclass
+class Observer:
+    """What is shown and written while a run lasts."""
+
+    interval: float | None
+    progress: Callable[[float], object] | None = None
+    show_interval: Callable[[Interval], object] | None = None
+    files: list[LineFile] = field(default_factory=list)
+
+    def on_interval(self, row: Interval) -> None:
+        for file in self.files:
+            file.write_interval(row)
+        if self.show_interval:
+            self.show_interval(row)
+
+    @property
+    def code(self) -> int:
+        return USAGE if any(file.failed for file in self.files) else OK
+
+
 @contextmanager
-def progress_of(options: LoadOptions, quiet: bool) -> Iterator[Callable[[float], object] | None]:
-    """What draws a bar on stderr while the run lasts, on a terminal only."""
-    if options.duration is None:
-        yield None
-        return
-    with progress_bar("loading", options.duration + options.warmup, quiet=quiet) as bar:
-        if bar is None:
-            yield None
-            return
+def observed(options: LoadOptions, timeline: str | None, quiet: bool) -> Iterator[Observer]:
+    """Draw a bar on stderr, on a terminal only, and write the files of lines."""
+    observer = Observer(options.interval)
+    total = (options.duration or 0.0) + options.warmup
+    with ExitStack() as stack:
+        if timeline:
+            observer.interval = options.interval or INTERVAL
+            observer.files.append(stack.enter_context(line_file(timeline)))
+        bar = stack.enter_context(progress_bar("loading", total or None, quiet=quiet))
+        if bar is not None:
+            task = bar.task_ids[0]
+            observer.interval = observer.interval or INTERVAL
+            observer.progress = lambda seconds: bar.update(task, completed=seconds, refresh=True)
+            observer.show_interval = lambda row: bar.update(task, description=in_short(row))
+        yield observer
 
-        def update(seconds: float) -> None:
-            bar.update(bar.task_ids[0], completed=seconds, refresh=True)
 
-        yield update
+def in_short(row: Interval) -> str:
+    """An interval in a few words."""
+    seconds = row.end - row.start
+    words = [format_rate(row.messages / seconds)] if seconds else []
+    if row.latency.count:
+        words.append(f"p99 {format_duration(row.latency.p99 / 1e6)}")
+    if row.errors:
+        words.append(f"errors {row.errors}")
+    return ", ".join(words)

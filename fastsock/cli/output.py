@@ -93,7 +93,7 @@ def finish_lines() -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: float, *, quiet: bool) -> Iterator[Progress | None]:
+def progress_bar(title: str, total: float | None, *, quiet: bool) -> Iterator[Progress | None]:
     """A bar on stderr with one task, on a terminal only. `update(0, refresh=True)` draws it."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None

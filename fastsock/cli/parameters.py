@@ -94,15 +94,21 @@ def options_of(options: type) -> Callable[[_Command], _Command]:
     return decorate
 
 
-json_option = click.option(
-    "--json",
-    "json_path",
-    cls=GroupedOption,
-    group="Output",
-    type=click.Path(allow_dash=True),
-    metavar="FILE",
-    help="Write the result as JSON to this file; - is stdout.",
-    callback=lambda context, parameter, value: check_writable(value),
+def file_option(*names: str, help: str) -> Callable[[_Command], _Command]:
+    """An option for a file to write, which is checked before the command begins."""
+    return click.option(
+        *names,
+        cls=GroupedOption,
+        group="Output",
+        type=click.Path(),
+        metavar="FILE",
+        help=help,
+        callback=lambda context, parameter, value: check_writable(value),
+    )
+
+
+json_option = file_option(
+    "--json", "json_path", help="Write the result as JSON to this file; - is stdout."
 )
 
 quiet_option = click.option(

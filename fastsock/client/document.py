@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from fastsock.client.report import Finding, Latency, LoadReport
+from fastsock.client.report import Finding, Interval, Intervals, Latency, LoadReport
 
 LOAD_SCHEMA = "fastsock.load/2"
 
@@ -49,10 +49,33 @@ def of(report: LoadReport) -> dict[str, Any]:
         "notes": _findings(report.notes),
         "client": asdict(report.client) if report.client.known else None,
         "server_cpu_s": report.server_cpu,
-        "intervals": None,
+        "intervals": report.intervals and _intervals(report.intervals),
         "stages": None,
         "targets": None,
         "host": dict(report.host),
+    }
+
+
+def _intervals(intervals: Intervals) -> dict[str, Any]:
+    return {
+        "interval_s": intervals.interval_s,
+        "joined": intervals.joined,
+        "rows": [row_of(each) for each in intervals.rows],
+    }
+
+
+def row_of(row: Interval) -> dict[str, Any]:
+    latency = row.latency
+    return {
+        "start_s": round(row.start, 9),
+        "end_s": round(row.end, 9),
+        "messages": row.messages,
+        "errors": row.errors,
+        "outstanding": row.outstanding,
+        "p50": latency.p50 if latency.count else None,
+        "p99": latency.p99 if latency.count else None,
+        "max": latency.max if latency.count else None,
+        "after_window": row.after_window,
     }
 
 

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.stream import Loader
 from fastsock.client.evidence import Taken
+from fastsock.client.intervals import Collector, OnInterval
 from fastsock.client.options import LoadKeywords, LoadOptions
 from fastsock.client.report import LoadReport
 from fastsock.client.results import Results
@@ -23,6 +25,7 @@ from fastsock.signals import STOP_SIGNALS, end_program, handled, in_main_thread
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
+_TICKS = 4  # in an interval, at least
 
 _NEEDS_ASYNCIO = (
     "load_async() needs asyncio; in trio write "
@@ -49,6 +52,7 @@ def load(
     endpoint: EndpointLike,
     *,
     progress: Callable[[float], object] | None = None,
+    on_interval: OnInterval | None = None,
     **options: Unpack[LoadKeywords],
 ) -> LoadReport:
     """Load a server and report what it did.
@@ -71,6 +75,7 @@ def load(
     Args:
         endpoint: where the server listens.
         progress: called in this thread about every 0.1 s with the seconds since the start.
+        on_interval: called in this thread with each interval of `interval` seconds that has ended.
         {options}
 
     Raises:
@@ -81,7 +86,7 @@ def load(
         LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
 
     """
-    return _load(endpoint, options, progress, _Ending())
+    return _load(endpoint, options, _Watching(progress, on_interval), _Ending())
 
 
 @takes(LoadOptions)
@@ -89,6 +94,7 @@ async def load_async(
     endpoint: EndpointLike,
     *,
     progress: Callable[[float], object] | None = None,
+    on_interval: OnInterval | None = None,
     **options: Unpack[LoadKeywords],
 ) -> LoadReport:
     """Load a server from an asyncio event loop, which goes on meanwhile; see `load()`.
@@ -100,6 +106,7 @@ async def load_async(
     Args:
         endpoint: where the server listens.
         progress: called in a thread of the run about every 0.1 s with the seconds since the start.
+        on_interval: called there with each interval of `interval` seconds that has ended.
         {options}
 
     Raises:
@@ -114,9 +121,17 @@ async def load_async(
 
     def run(is_closed: Callable[[], bool]) -> LoadReport:
         ending.abandoned = is_closed
-        return _load(endpoint, options, progress, ending)
+        return _load(endpoint, options, _Watching(progress, on_interval), ending)
 
     return await in_thread(run, ending.cancel, _NEEDS_ASYNCIO)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watching:
+    """What the caller wants to hear while a run goes on."""
+
+    progress: Callable[[float], object] | None = None
+    on_interval: OnInterval | None = None
 
 
 class _Ending:
@@ -168,7 +183,7 @@ class _Ending:
 def _load(
     endpoint: EndpointLike,
     options: LoadKeywords,
-    progress: Callable[[float], object] | None,
+    watching: _Watching,
     ending: _Ending,
 ) -> LoadReport:
     if hasattr(type(endpoint), "endpoint"):
@@ -183,14 +198,16 @@ def _load(
         tried = _connect(target, addresses, checked, ending)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
+        collector = _collector(ending, checked, watching) if checked.interval else None
         if not ending.asked:
-            _run(ending, checked, progress)
+            _run(ending, checked, watching, collector)
         if ending.cancelled:
             raise CancelledError
         interrupted_by = ending.signals[0] if ending.signals else None
         results = Results(
             [loader.result() for loader in ending.loaders],
             [loader.histograms for loader in ending.loaders],
+            collector,
         )
         report = results.report(
             target, checked, tried, started_at, Taken.so_far().since(before), interrupted_by
@@ -210,7 +227,7 @@ def _connect(
     for number, address in enumerate(addresses, 1):
         ending.use(_make_loaders(target, address, options))
         try:
-            _in_threads(ending, [loader.connect for loader in ending.loaders], None)
+            _in_threads(ending, [loader.connect for loader in ending.loaders])
         except OSError:
             if number == len(addresses):
                 raise
@@ -222,7 +239,7 @@ def _connect(
 
 def _opened(loader: AnyLoader) -> bool:
     """Whether a connection could be opened; for datagrams nothing tells until one is answered."""
-    return isinstance(loader, DatagramLoader) or len(loader.histograms["connects"]) > 0
+    return isinstance(loader, DatagramLoader) or loader.opened > 0
 
 
 def _make_loaders(
@@ -237,7 +254,19 @@ def _make_loaders(
         first += count
 
 
-def _run(ending: _Ending, options: LoadOptions, progress: Callable[[float], object] | None) -> None:
+def _collector(ending: _Ending, options: LoadOptions, watching: _Watching) -> Collector:
+    return Collector(
+        ending.loaders,
+        options.interval or 0.0,
+        open_loop=options.rate is not None,
+        has_latency=options.mode == "echo",
+        on_interval=watching.on_interval,
+    )
+
+
+def _run(
+    ending: _Ending, options: LoadOptions, watching: _Watching, collector: Collector | None
+) -> None:
     """Run each loader in a thread and wait for all."""
     warmup_ns = int(options.warmup * 1e9)
     window_ns = int((options.duration or 0) * 1e9)
@@ -246,13 +275,21 @@ def _run(ending: _Ending, options: LoadOptions, progress: Callable[[float], obje
     def load_with(loader: AnyLoader) -> Callable[[], None]:
         return lambda: loader.run(begin_ns, warmup_ns, window_ns)
 
-    _in_threads(ending, [load_with(loader) for loader in ending.loaders], progress)
+    def look(seconds: float) -> None:
+        if collector:
+            collector.collect()
+        if watching.progress:
+            watching.progress(seconds)
+
+    tick = min(_TICK, (options.interval or _TICK) / _TICKS)
+    _in_threads(ending, [load_with(loader) for loader in ending.loaders], look, tick)
 
 
 def _in_threads(
     ending: _Ending,
     tasks: Sequence[Callable[[], None]],
-    progress: Callable[[float], object] | None,
+    look: Callable[[float], object] | None = None,
+    tick: float = _TICK,
 ) -> None:
     """Run the tasks at the same time, not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
@@ -287,10 +324,10 @@ def _in_threads(
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Never for long: Ctrl-C just before a wait does not end that wait.
-        while not all_ended.wait(_TICK):
-            if not ending.look() and progress:
-                progress(time.monotonic() - start)
-    except BaseException:  # of `progress`, or of a thread that could not be started
+        while not all_ended.wait(tick):
+            if not ending.look() and look:
+                look(time.monotonic() - start)
+    except BaseException:  # of `look`, or of a thread that could not be started
         stop()
         raise
     finally:

@@ -164,13 +164,19 @@ class LoadOptions:
         more="spin is for measuring, and takes a CPU per thread. auto polls for 200us at most, "
         "where a trial finds that it pays, which is the rule of a server's busy_poll.",
     )
+    interval: float | None = option(
+        None,
+        Seconds(0.1, 86400.0),
+        help="Report the figures of each interval of this length too.",
+        more="A run keeps at most 3600 rows: neighbours are joined when there are more.",
+        group="Output",
+    )
     server_pid: int | None = option(
         None,
         Count(1, _MAX_PID),
         help="Report the CPU time of this local process and its children too.",
         more="It is the time over the window, with that of the processes it has started by the "
         "middle of the warm-up and of those that end in the window.",
-        group="Output",
     )
     label: str | None = option(
         None, Text(200), help="Put this text into the report, to find the run again."
@@ -286,5 +292,6 @@ class LoadKeywords(TypedDict, total=False):
     gso: bool
     threads: int
     wait: Wait
+    interval: float | str | None
     server_pid: int | None
     label: str | None

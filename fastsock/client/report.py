@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+from fastsock._native.client.histogram import Histogram
 from fastsock.client.evidence import ClientEvidence
 
 #: Every way in which a connection of a load run can fail.
@@ -78,6 +79,36 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """What came in a part of the window: `start` to `end`, seconds since it began.
+
+    ``messages`` are those of the latencies: answers by their arrival, in an open loop only answers
+    to messages of the window. One way they are those of the report. ``errors`` counts connections
+    that failed; the first interval also has what failed before the window. ``outstanding`` messages
+    were sent and not answered when it ended. ``after_window`` marks the row of what came later.
+    ``histograms`` are the distributions by tag (connect, intended, sent), while the run goes on.
+    """
+
+    start: float
+    end: float
+    messages: int
+    errors: int
+    outstanding: int
+    latency: Latency
+    after_window: bool = False
+    histograms: Mapping[str, Histogram] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """The figures of a run over time: rows of `joined` intervals of `interval_s` seconds."""
+
+    interval_s: float
+    joined: int
+    rows: tuple[Interval, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TcpStory:
     """TCP's own figures, read from the kernel at the end of each connection (TCP_INFO, tcp(7)).
 
@@ -129,7 +160,7 @@ class LoadReport:
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid``, and
     those that descend from it, used in the window. ``tcp`` is None where there is no TCP.
     ``outages`` is None if connections were not to be opened again. ``no_eof`` counts connections
-    that the server did not close after our half-close.
+    that the server did not close after our half-close. ``intervals`` is None without `interval`.
 
     ``errors`` counts failed connections by kind, and has every kind of ``LOAD_ERRORS``.
     ``datagrams`` counts, over the whole run, what became of the datagrams that were "sent":
@@ -168,6 +199,7 @@ class LoadReport:
     notes: tuple[Finding, ...] = ()
     client: ClientEvidence = field(default_factory=ClientEvidence)
     server_cpu: float | None = None
+    intervals: Intervals | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from fastsock._native.client.histogram import Histogram
 from fastsock.client import hdr, verdict
 from fastsock.client.evidence import ClientEvidence, Taken
+from fastsock.client.intervals import Collector
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
@@ -28,13 +29,18 @@ class Results:
     """What the threads of a run have counted, together."""
 
     def __init__(
-        self, threads: Sequence[dict[str, Any]], histograms: Sequence[Mapping[str, Histogram]]
+        self,
+        threads: Sequence[dict[str, Any]],
+        histograms: Sequence[Mapping[str, Histogram]],
+        collector: Collector | None,
     ) -> None:
         self._threads = threads
-        self._histograms = {name: _merged(histograms, name) for name in histograms[0]}
         self._start_ns = min(each["window_start_ns"] for each in threads)
         self._end_ns = max(each["window_end_ns"] for each in threads)
         self._duration = max(self._end_ns - self._start_ns, 0) / 1e9
+        # First: it adds what is left to the histograms.
+        self._intervals = collector.finish(self._duration) if collector else None
+        self._histograms = {name: _merged(histograms, name) for name in histograms[0]}
 
     def report(
         self,
@@ -76,6 +82,7 @@ class Results:
             notes=verdict.notes_of(seen),
             client=seen.client,
             server_cpu=_server_cpu(self._threads[0]["server_cpu_ns"]),
+            intervals=self._intervals,
             host=host_facts(),
         )
 

@@ -16,7 +16,6 @@ cimport fastsock._native.clock as clock
 cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
-from fastsock._native.client.histogram cimport Recorder
 from fastsock._native.client.load_run cimport LoadRun
 from fastsock._native.client.tcp_info cimport TcpFigures
 from fastsock._native.interest_list cimport Interest
@@ -96,9 +95,9 @@ cdef struct StreamRun:
     char *pattern                   # from pattern.fill(), or the lines of chargen
     char *buffer                    # the bytes of the last receive
     Connection *connections
-    Recorder *connects              # from connect() to connected
     # Results
     uint64_t received, lost         # bytes, over the whole run
+    uint64_t opened                 # connections, each time
     uint64_t failures[FAILURE_KINDS]
     uint64_t given_up               # connections that were still answering
     uint64_t no_eof                 # connections without the server's end
@@ -166,6 +165,7 @@ cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexc
         return
     end_outage(run, connection, now)
     run.failures[failure] += 1
+    run.base.errors += 1
     if (connection.state == HALF_CLOSED or connection.state == REOPENING) and (
             run.mode == MODE_ECHO and connection.started > connection.completed):
         run.cut_off += 1
@@ -196,8 +196,14 @@ cdef inline void close(StreamRun *run, Connection *connection) noexcept nogil:
     close_socket(run, connection)
     if connection.must_retry:
         end_retry(run, connection)
+    drop_outstanding(run, connection)
     connection.state = CLOSED
     run.unclosed_count -= 1
+
+
+cdef inline void drop_outstanding(StreamRun *run, Connection *connection) noexcept nogil:
+    if run.mode == MODE_ECHO:
+        run.base.outstanding -= <int64_t>(connection.started - connection.completed)
 
 
 cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t now) noexcept nogil:
@@ -212,6 +218,7 @@ cdef inline void begin_outage(StreamRun *run, Connection *connection, int64_t no
             connection.due = min(connection.due, load_run.quota_of(
                 &run.base, <uint32_t>(connection - run.connections)))
     run.dropped += connection.started - connection.completed
+    drop_outstanding(run, connection)
     connection.completed = connection.started
     connection.partial = connection.unsent = 0
     connection.receive_offset = connection.send_offset

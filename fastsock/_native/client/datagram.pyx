@@ -21,6 +21,7 @@ cimport fastsock._native.client.away as away
 cimport fastsock._native.client.datagram_receiving as datagram_receiving
 cimport fastsock._native.client.datagram_sending as datagram_sending
 cimport fastsock._native.client.datagram_socket as datagram_socket
+cimport fastsock._native.client.intervals as intervals
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.clock as clock
@@ -140,6 +141,13 @@ cdef class DatagramLoader:
         """From any thread: end the window now, or also give up the outstanding datagrams."""
         load_run.cancel(&self.run_state.base, drop_everything)
 
+    def take_intervals(self, bint last=False) -> list:
+        """What each interval that has ended brought, oldest first; for one thread to call.
+
+        `last`: also what is left, once no other thread runs. `histograms` are whole only then.
+        """
+        return load_run.take_chunks(&self.run_state.base, self.histograms, last)
+
     def result(self) -> dict:
         """The counters and times of the run; call it after `run()` has returned."""
         cdef DatagramRun *run = &self.run_state
@@ -189,6 +197,7 @@ cdef void load(DatagramRun *run) noexcept nogil:
         wait_and_handle(run, base.begin_ns)
         now = load_run.read_clock(base)
     base.last_complete = now
+    intervals.begin(&base.intervals, base.window_start, base.window_end)
     if run.depth:
         datagram_sending.start_closed_loop(run)
     while run.open_count and base.phase != load_run.ABORTED:
@@ -205,7 +214,7 @@ cdef void load(DatagramRun *run) noexcept nogil:
         if base.phase == load_run.RUNNING and should_finish(run, now):
             finish(run, now)
         if base.phase == load_run.FINISHING and (
-                now >= run.give_up_at or run.outstanding == 0 and count_unsent(run) == 0):
+                now >= run.give_up_at or run.base.outstanding == 0 and count_unsent(run) == 0):
             break
     run.unsent = count_unsent(run)
     give_up_outstanding(run)

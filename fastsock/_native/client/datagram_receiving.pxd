@@ -92,7 +92,7 @@ cdef inline void count_answer(DatagramRun *run, uint32_t i, uint64_t number,
                               int64_t sent_at) noexcept nogil:
     cdef int64_t intended = 0
     run.sockets[i].outstanding -= 1
-    run.outstanding -= 1
+    run.base.outstanding -= 1
     run.received += 1
     if run.base.interval_ns:
         intended = load_run.intended_at(&run.base, &run.sockets[i].due_times, i, number)

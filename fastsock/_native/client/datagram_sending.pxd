@@ -86,7 +86,7 @@ cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
                 sock.room_since, now)
     sock.started += count
     sock.outstanding += count
-    run.outstanding += count
+    run.base.outstanding += count
     run.sent += count
     return 0
 

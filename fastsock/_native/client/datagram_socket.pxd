@@ -53,7 +53,6 @@ cdef struct DatagramRun:
     bint gso
     uint32_t per_call               # datagrams that one call may send
     uint32_t open_count             # sockets that did not fail
-    uint64_t outstanding            # datagrams of all sockets
     int64_t next_sweep
     int64_t give_up_at              # when unsent datagrams are given up at the end, ns
     char *pattern                   # from pattern.fill()
@@ -100,7 +99,7 @@ cdef inline void give_up_oldest(DatagramRun *run, DatagramSocket *sock) noexcept
     if state[0] > GIVEN_UP:
         state[0] = GIVEN_UP
         sock.outstanding -= 1
-        run.outstanding -= 1
+        run.base.outstanding -= 1
         run.lost += 1
 
 
@@ -117,6 +116,7 @@ cdef inline void fail_with_errno(DatagramRun *run, DatagramSocket *sock,
     else:
         run.other += 1
         run.base.other_errno = error
+    run.base.errors += 1
     give_up_all(run, sock)
     interest_list.remove_before_close(&run.base.interest_list, &sock.interest)
     posix.close_once(&sock.fd)

@@ -3,7 +3,7 @@
 # "Connections" stands for sockets too where the load is datagrams.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport fastsock._native.atomic as atomic
 cimport fastsock._native.busy_poll as busy_poll
@@ -11,6 +11,7 @@ cimport fastsock._native.check as check
 cimport fastsock._native.client.arrivals as arrivals
 cimport fastsock._native.client.away as away
 cimport fastsock._native.client.histogram as histogram
+cimport fastsock._native.client.intervals as intervals
 cimport fastsock._native.client.process_tree as process_tree
 cimport fastsock._native.clock as clock
 cimport fastsock._native.interest_list as interest_list
@@ -20,6 +21,7 @@ from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.client.arrivals cimport Arrivals, DueTimes
 from fastsock._native.client.away cimport Away, AwaySums
 from fastsock._native.client.histogram cimport Histogram, Recorder
+from fastsock._native.client.intervals cimport Chunk, Intervals
 from fastsock._native.client.process_tree cimport ProcessTree
 from fastsock._native.interest_list cimport InterestList
 
@@ -63,10 +65,14 @@ cdef struct LoadRun:
     int64_t idle_ns                 # time in the window with nothing to do
     int64_t cpu_start, cpu_end      # server's CPU time at both ends of the window, ns; 0: not read
     Away away
+    Intervals intervals
+    int64_t outstanding             # messages sent and not answered, where there are answers
     # Results
     uint64_t messages               # open loop: of the window, complete; else complete inside it
     uint64_t offered                # open loop: messages of the window
     uint64_t in_window              # messages complete inside the window
+    uint64_t recorded               # messages in the histograms; one way, those of `messages`
+    uint64_t errors                 # connections that failed
     Trend trend
     int64_t last_complete           # when the last message was complete
     int64_t idle_at_last_complete   # `idle_ns` at that time
@@ -76,6 +82,7 @@ cdef struct LoadRun:
     Recorder *from_intended         # NULL in a closed loop
     Recorder *from_send
     Recorder *send_delay            # NULL in a closed loop
+    Recorder *connects              # from connect() to connected
     Recorder *moved_from            # latencies that have a client's part
     Recorder *moved_to              # the same without it
 
@@ -95,6 +102,7 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first, uint32_t 
         run.arrivals.gap_ns = run.interval_ns * run.total_connections / count
         arrivals.seed(&run.arrivals, options.seed, first)
     away.allocate(&run.away)
+    intervals.allocate(&run.intervals, int((options.interval or 0) * 1e9), run.interval_ns > 0)
     run.spin = options.wait == "spin"
     busy_poll.init(&run.busy_poll, "auto" if options.wait == "auto" else 0, received)
     if first == 0 and options.server_pid:
@@ -133,6 +141,7 @@ cdef inline void close_run(LoadRun *run) noexcept nogil:
     posix.close_once(&run.wake_fd)
     posix.close_once(&run.timer_fd)
     away.release(&run.away)
+    intervals.release(&run.intervals)
     process_tree.free_processes(&run.server)
 
 
@@ -219,7 +228,27 @@ cdef inline int64_t read_clock(LoadRun *run) noexcept nogil:
     """The time. The loop reads it so that no millisecond passes unseen while it works."""
     cdef int64_t now = clock.monotonic_ns()
     away.see(&run.away, now)
+    if now >= run.intervals.ends_at:
+        next_interval(run, now)
     return now
+
+
+cdef inline void next_interval(LoadRun *run, int64_t now) noexcept nogil:
+    intervals.go_on(&run.intervals, run.window_start, run.window_end, now)
+    if intervals.hand_over(&run.intervals, run.recorded, run.errors, run.outstanding):
+        record_in_chunk(run)
+
+
+cdef inline void end_intervals(LoadRun *run) noexcept nogil:
+    intervals.end(&run.intervals, run.recorded, run.errors, run.outstanding)
+
+
+cdef inline void record_in_chunk(LoadRun *run) noexcept nogil:
+    cdef Chunk *chunk = &run.intervals.chunks[run.intervals.recording]
+    run.from_send = chunk.recorders[intervals.SENT]
+    run.connects = chunk.recorders[intervals.CONNECTS]
+    if run.interval_ns:
+        run.from_intended = chunk.recorders[intervals.INTENDED]
 
 
 cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
@@ -270,6 +299,8 @@ cdef inline void end_window(LoadRun *run, int64_t now) noexcept nogil:
         run.cpu_end += process_tree.unlisted_cpu_ns(&run.server)
     if run.window_end > now and (not run.quota or run.interval_ns and is_cancelled(run)):
         run.window_end = run.away.stop = now    # earlier than was asked for
+        if run.intervals.length:
+            run.intervals.ends_at = min(run.intervals.ends_at, now)
 
 
 cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
@@ -284,6 +315,7 @@ cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
         run.window_end = run.last_complete
         run.idle_ns = run.idle_at_last_complete
         run.away.sums = run.away_at_last_complete
+    end_intervals(run)
 
 
 cdef inline object server_cpu_ns(LoadRun *run):
@@ -353,7 +385,50 @@ cdef inline dict open_histograms(LoadRun *run):
         run.send_delay = (<Histogram>opened["send_delay"]).recorder
     run.moved_from = (<Histogram>opened["moved_from"]).recorder
     run.moved_to = (<Histogram>opened["moved_to"]).recorder
+    run.connects = (<Histogram>opened["connects"]).recorder
+    if run.intervals.length:
+        record_in_chunk(run)
     return opened
+
+
+cdef inline list take_chunks(LoadRun *run, dict whole, bint last):
+    """What is there for the reader, oldest first; it is added to the histograms of the run."""
+    cdef bint has_ended = atomic.load_int(&run.intervals.has_ended, atomic.ACQUIRE)
+    taken = []
+    if last and not has_ended:      # the run was ended before its loop began
+        end_intervals(run)
+        has_ended = True
+    if atomic.load_int(&run.intervals.is_full, atomic.ACQUIRE):
+        taken.append(chunk_dict(&run.intervals.chunks[1 - run.intervals.recording], whole))
+        atomic.store_int(&run.intervals.is_full, False, atomic.RELEASE)
+    if has_ended and run.intervals.length:
+        taken.append(chunk_dict(&run.intervals.chunks[run.intervals.recording], whole))
+        run.intervals.length = 0                # once
+    return taken
+
+
+cdef inline dict chunk_dict(Chunk *chunk, dict whole):
+    """A chunk as Python has it; the recorders are empty then."""
+    cdef Histogram copy
+    cdef int tag
+    histograms = {}
+    for tag, name in enumerate(("from_intended", "from_send", "connects")):
+        if chunk.recorders[tag] == NULL:
+            continue
+        copy = Histogram()
+        memcpy(copy.recorder, chunk.recorders[tag], sizeof(Recorder))
+        memset(chunk.recorders[tag], 0, sizeof(Recorder))
+        (<Histogram>whole[name]).add(copy)
+        histograms[name] = copy
+    return {
+        "first": chunk.first,
+        "last": chunk.last,
+        "after_window": bool(chunk.after_window),
+        "messages": chunk.messages,
+        "errors": chunk.errors,
+        "outstanding": chunk.outstanding,
+        "histograms": histograms,
+    }
 
 
 cdef inline void note_send(LoadRun *run, int64_t intended, int64_t room_since,
@@ -378,6 +453,7 @@ cdef inline void note_scheduled(LoadRun *run, int64_t intended,
     cdef int part = <int>(<double>(intended - run.window_start) * TREND_PARTS
                           / <double>(run.window_end - run.window_start))
     run.messages += 1
+    run.recorded += 1
     run.trend.counts[part] += 1
     run.trend.sums[part] += <double>latency
 
@@ -403,6 +479,7 @@ cdef inline void note_answer(LoadRun *run, int64_t intended, int64_t sent_at,
         note_scheduled(run, intended, now - intended - client_part)
     else:
         run.messages += now < run.window_end
+        run.recorded += 1
 
 
 cdef inline bint is_refusal(int error) noexcept nogil:

@@ -46,6 +46,7 @@ cdef inline void on_answers(StreamRun *run, uint32_t i, int64_t now) noexcept no
         load_run.note_answer(
             &run.base, intended, conn.sent_at[conn.completed & conn.ring_mask], now)
         conn.completed += 1
+        run.base.outstanding -= 1
     if run.depth and run.base.phase == load_run.RUNNING:
         sending.add_due(run, i, conn.completed - before)
         if conn.state == connection.OPEN:
@@ -80,6 +81,7 @@ cdef inline void on_download(StreamRun *run, uint32_t i) noexcept nogil:
     if load_run.is_in_window(&run.base, now):
         run.base.messages += complete
         run.base.in_window += complete
+        run.base.recorded += complete
     load_run.note_complete(&run.base, now)
     sending.half_close_if_done(run, i, now)
 

@@ -46,6 +46,7 @@ cdef inline void start_messages(StreamRun *run, uint32_t i, int64_t now) noexcep
         conn.sent_at[conn.started & conn.ring_mask] = now
         note_send(run, i, now)
         conn.started += 1
+        run.base.outstanding += 1
         conn.unsent += run.size
 
 
@@ -135,6 +136,7 @@ cdef inline void note_uploaded(StreamRun *run, uint32_t i, int64_t now) noexcept
             load_run.note_scheduled(&run.base, intended, now - intended)
     else:
         run.base.messages += in_window
+        run.base.recorded += in_window
     conn.completed += 1
     load_run.note_complete(&run.base, now)
 

@@ -24,6 +24,7 @@ cimport fastsock._native.client.away as away
 cimport fastsock._native.client.connecting as connecting
 cimport fastsock._native.client.connection as connection
 cimport fastsock._native.client.histogram as histogram
+cimport fastsock._native.client.intervals as intervals
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.client.receiving as receiving
@@ -32,7 +33,6 @@ cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 cimport fastsock._native.services as services
 from fastsock._native.client.connection cimport Connection, StreamRun
-from fastsock._native.client.histogram cimport Histogram
 
 cdef enum:
     SWEEP_NS = 50000000             # between two searches for connections without progress
@@ -79,7 +79,6 @@ cdef class Loader:
         run.reconnect = options.on_disconnect == "reconnect"
         run.eof_wait_ns = min(run.timeout_ns, <int64_t>EOF_WAIT_NS)
         self.histograms = load_run.open_histograms(&run.base)
-        run.connects = (<Histogram>self.histograms["connects"]).recorder
         self._allocate()
 
     def __dealloc__(self):
@@ -120,6 +119,18 @@ cdef class Loader:
     def cancel(self, bint drop_everything=False) -> None:
         """From any thread: end the window now, or also give up the outstanding messages."""
         load_run.cancel(&self.run_state.base, drop_everything)
+
+    def take_intervals(self, bint last=False) -> list:
+        """What each interval that has ended brought, oldest first; for one thread to call.
+
+        `last`: also what is left, once no other thread runs. `histograms` are whole only then.
+        """
+        return load_run.take_chunks(&self.run_state.base, self.histograms, last)
+
+    @property
+    def opened(self) -> int:
+        """How often a connection was opened."""
+        return self.run_state.opened
 
     def result(self) -> dict:
         """The counters and times of the run; call it after `run()` has returned."""
@@ -190,10 +201,12 @@ cdef void load(StreamRun *run) noexcept nogil:
     run.next_sweep = now + SWEEP_NS
     run.base.last_complete = now
     run.loading = True
+    intervals.begin(&run.base.intervals, run.base.window_start, run.base.window_end)
     if run.mode == connection.MODE_RECEIVE:
         if run.base.quota:
             # The server may have sent since the first connect(); the sockets hold these bytes.
             run.base.window_start = run.connections[0].opened_at
+            intervals.begin(&run.base.intervals, run.base.window_start, run.base.window_end)
         receiving.start_download(run, now)
     elif run.base.interval_ns:
         sending.start_open_loop(run, now)
@@ -308,7 +321,8 @@ cdef void on_connected(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
     conn.was_open = True
     conn.progress_at = conn.room_since = now
     run.connecting_count -= 1
-    histogram.record(run.connects, clock.monotonic_ns() - conn.opened_at)
+    run.opened += 1
+    histogram.record(run.base.connects, clock.monotonic_ns() - conn.opened_at)
     # A download begins at the same time for all: until then received bytes stay in the socket.
     connection.set_watched(run, i, 0 if run.mode == connection.MODE_RECEIVE else posix.EPOLLIN)
     if conn.state == connection.OPEN and (conn.due or run.base.phase == load_run.FINISHING):
