@@ -153,6 +153,9 @@ class Rate(Kind):
             raise ValueError(f"{name} {number:g} is out of range; expected {expected}")
         return number
 
+    def show(self, value: float) -> str:
+        return _shortest(value, units.format_rate, units.parse_rate)
+
 
 class Flag(Kind):
     """True or False."""

@@ -152,6 +152,8 @@ def test_defaults_are_filled_in(server: fastsock.Server) -> None:
         "loss_timeout": 0.2,
         "gso": False,
         "interval": None,
+        "stages": None,
+        "ramp_up": 0.0,
         "server_pid": None,
         "label": None,
     }

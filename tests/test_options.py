@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,6 +15,7 @@ from fastsock.cli import cli, run
 from fastsock.cli.options_page import page
 from fastsock.cli.parameters import long_flag
 from fastsock.client.options import LoadKeywords, LoadOptions
+from fastsock.client.stages import Stages
 from fastsock.options import (
     Choice,
     Count,
@@ -52,6 +53,7 @@ GIVEN: dict[type, Any] = {
     Descriptors: Iterable[int],
     Cpus: Iterable[int] | None,
     Ranges: Iterable[str],
+    Stages: str | Sequence[str],
     Text: str,
 }
 

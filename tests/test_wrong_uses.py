@@ -166,7 +166,8 @@ Error: --duration 'ten' is not a duration; write a number and one of us, ms, s,
 $ fastsock load :7007 -d
 Error: -d needs a value: -d DURATION
 $ fastsock load :7007 --depth 4 --rate 1k
-Error: --depth does not go with rate, which sends whether or not answers came
+Error: --depth does not go with rate or stages, which send whether or not
+  answers came
 $ fastsock load :7007 --mode upload
 Error: --mode 'upload' is unknown; expected one of echo, send, receive
 $ fastsock load :7007 --wait sleep

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from fastsock.client.report import Finding, Interval, Intervals, Latency, LoadReport
+from fastsock.client.report import (
+    Finding,
+    Interval,
+    Intervals,
+    Latency,
+    LoadReport,
+    StageFigures,
+)
 
 LOAD_SCHEMA = "fastsock.load/2"
 
@@ -50,7 +57,7 @@ def of(report: LoadReport) -> dict[str, Any]:
         "client": asdict(report.client) if report.client.known else None,
         "server_cpu_s": report.server_cpu,
         "intervals": report.intervals and _intervals(report.intervals),
-        "stages": None,
+        "stages": None if report.stages is None else [_stage(each) for each in report.stages],
         "targets": None,
         "host": dict(report.host),
     }
@@ -76,6 +83,20 @@ def row_of(row: Interval) -> dict[str, Any]:
         "p99": latency.p99 if latency.count else None,
         "max": latency.max if latency.count else None,
         "after_window": row.after_window,
+    }
+
+
+def _stage(stage: StageFigures) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "start_s": stage.start,
+        "end_s": stage.end,
+        "rate_from": stage.rate_from,
+        "rate_to": stage.rate_to,
+        "offered": stage.offered,
+        "messages": stage.messages,
+        "messages_per_s": stage.messages_per_s,
+        "latency_us": _distribution(stage.latency),
     }
 
 

@@ -258,7 +258,7 @@ def _collector(ending: _Ending, options: LoadOptions, watching: _Watching) -> Co
     return Collector(
         ending.loaders,
         options.interval or 0.0,
-        open_loop=options.rate is not None,
+        open_loop=options.open_loop,
         has_latency=options.mode == "echo",
         on_interval=watching.on_interval,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from fastsock.client.stages import Stage, Stages
 from fastsock.options import (
     Choice,
     Count,
@@ -71,6 +73,13 @@ class LoadOptions:
         help="Send on schedule, this many messages per second in all (open loop).",
         more="Over all connections in turn, whether or not answers came. Not to receive.",
     )
+    stages: tuple[Stage, ...] | None = option(
+        None,
+        Stages(),
+        help="Send on schedule, at rates that change: 10s@1k, 30s@1k..10k, 20s@10k.",
+        more="Each stage has a constant rate, or one that grows or falls evenly; their lengths are "
+        "the duration. The warm-up comes before, at their first rate.",
+    )
     arrivals: str = option(
         "uniform",
         Choice(Arrivals),
@@ -106,13 +115,19 @@ class LoadOptions:
         shown="duration / 10; 0 with messages",
         help="Load for this long before the measured window.",
     )
+    ramp_up: float = option(
+        0.0,
+        Seconds(0, _MAX_SECONDS),
+        help="Open the connections evenly over this long, before the load begins.",
+        more="Streams only.",
+        group="Connections",
+    )
     reconnect_every: int | None = option(
         None,
         _MESSAGES,
         help="Connect again after this many messages; 1 = connect-echo-close.",
         more="On loopback the source addresses vary, so that ports do not run out. Streams only, "
         "and not to receive.",
-        group="Connections",
     )
     on_disconnect: str | None = option(
         None,
@@ -192,20 +207,25 @@ class LoadOptions:
             )
         if self.depth > 1:
             self._check_depth()
-        if self.arrivals != "uniform" and (self.rate is None or self.duration is None):
+        if self.arrivals != "uniform" and not (self.open_loop and self.duration is not None):
             raise ValueError(
                 f"arrivals {self.arrivals!r} needs a rate and a duration, in which a random number "
                 "of messages is sent"
             )
-        if self.mode == "receive" and (self.rate is not None or self.reconnect_every is not None):
+        if self.mode == "receive" and (self.open_loop or self.reconnect_every is not None):
             raise ValueError(
-                "rate and reconnect_every do not go with mode 'receive': the server sends"
+                "rate, stages and reconnect_every do not go with mode 'receive': the server sends"
             )
         self._check_end()
 
     def _fill_in(self) -> None:
         """Set the defaults that depend on other options: of size, duration and warm-up."""
         size, duration, warmup = self.size, self.duration, self.warmup
+        if self.stages:
+            for name in ("rate", "duration", "messages"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"stages does not go with {name}, which the stages have")
+            duration = sum(stage.duration for stage in self.stages)
         if self.messages is not None:
             if duration is not None or warmup:
                 raise ValueError(
@@ -233,8 +253,10 @@ class LoadOptions:
                 f"depth {self.depth} of {self.size} bytes is more than a connection can hold in "
                 f"flight; expected depth * size of at most {_MAX_IN_FLIGHT} bytes"
             )
-        if self.rate is not None:
-            raise ValueError("depth does not go with rate, which sends whether or not answers came")
+        if self.open_loop:
+            raise ValueError(
+                "depth does not go with rate or stages, which send whether or not answers came"
+            )
         if self.mode != "echo":
             raise ValueError(
                 f"depth does not go with mode {self.mode!r}, in which nothing is answered"
@@ -248,8 +270,8 @@ class LoadOptions:
                     f"{target}: mode {self.mode!r} goes with streams, not with datagrams"
                 )
             check_datagram_size(self.size)
-            for name in ("reconnect_every", "finish", "on_disconnect"):
-                if getattr(self, name) is not None:
+            for name in ("ramp_up", "reconnect_every", "finish", "on_disconnect"):
+                if getattr(self, name):
                     raise ValueError(f"{target}: {name} goes with streams, not with datagrams")
         if self.gso and target.scheme != "udp":
             raise ValueError(f"{target}: gso goes with udp")
@@ -258,8 +280,24 @@ class LoadOptions:
                 f"{target}: port 0 cannot be connected to; write the port that the server printed"
             )
 
+    @property
+    def open_loop(self) -> bool:
+        return self.rate is not None or self.stages is not None
+
+    @property
+    def offered_per_s(self) -> float | None:
+        """Messages per second, the mean of the stages; None in a closed loop."""
+        if self.stages:
+            messages = sum(stage.messages for stage in self.stages)
+            return messages / sum(stage.duration for stage in self.stages)
+        return self.rate
+
     def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        """As JSON has them."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        if self.stages:
+            values["stages"] = ", ".join(map(str, self.stages))
+        return values
 
 
 def check_datagram_size(size: int) -> None:
@@ -276,6 +314,7 @@ class LoadKeywords(TypedDict, total=False):
     size: int | str | None
     depth: int
     rate: float | str | None
+    stages: str | Sequence[str] | None
     arrivals: Arrivals
     seed: int
     mode: Mode
@@ -283,6 +322,7 @@ class LoadKeywords(TypedDict, total=False):
     duration: float | str | None
     messages: int | str | None
     warmup: float | str | None
+    ramp_up: float | str
     reconnect_every: int | str | None
     on_disconnect: OnDisconnect | None
     finish: Finish | None

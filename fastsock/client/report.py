@@ -109,6 +109,24 @@ class Intervals:
 
 
 @dataclass(frozen=True, slots=True)
+class StageFigures:
+    """What came of a stage: of the messages whose intended send time falls in it."""
+
+    stage: str
+    start: float
+    end: float
+    rate_from: float
+    rate_to: float
+    offered: int
+    messages: int
+    latency: Latency
+
+    @property
+    def messages_per_s(self) -> float:
+        return self.messages / (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
 class TcpStory:
     """TCP's own figures, read from the kernel at the end of each connection (TCP_INFO, tcp(7)).
 
@@ -160,7 +178,8 @@ class LoadReport:
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid``, and
     those that descend from it, used in the window. ``tcp`` is None where there is no TCP.
     ``outages`` is None if connections were not to be opened again. ``no_eof`` counts connections
-    that the server did not close after our half-close. ``intervals`` is None without `interval`.
+    that the server did not close after our half-close. ``intervals`` is None without
+    `interval`, and ``stages`` without `stages`.
 
     ``errors`` counts failed connections by kind, and has every kind of ``LOAD_ERRORS``.
     ``datagrams`` counts, over the whole run, what became of the datagrams that were "sent":
@@ -200,6 +219,7 @@ class LoadReport:
     client: ClientEvidence = field(default_factory=ClientEvidence)
     server_cpu: float | None = None
     intervals: Intervals | None = None
+    stages: tuple[StageFigures, ...] | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

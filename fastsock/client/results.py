@@ -19,6 +19,7 @@ from fastsock.client.report import (
     Latency,
     LoadReport,
     Outages,
+    StageFigures,
     TcpStory,
 )
 from fastsock.endpoint import Endpoint, SocketAddress
@@ -68,8 +69,8 @@ class Results:
             histograms={name: hdr.encode(each) for name, each in shown.items()},
             started_at=started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             address=str(tried[-1]),
-            offered_per_s=options.rate,
-            offered=seen.offered if options.rate else None,
+            offered_per_s=options.offered_per_s,
+            offered=seen.offered if options.open_loop else None,
             answered_in_window=seen.in_window,
             errors=seen.errors,
             lost_bytes=seen.lost,
@@ -83,6 +84,7 @@ class Results:
             client=seen.client,
             server_cpu=_server_cpu(self._threads[0]["server_cpu_ns"]),
             intervals=self._intervals,
+            stages=self._stages(options),
             host=host_facts(),
         )
 
@@ -117,7 +119,7 @@ class Results:
             latency_without_away=latency.corrected(
                 self._histograms["moved_from"], self._histograms["moved_to"]
             ),
-            trend=self._trend(),
+            trends=self._trends(),
             client=self._client(options, taken),
             interrupted_by=interrupted_by,
         )
@@ -132,13 +134,35 @@ class Results:
             shown["latency"] = self._histograms["from_intended"]
             shown["latency_from_send"] = self._histograms["from_send"]
             shown["latency_without_away"] = without_away
-        if options.rate:
+        if options.open_loop:
             shown["send_delay"] = self._histograms["send_delay"]
         return {name: each for name, each in shown.items() if len(each)}
 
-    def _trend(self) -> list[tuple[int, float]]:
-        parts = zip(*(each["trend"] for each in self._threads), strict=True)
-        return [(sum(n for n, _ in part), sum(total for _, total in part)) for part in parts]
+    def _trends(self) -> list[list[tuple[int, float]]]:
+        stages = zip(*(each["stages"] for each in self._threads), strict=True)
+        return [_added([each["trend"] for each in stage]) for stage in stages]
+
+    def _stages(self, options: LoadOptions) -> tuple[StageFigures, ...] | None:
+        if not options.stages:
+            return None
+        figures, start = [], 0.0
+        for number, stage in enumerate(options.stages):
+            latency = self._histograms[f"stage {number}"]
+            seen = [each["stages"][number] for each in self._threads]
+            figures.append(
+                StageFigures(
+                    stage=str(stage),
+                    start=start,
+                    end=start + stage.duration,
+                    rate_from=stage.rate_from,
+                    rate_to=stage.rate_to,
+                    offered=sum(each["offered"] for each in seen),
+                    messages=sum(each["messages"] for each in seen),
+                    latency=Latency(**latency.summary_us()),
+                )
+            )
+            start += stage.duration
+        return tuple(figures)
 
     def _client(self, options: LoadOptions, taken: Taken) -> ClientEvidence:
         # A thread is idle from when its last connection was closed.
@@ -198,6 +222,14 @@ def _merged(histograms: Sequence[Mapping[str, Histogram]], name: str) -> Histogr
     for each in histograms:
         merged.add(each[name])
     return merged
+
+
+def _added(trends: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Of all threads, part by part."""
+    return [
+        (sum(count for count, _ in part), sum(total for _, total in part))
+        for part in zip(*trends, strict=True)
+    ]
 
 
 def _server_cpu(ns: int | None) -> float | None:

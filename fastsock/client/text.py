@@ -58,6 +58,7 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         yield " " * 9 + "".join(f" {title:>{WIDTH}}" for title in TITLES)
     for name, latency in latencies:
         yield latency_line(name, latency)
+    yield from stages_of(report)
     if report.datagrams is not None:
         counts = ", ".join(f"{kind} {count}" for kind, count in report.datagrams.items())
         yield from filled("datagrams", counts)
@@ -79,6 +80,21 @@ def lines_of(report: LoadReport) -> Iterator[str]:
     yield from filled("valid", good if report.valid else "NO")
     for reason in report.reasons:
         yield from filled("", reason, names)
+
+
+def stages_of(report: LoadReport) -> Iterator[str]:
+    for stage in report.stages or ():
+        words = [f"{stage.stage}: {format_rate(stage.messages_per_s)}"]
+        if stage.offered != stage.messages:
+            words.append(f"{stage.offered - stage.messages} of {stage.offered} unanswered")
+        if stage.latency.count:
+            for name, value in (
+                ("p50", stage.latency.p50),
+                ("p99", stage.latency.p99),
+                ("max", stage.latency.max),
+            ):
+                words.append(f"{name} {format_duration(value / 1e6)}")
+        yield from filled("stage", ", ".join(words))
 
 
 def head_of(report: LoadReport) -> Iterator[str]:
@@ -110,7 +126,9 @@ def load_of(options: Mapping[str, Any]) -> Iterator[str]:
     mode, rate = mode_of(options), options.get("rate")
     if mode != "echo":
         yield mode
-    if rate is not None:
+    if options.get("stages"):
+        yield f"open loop, {plural(options['stages'].count(',') + 1, 'stage')}"
+    elif rate is not None:
         yield f"open loop, {format_rate(rate)}"
     elif mode == "echo":
         yield f"depth {options.get('depth', 1)}"
@@ -118,7 +136,7 @@ def load_of(options: Mapping[str, Any]) -> Iterator[str]:
 
 def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
     """The distributions that this run has."""
-    closed_loop = report.options.get("rate") is None
+    closed_loop = report.offered is None
     if mode_of(report.options) == "echo":
         if closed_loop:
             yield "latency", report.latency

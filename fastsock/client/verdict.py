@@ -65,7 +65,8 @@ class Seen:
     datagrams: Mapping[str, int] | None
     latency: Histogram
     latency_without_away: Histogram
-    trend: Sequence[tuple[int, float]]  # messages and the sum of their latencies in ns, by part
+    #: Of each stage: messages and the sum of their latencies in ns, by sixteenth of the stage.
+    trends: Sequence[Sequence[tuple[int, float]]]
     client: ClientEvidence
     interrupted_by: signal.Signals | None
 
@@ -221,7 +222,7 @@ def _differences(seen: Seen) -> Iterator[str]:
         without = seen.latency_without_away.percentile(percent) / 1e9
         if _by_chance(seen.latency, percent) > without * (1 + _TOLERANCE):
             yield f"p{percent:g} would be {_time(without)}, not {_time(measured)}"
-    if seen.options.rate is None and seen.messages and seen.duration > 0:
+    if not seen.options.open_loop and seen.messages and seen.duration > 0:
         client = seen.client
         away = (client.away_s + client.delayed_s) / seen.options.threads
         present = max(seen.duration - away, 0.0)
@@ -250,7 +251,7 @@ def _time(seconds: float) -> str:
 
 def _overload(seen: Seen) -> Iterator[Finding]:
     if seen.given_up:
-        if seen.options.rate is None or not seen.duration:
+        if not seen.options.open_loop or not seen.duration:
             yield Finding(
                 "overload", f"connections given up while answers still came: {seen.given_up}"
             )
@@ -262,14 +263,20 @@ def _overload(seen: Seen) -> Iterator[Finding]:
             f"{seen.offered - seen.messages} of {seen.offered} messages without an answer",
         )
         return
-    if seen.options.rate is None or seen.interrupted_by:
+    if not seen.options.open_loop or seen.interrupted_by:
         return
-    if growth := growth_of(seen.trend, seen.duration):
-        yield Finding(
-            "not_steady",
-            f"no steady state: the latency grew by {_time(growth)} in the window; the server does "
-            "not keep up with the offered rate",
-        )
+    stages = seen.options.stages
+    for number, trend in enumerate(seen.trends):
+        if stages and not stages[number].is_constant:
+            continue  # the latency may well grow with the rate
+        growth = growth_of(trend, stages[number].duration if stages else seen.duration)
+        if growth:
+            where = f"stage {number + 1}, {stages[number]}" if stages else "the window"
+            yield Finding(
+                "not_steady",
+                f"no steady state: the latency grew by {_time(growth)} in {where}; the server does "
+                "not keep up with the offered rate",
+            )
 
 
 def growth_of(trend: Sequence[tuple[int, float]], duration: float) -> float:

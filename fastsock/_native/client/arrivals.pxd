@@ -1,8 +1,9 @@
 # When the messages of an open loop are to be sent.
 #
-# Uniform: message number n of the whole run is due n intervals after the beginning, so nothing is
-# remembered. Poisson: the gaps of each thread are exponential, which makes the times of all threads
-# together a Poisson process too. A random time must be remembered until its message is answered.
+# Uniform: message number n of the whole run is due when the schedule has reached n, so nothing is
+# remembered. Poisson: each thread counts the schedule in gaps that are exponential, which makes the
+# times of all threads together a Poisson process too, of the schedule's rate. A random time must be
+# remembered until its message is answered.
 
 from libc.math cimport log
 from libc.stdint cimport int64_t, uint64_t
@@ -13,8 +14,8 @@ cdef enum:
     TIMES_MAX = 1 << 20             # messages of a connection that are due and not answered
 
 cdef struct Arrivals:
-    double gap_ns                   # mean, between two messages of this thread; 0: uniform
-    double at                       # of the next message, ns after the beginning
+    double gap                      # mean, in messages of the schedule; 0: uniform
+    double at                       # of the next message, a number of the schedule
     uint64_t state                  # of the random numbers
 
 cdef struct DueTimes:               # of one connection; unused where arrivals are uniform
@@ -36,7 +37,7 @@ cdef inline void advance(Arrivals *arrivals) noexcept nogil:
     """Draw the time of the next message."""
     # From 0, exclusive, to 1: the logarithm of 0 is not a number.
     cdef double uniform = <double>((next_random(arrivals) >> 11) + 1) / <double>(<uint64_t>1 << 53)
-    arrivals.at -= log(uniform) * arrivals.gap_ns
+    arrivals.at -= log(uniform) * arrivals.gap
 
 
 cdef inline void seed(Arrivals *arrivals, uint64_t number, uint64_t thread) noexcept nogil:

@@ -61,12 +61,12 @@ cdef class DatagramLoader:
             &run.address, server.family, server.path or server.host, server.port, server.scope_id)
         load_run.open_run(&run.base, options, first, count, &run.received)
         run.size = options.size
-        run.depth = 0 if options.rate else options.depth
+        run.depth = 0 if run.base.open_loop else options.depth
         run.loss_ns = int(options.loss_timeout * 1e9)
         run.verify = options.verify
         run.gso = options.gso
         run.per_call = datagram_sending.max_per_call(run.size) if run.gso else 1
-        self.histograms = load_run.open_histograms(&run.base)
+        self.histograms = load_run.open_histograms(&run.base, options.stages is not None)
         self._allocate()
 
     def __dealloc__(self):
@@ -201,7 +201,7 @@ cdef void load(DatagramRun *run) noexcept nogil:
     if run.depth:
         datagram_sending.start_closed_loop(run)
     while run.open_count and base.phase != load_run.ABORTED:
-        if base.interval_ns and base.phase == load_run.RUNNING:
+        if base.open_loop and base.phase == load_run.RUNNING:
             datagram_sending.follow_schedule(run, now)
         until = load_run.next_wake(base, run.next_sweep)
         if base.phase == load_run.FINISHING and send_rest(run):
@@ -237,7 +237,7 @@ cdef bint should_finish(DatagramRun *run, int64_t now) noexcept nogil:
     cdef uint32_t i
     if load_run.nothing_more_due(base, now):
         return True
-    if not base.quota or base.interval_ns:
+    if not base.quota or base.open_loop:
         return False
     for i in range(base.count):
         if run.sockets[i].fd >= 0 and run.sockets[i].started < load_run.quota_of(base, i):
@@ -248,14 +248,14 @@ cdef bint should_finish(DatagramRun *run, int64_t now) noexcept nogil:
 cdef void finish(DatagramRun *run, int64_t now) noexcept nogil:
     """No new datagram becomes due; outstanding ones are awaited up to the loss timeout."""
     cdef LoadRun *base = &run.base
-    if base.interval_ns and now >= base.window_end:
+    if base.open_loop and now >= base.window_end:
         datagram_sending.follow_schedule(run, base.window_end)
         load_run.count_rest(base)
     base.phase = load_run.FINISHING
     load_run.end_window(base, now)
     # A server that keeps up takes what is due in far less than one more window.
     run.give_up_at = clock.NEVER
-    if base.interval_ns:
+    if base.open_loop:
         run.give_up_at = now + max(now - base.window_start, <int64_t>GIVE_UP_NS)
 
 
@@ -281,7 +281,7 @@ cdef bint send_rest(DatagramRun *run) noexcept nogil:
     cdef DatagramSocket *sock
     cdef bint more = False
     cdef uint32_t i
-    if not run.base.interval_ns:
+    if not run.base.open_loop:
         return False
     for i in range(run.base.count):
         sock = &run.sockets[i]
@@ -295,7 +295,7 @@ cdef uint64_t count_unsent(DatagramRun *run) noexcept nogil:
     """Datagrams that are due and that no socket has taken; in an open loop."""
     cdef uint64_t count = 0
     cdef uint32_t i
-    if run.base.interval_ns:
+    if run.base.open_loop:
         for i in range(run.base.count):
             if run.sockets[i].fd >= 0:
                 count += run.sockets[i].due - run.sockets[i].started

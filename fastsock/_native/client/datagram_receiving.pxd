@@ -94,7 +94,7 @@ cdef inline void count_answer(DatagramRun *run, uint32_t i, uint64_t number,
     run.sockets[i].outstanding -= 1
     run.base.outstanding -= 1
     run.received += 1
-    if run.base.interval_ns:
+    if run.base.open_loop:
         intended = load_run.intended_at(&run.base, &run.sockets[i].due_times, i, number)
     load_run.note_answer(&run.base, intended, sent_at, load_run.read_clock(&run.base))
 

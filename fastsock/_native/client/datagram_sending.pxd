@@ -79,7 +79,7 @@ cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
         return on_send_error(run, count, posix.errno)
     for n in range(count):
         sock.ring[(sock.started + n) & sock.ring_mask] = now
-        if run.base.interval_ns:
+        if run.base.open_loop:
             load_run.note_send(
                 &run.base,
                 load_run.intended_at(&run.base, &sock.due_times, i, sock.started + n),

@@ -3,6 +3,7 @@
 # "Connections" stands for sockets too where the load is datagrams.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 cimport fastsock._native.atomic as atomic
@@ -13,6 +14,7 @@ cimport fastsock._native.client.away as away
 cimport fastsock._native.client.histogram as histogram
 cimport fastsock._native.client.intervals as intervals
 cimport fastsock._native.client.process_tree as process_tree
+cimport fastsock._native.client.schedule as schedule
 cimport fastsock._native.clock as clock
 cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
@@ -23,12 +25,13 @@ from fastsock._native.client.away cimport Away, AwaySums
 from fastsock._native.client.histogram cimport Histogram, Recorder
 from fastsock._native.client.intervals cimport Chunk, Intervals
 from fastsock._native.client.process_tree cimport ProcessTree
+from fastsock._native.client.schedule cimport Schedule
 from fastsock._native.interest_list cimport InterestList
 
 cdef enum:
     WAKE_TOKEN = 0xFFFFFFFF         # above every connection's token, which is its index
     TIMER_TOKEN = 0xFFFFFFFE
-    TREND_PARTS = 16                # of the window: enough for a trend, few enough for their means
+    TREND_PARTS = 16                # of a stage: enough for a trend, few enough for their means
 
 cdef enum:                          # phase of a run
     RUNNING
@@ -40,15 +43,19 @@ cdef enum:                          # what another thread asked for
     END_WINDOW                      # finish now
     DROP_EVERYTHING                 # and do not wait for outstanding messages
 
-cdef struct Trend:                  # of the latency over the window, in an open loop
-    uint64_t counts[TREND_PARTS]    # messages, by intended send time
+cdef struct StageFigures:           # of an open loop's messages, by intended send time
+    int64_t start, end              # one stage is the whole window
+    uint64_t offered, messages
+    uint64_t counts[TREND_PARTS]    # messages by part of the stage
     double sums[TREND_PARTS]        # of their latencies without the client's part, ns
+    Recorder *latencies             # NULL where no stages were asked for
 
 cdef struct LoadRun:
     uint32_t count                  # connections of this thread
     uint32_t first                  # number of this thread's first connection
     uint32_t total_connections      # of all threads
-    double interval_ns              # between two messages of all connections; 0 in a closed loop
+    bint open_loop
+    Schedule schedule
     uint64_t quota                  # messages of all connections; 0: unlimited
     uint64_t next_due               # open loop: number of this thread's next message
     Arrivals arrivals
@@ -73,7 +80,9 @@ cdef struct LoadRun:
     uint64_t in_window              # messages complete inside the window
     uint64_t recorded               # messages in the histograms; one way, those of `messages`
     uint64_t errors                 # connections that failed
-    Trend trend
+    int stage_count                 # 0 in a closed loop
+    int stage                       # that was looked up last
+    StageFigures *stages
     int64_t last_complete           # when the last message was complete
     int64_t idle_at_last_complete   # `idle_ns` at that time
     AwaySums away_at_last_complete
@@ -96,13 +105,18 @@ cdef inline int open_run(LoadRun *run, object options, uint32_t first, uint32_t 
     """
     cdef int error
     run.first, run.count, run.total_connections = first, count, options.connections
-    run.interval_ns = 1e9 / <double>options.rate if options.rate else 0
+    schedule.make_schedule(&run.schedule, options)
+    run.open_loop = run.schedule.count > 0
+    run.stage_count = len(options.stages or (None,)) if run.open_loop else 0
+    run.stages = <StageFigures *>calloc(max(run.stage_count, 1), sizeof(StageFigures))
+    if run.stages == NULL:
+        raise MemoryError
     run.quota = options.messages or 0
     if options.arrivals == "poisson":
-        run.arrivals.gap_ns = run.interval_ns * run.total_connections / count
+        run.arrivals.gap = run.total_connections / <double>count
         arrivals.seed(&run.arrivals, options.seed, first)
     away.allocate(&run.away)
-    intervals.allocate(&run.intervals, int((options.interval or 0) * 1e9), run.interval_ns > 0)
+    intervals.allocate(&run.intervals, int((options.interval or 0) * 1e9), run.open_loop)
     run.spin = options.wait == "spin"
     busy_poll.init(&run.busy_poll, "auto" if options.wait == "auto" else 0, received)
     if first == 0 and options.server_pid:
@@ -142,6 +156,9 @@ cdef inline void close_run(LoadRun *run) noexcept nogil:
     posix.close_once(&run.timer_fd)
     away.release(&run.away)
     intervals.release(&run.intervals)
+    schedule.free_schedule(&run.schedule)
+    free(run.stages)
+    run.stages = NULL
     process_tree.free_processes(&run.server)
 
 
@@ -164,21 +181,21 @@ cdef inline uint64_t quota_of_thread(LoadRun *run) noexcept nogil:
 cdef inline int64_t uniform_at(LoadRun *run, uint32_t i, uint64_t message) noexcept nogil:
     """When connection `i` should send its message number `message`: connections take turns."""
     cdef double number = <double>(message * run.total_connections + run.first + i)
-    return run.begin_ns + <int64_t>(number * run.interval_ns)
+    return run.begin_ns + schedule.due_after(&run.schedule, number)
 
 
 cdef inline int64_t intended_at(LoadRun *run, DueTimes *due, uint32_t i,
                                 uint64_t message) noexcept nogil:
     """When connection `i` should send its message number `message`; `due` is its own."""
-    if run.arrivals.gap_ns:
+    if run.arrivals.gap:
         return due.times[message & due.mask]
     return uniform_at(run, i, message)
 
 
 cdef inline int64_t next_due_at(LoadRun *run) noexcept nogil:
     """When this thread's next message is due."""
-    if run.arrivals.gap_ns:
-        return run.begin_ns + <int64_t>run.arrivals.at
+    if run.arrivals.gap:
+        return run.begin_ns + schedule.due_after(&run.schedule, run.arrivals.at)
     return uniform_at(run, <uint32_t>(run.next_due % run.count), run.next_due // run.count)
 
 
@@ -190,19 +207,36 @@ cdef inline bint take_next(LoadRun *run, DueTimes *due, uint64_t oldest,
     for all messages before `oldest`.
     """
     cdef int64_t at = next_due_at(run)
-    if run.arrivals.gap_ns:
+    if run.arrivals.gap:
         if not arrivals.remember(due, oldest, message, at):
             return False
         arrivals.advance(&run.arrivals)
     run.next_due += 1
-    run.offered += is_in_window(run, at)
+    note_offered(run, at)
     return True
+
+
+cdef inline void note_offered(LoadRun *run, int64_t at) noexcept nogil:
+    if is_in_window(run, at):
+        run.offered += 1
+        stage_at(run, at).offered += 1
+
+
+cdef inline StageFigures *stage_at(LoadRun *run, int64_t intended) noexcept nogil:
+    """The stage of a time in the window."""
+    cdef int i = run.stage
+    while i + 1 < run.stage_count and intended >= run.stages[i + 1].start:
+        i += 1
+    while i > 0 and intended < run.stages[i].start:
+        i -= 1
+    run.stage = i
+    return &run.stages[i]
 
 
 cdef inline void count_rest(LoadRun *run) noexcept nogil:
     """At the end: count the random messages of the window for which there was no place."""
-    while run.arrivals.gap_ns and next_due_at(run) < run.window_end:
-        run.offered += is_in_window(run, next_due_at(run))
+    while run.arrivals.gap and next_due_at(run) < run.window_end:
+        note_offered(run, next_due_at(run))
         run.next_due += 1
         arrivals.advance(&run.arrivals)
 
@@ -219,7 +253,7 @@ cdef inline int64_t next_wake(LoadRun *run, int64_t latest) noexcept nogil:
     if run.phase != RUNNING:
         return latest
     latest = min(latest, run.window_end)
-    return min(latest, next_due_at(run)) if run.interval_ns else latest
+    return min(latest, next_due_at(run)) if run.open_loop else latest
 
 
 # --- the window and the wait --------------------------------------------------------------------
@@ -247,21 +281,31 @@ cdef inline void record_in_chunk(LoadRun *run) noexcept nogil:
     cdef Chunk *chunk = &run.intervals.chunks[run.intervals.recording]
     run.from_send = chunk.recorders[intervals.SENT]
     run.connects = chunk.recorders[intervals.CONNECTS]
-    if run.interval_ns:
+    if run.open_loop:
         run.from_intended = chunk.recorders[intervals.INTENDED]
 
 
 cdef inline void set_window(LoadRun *run, int64_t begin_ns, int64_t warmup_ns,
                             int64_t window_ns) noexcept nogil:
+    cdef int i
     run.begin_ns = begin_ns
     # Before the window, so that the time to list the processes is not measured; late enough for a
     # server that makes a process for each connection.
     run.list_at = begin_ns + warmup_ns // 2
     run.window_start = run.away.start = begin_ns + warmup_ns
-    if run.interval_ns and run.quota:
-        window_ns = <int64_t>(<double>run.quota * run.interval_ns)
+    if run.open_loop and run.quota:
+        window_ns = schedule.due_after(&run.schedule, <double>run.quota)
     run.window_end = run.window_start + window_ns if window_ns else clock.NEVER
     run.away.stop = run.window_end
+    for i in range(run.stage_count):
+        run.stages[i].start = run.window_start
+        if run.schedule.count > 1:
+            # The warm-up, if there is any, is the first stage of the schedule and not of these.
+            run.stages[i].start = begin_ns + <int64_t>(
+                run.schedule.stages[run.schedule.count - run.stage_count + i].begins_at)
+        run.stages[i].end = run.window_end
+        if i > 0:
+            run.stages[i - 1].end = run.stages[i].start
 
 
 cdef inline void cancel(LoadRun *run, bint drop_everything) noexcept nogil:
@@ -279,7 +323,7 @@ cdef inline bint nothing_more_due(LoadRun *run, int64_t now) noexcept nogil:
     """Whether the schedule has ended. In a closed loop with a quota, the connections know."""
     if now >= run.window_end or is_cancelled(run):
         return True
-    return run.quota and run.interval_ns and run.next_due >= quota_of_thread(run)
+    return run.quota and run.open_loop and run.next_due >= quota_of_thread(run)
 
 
 cdef inline void note_server_cpu(LoadRun *run, int64_t now) noexcept nogil:
@@ -297,7 +341,7 @@ cdef inline void end_window(LoadRun *run, int64_t now) noexcept nogil:
         run.cpu_end = process_tree.cpu_ns(&run.server)
         # A server that makes a process for each connection may have made some after the listing.
         run.cpu_end += process_tree.unlisted_cpu_ns(&run.server)
-    if run.window_end > now and (not run.quota or run.interval_ns and is_cancelled(run)):
+    if run.window_end > now and (not run.quota or run.open_loop and is_cancelled(run)):
         run.window_end = run.away.stop = now    # earlier than was asked for
         if run.intervals.length:
             run.intervals.ends_at = min(run.intervals.ends_at, now)
@@ -307,7 +351,7 @@ cdef inline void end_run(LoadRun *run, int64_t now) noexcept nogil:
     """After the loop: set the end of the window, if it is not set yet."""
     if run.phase != FINISHING:
         end_window(run, now)
-    if run.interval_ns:
+    if run.open_loop:
         # A schedule ends with its last message, a window an interval later.
         run.idle_ns += max(run.window_end - max(now, run.window_start), <int64_t>0)
     elif run.quota:
@@ -371,21 +415,25 @@ cdef inline void set_timer(LoadRun *run, int64_t until) noexcept nogil:
 
 # --- the results --------------------------------------------------------------------------------
 
-cdef inline dict open_histograms(LoadRun *run):
+cdef inline dict open_histograms(LoadRun *run, bint with_stages):
     """The histograms of a run by name; those that it does not have stay empty.
 
     In a closed loop a message is intended when it is sent, so the first two are one.
     """
+    cdef int i
     opened = {name: Histogram() for name in
               ("from_send", "send_delay", "connects", "moved_from", "moved_to")}
-    opened["from_intended"] = Histogram() if run.interval_ns else opened["from_send"]
+    opened["from_intended"] = Histogram() if run.open_loop else opened["from_send"]
     run.from_send = (<Histogram>opened["from_send"]).recorder
-    if run.interval_ns:
+    if run.open_loop:
         run.from_intended = (<Histogram>opened["from_intended"]).recorder
         run.send_delay = (<Histogram>opened["send_delay"]).recorder
     run.moved_from = (<Histogram>opened["moved_from"]).recorder
     run.moved_to = (<Histogram>opened["moved_to"]).recorder
     run.connects = (<Histogram>opened["connects"]).recorder
+    for i in range(run.stage_count if with_stages else 0):
+        opened[f"stage {i}"] = Histogram()
+        run.stages[i].latencies = (<Histogram>opened[f"stage {i}"]).recorder
     if run.intervals.length:
         record_in_chunk(run)
     return opened
@@ -450,12 +498,14 @@ cdef inline void note_complete(LoadRun *run, int64_t now) noexcept nogil:
 cdef inline void note_scheduled(LoadRun *run, int64_t intended,
                                 int64_t latency) noexcept nogil:
     """A message of an open loop's window is complete; `latency` is without the client's part."""
-    cdef int part = <int>(<double>(intended - run.window_start) * TREND_PARTS
-                          / <double>(run.window_end - run.window_start))
+    cdef StageFigures *stage = stage_at(run, intended)
+    cdef int part = <int>(<double>(intended - stage.start) * TREND_PARTS
+                          / <double>(stage.end - stage.start))
     run.messages += 1
     run.recorded += 1
-    run.trend.counts[part] += 1
-    run.trend.sums[part] += <double>latency
+    stage.messages += 1
+    stage.counts[part] += 1
+    stage.sums[part] += <double>latency
 
 
 cdef inline void note_answer(LoadRun *run, int64_t intended, int64_t sent_at,
@@ -476,6 +526,8 @@ cdef inline void note_answer(LoadRun *run, int64_t intended, int64_t sent_at,
     histogram.record(run.from_send, now - sent_at)
     if intended:
         histogram.record(run.from_intended, now - intended)
+        if stage_at(run, intended).latencies != NULL:
+            histogram.record(stage_at(run, intended).latencies, now - intended)
         note_scheduled(run, intended, now - intended - client_part)
     else:
         run.messages += now < run.window_end
@@ -496,11 +548,19 @@ cdef inline dict results(LoadRun *run):
         "away_by_cause_ns": [run.away.sums.by_cause[i] for i in range(away.CAUSES)],
         "longest_away_ns": run.away.sums.longest,
         "schedstat": run.away.schedstat_fd >= 0,
-        "trend": [(run.trend.counts[i], run.trend.sums[i]) for i in range(TREND_PARTS)],
+        "stages": [stage_dict(&run.stages[i]) for i in range(run.stage_count)],
         "window_start_ns": run.window_start,
         "window_end_ns": run.window_end,
         "idle_ns": run.idle_ns,
         "server_cpu_ns": server_cpu_ns(run),
         "corrupt_bytes": run.corrupt,
         "other_errno": run.other_errno,
+    }
+
+
+cdef inline dict stage_dict(StageFigures *stage):
+    return {
+        "offered": stage.offered,
+        "messages": stage.messages,
+        "trend": [(stage.counts[i], stage.sums[i]) for i in range(TREND_PARTS)],
     }

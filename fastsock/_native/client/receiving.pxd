@@ -41,7 +41,7 @@ cdef inline void on_answers(StreamRun *run, uint32_t i, int64_t now) noexcept no
     cdef int64_t intended = 0
     while conn.partial >= run.size:
         conn.partial -= run.size
-        if run.base.interval_ns:
+        if run.base.open_loop:
             intended = load_run.intended_at(&run.base, &conn.due_times, i, conn.completed)
         load_run.note_answer(
             &run.base, intended, conn.sent_at[conn.completed & conn.ring_mask], now)

@@ -52,7 +52,7 @@ cdef inline void start_messages(StreamRun *run, uint32_t i, int64_t now) noexcep
 
 cdef inline void note_send(StreamRun *run, uint32_t i, int64_t now) noexcept nogil:
     cdef Connection *conn = &run.connections[i]
-    if run.base.interval_ns:
+    if run.base.open_loop:
         load_run.note_send(
             &run.base, load_run.intended_at(&run.base, &conn.due_times, i, conn.started),
             conn.room_since, now)
@@ -130,7 +130,7 @@ cdef inline void note_uploaded(StreamRun *run, uint32_t i, int64_t now) noexcept
     cdef int64_t intended
     cdef bint in_window = load_run.is_in_window(&run.base, now)
     run.base.in_window += in_window
-    if run.base.interval_ns:
+    if run.base.open_loop:
         intended = load_run.intended_at(&run.base, &conn.due_times, i, conn.completed)
         if load_run.is_in_window(&run.base, intended):
             load_run.note_scheduled(&run.base, intended, now - intended)

@@ -51,6 +51,7 @@ cdef class Loader:
     cdef StreamRun run_state
     cdef readonly dict histograms
     cdef str where
+    cdef int64_t ramp_ns            # over which the connections are opened
 
     def __cinit__(self):
         memset(&self.run_state, 0, sizeof(self.run_state))
@@ -68,8 +69,9 @@ cdef class Loader:
             "send": connection.MODE_SEND,
             "receive": connection.MODE_RECEIVE,
         }[options.mode]
+        self.ramp_ns = int(options.ramp_up * 1e9)
         run.size = options.size
-        run.depth = 0 if options.rate else options.depth
+        run.depth = 0 if run.base.open_loop else options.depth
         run.timeout_ns = int(options.timeout * 1e9)
         run.reconnect_every = options.reconnect_every or 0
         run.next_source = first * connecting.SOURCE_STRIDE
@@ -78,7 +80,7 @@ cdef class Loader:
         run.retry_at = clock.NEVER
         run.reconnect = options.on_disconnect == "reconnect"
         run.eof_wait_ns = min(run.timeout_ns, <int64_t>EOF_WAIT_NS)
-        self.histograms = load_run.open_histograms(&run.base)
+        self.histograms = load_run.open_histograms(&run.base, options.stages is not None)
         self._allocate()
 
     def __dealloc__(self):
@@ -97,18 +99,29 @@ cdef class Loader:
     def connect(self) -> None:
         """Step 1 and connect() for all connections; wait until each is open or has failed.
 
+        They are opened evenly over `options.ramp_up`, those of all threads in turn.
         Raises OSError when a socket cannot be created. Later failures of a connection are counted.
         """
+        cdef StreamRun *run = &self.run_state
+        cdef int64_t start = clock.monotonic_ns()
         cdef uint32_t i
         cdef int error
-        for i in range(self.run_state.base.count):
-            self.run_state.unclosed_count += 1
-            error = connecting.open_connection(&self.run_state, i)
+        away.begin(&run.base.away, start)
+        run.next_sweep = start + SWEEP_NS
+        for i in range(run.base.count):
+            if self.ramp_ns:
+                with nogil:
+                    wait_for_turn(run, start + <int64_t>(
+                        <double>(run.base.first + i) / run.base.total_connections * self.ramp_ns))
+                if load_run.is_cancelled(&run.base):
+                    return
+            run.unclosed_count += 1
+            error = connecting.open_connection(run, i)
             if error:
                 hint = "raise the limit: ulimit -n" if error == posix.EMFILE else ""
                 raise check.os_error(error, "socket", self.where, hint)
         with nogil:
-            wait_connected(&self.run_state)
+            wait_connected(run)
 
     def run(self, int64_t begin_ns, int64_t warmup_ns, int64_t window_ns) -> None:
         """Load from CLOCK_MONOTONIC `begin_ns` on; `window_ns` 0: until the quota is done."""
@@ -208,12 +221,12 @@ cdef void load(StreamRun *run) noexcept nogil:
             run.base.window_start = run.connections[0].opened_at
             intervals.begin(&run.base.intervals, run.base.window_start, run.base.window_end)
         receiving.start_download(run, now)
-    elif run.base.interval_ns:
+    elif run.base.open_loop:
         sending.start_open_loop(run, now)
     else:
         sending.start_closed_loop(run)
     while run.unclosed_count and run.base.phase != load_run.ABORTED:
-        if run.base.interval_ns and run.base.phase == load_run.RUNNING:
+        if run.base.open_loop and run.base.phase == load_run.RUNNING:
             sending.follow_schedule(run, now)
         wait_and_handle(run, load_run.next_wake(
             &run.base, min(run.next_sweep, connecting.next_retry(run))))
@@ -234,7 +247,7 @@ cdef bint should_finish(StreamRun *run, int64_t now) noexcept nogil:
     cdef uint32_t i
     if load_run.nothing_more_due(&run.base, now):
         return True
-    if not run.base.quota or run.base.interval_ns:
+    if not run.base.quota or run.base.open_loop:
         return False
     for i in range(run.base.count):
         if (run.connections[i].state != connection.CLOSED
@@ -246,11 +259,11 @@ cdef bint should_finish(StreamRun *run, int64_t now) noexcept nogil:
 cdef void finish(StreamRun *run, int64_t now) noexcept nogil:
     """No new message becomes due: half-close each connection when its last byte is sent."""
     cdef uint32_t i
-    if run.base.interval_ns and now >= run.base.window_end:
+    if run.base.open_loop and now >= run.base.window_end:
         sending.follow_schedule(run, run.base.window_end)
         load_run.count_rest(&run.base)
     run.base.phase = load_run.FINISHING
-    if run.base.interval_ns:
+    if run.base.open_loop:
         # A server that keeps up answers in far less than one more window, if that is not tiny.
         run.give_up_at = now + max(now - run.base.window_start, <int64_t>EOF_WAIT_NS)
     else:
@@ -258,7 +271,7 @@ cdef void finish(StreamRun *run, int64_t now) noexcept nogil:
         run.give_up_at = now + max(now - run.base.begin_ns, 0) + run.timeout_ns
     load_run.end_window(&run.base, now)
     for i in range(run.base.count):
-        if run.mode == connection.MODE_SEND and not run.base.interval_ns:
+        if run.mode == connection.MODE_SEND and not run.base.open_loop:
             run.connections[i].due = run.connections[i].started
         if run.connections[i].state != connection.OPEN:
             continue
@@ -281,19 +294,27 @@ cdef void wait_and_handle(StreamRun *run, int64_t until) noexcept nogil:
 
 # --- one connection -----------------------------------------------------------------------------
 
+cdef void wait_for_turn(StreamRun *run, int64_t until) noexcept nogil:
+    """Before the next connection is opened. A server that refuses all is not asked slowly."""
+    while (clock.monotonic_ns() < until and not load_run.is_cancelled(&run.base)
+            and not (run.opened == 0 and run.base.errors)):
+        connect_step(run, until)
+
+
 cdef void wait_connected(StreamRun *run) noexcept nogil:
-    cdef int64_t now = clock.monotonic_ns()
-    away.begin(&run.base.away, now)
-    run.next_sweep = now + SWEEP_NS
-    while run.connecting_count and run.base.phase != load_run.ABORTED:
-        if load_run.is_cancelled(&run.base):
-            return
-        wait_and_handle(run, min(connecting.next_retry(run), run.next_sweep))
-        now = clock.monotonic_ns()
-        if now >= connecting.next_retry(run):
-            connecting.retry_connects(run)
-        if now >= run.next_sweep:
-            sweep(run, now)
+    while (run.connecting_count and run.base.phase != load_run.ABORTED
+            and not load_run.is_cancelled(&run.base)):
+        connect_step(run, clock.NEVER)
+
+
+cdef void connect_step(StreamRun *run, int64_t until) noexcept nogil:
+    cdef int64_t now
+    wait_and_handle(run, min(until, min(connecting.next_retry(run), run.next_sweep)))
+    now = clock.monotonic_ns()
+    if now >= connecting.next_retry(run):
+        connecting.retry_connects(run)
+    if now >= run.next_sweep:
+        sweep(run, now)
 
 
 cdef void on_event(StreamRun *run, uint32_t i, uint32_t events, int64_t now) noexcept nogil:
