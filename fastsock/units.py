@@ -223,8 +223,11 @@ def _hint(amount: str, unit: str, units: _Units) -> str:
     if units is _NUMBERS and unit in _COUNTS.factors and unit:
         number = float(amount.replace("_", "")) * _COUNTS.factors[unit]
         return f"write it without a unit, as in {number:.0f}" if number < _MAX_SIZE else "too large"
+    import difflib  # not at the top: only a mistake needs it
+
     known = {each.lower(): each for each in units.factors}
-    meant = units.meant.get(unit.lower()) or known.get(unit.lower())
+    near = difflib.get_close_matches(unit.lower(), known, 1, 0.75)
+    meant = units.meant.get(unit.lower()) or (known[near[0]] if near and unit else "")
     if meant:
         return f"did you mean {amount}{meant}?"
     printed = {factor: each for each, factor in reversed(units.factors.items()) if each}

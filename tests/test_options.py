@@ -15,7 +15,9 @@ from fastsock.cli import cli, run
 from fastsock.cli.options_page import page
 from fastsock.cli.parameters import long_flag
 from fastsock.client.options import LoadKeywords, LoadOptions
+from fastsock.client.percentiles import Percentiles
 from fastsock.client.stages import Stages
+from fastsock.client.targets import Targets
 from fastsock.options import (
     Choice,
     Count,
@@ -55,6 +57,8 @@ GIVEN: dict[type, Any] = {
     Ranges: Iterable[str],
     Stages: str | Sequence[str],
     Text: str,
+    Targets: Iterable[str],
+    Percentiles: Iterable[float],
 }
 
 

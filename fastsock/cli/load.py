@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fastsock.cli.command import Command, usage_errors
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED, USAGE
 from fastsock.cli.output import complain, progress_bar, warn, write_json, write_result
 from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
 from fastsock.cli.timeline import LineFile, line_file
@@ -55,12 +55,15 @@ def load(
         report = without_unasked(interrupted.report, asked or timeline)
         return show(report, json_path) or observer.code or 128 + interrupted.signal
     report = without_unasked(report, asked or timeline)
-    code = show(report, json_path) or observer.code
-    if code:
-        return code
+    return show(report, json_path) or observer.code or code_of(report)
+
+
+def code_of(report: LoadReport) -> int:
     if report.failed:
         return FAILED
-    return OK if report.valid else NOT_VALID
+    if not report.valid:
+        return NOT_VALID
+    return TARGET_MISSED if report.missed else OK
 
 
 def show(report: LoadReport, json_path: str | None) -> int:
@@ -70,7 +73,7 @@ def show(report: LoadReport, json_path: str | None) -> int:
         (report.messages or report.answered_in_window) and json_path != "-" and code == OK
     ):  # else JSON is on stdout
         write_result(str(report))
-    elif report.reasons and code == OK:
+    elif (report.reasons or report.missed) and code == OK:
         reasons = [
             str(reason)
             for reason in report.reasons
@@ -78,6 +81,7 @@ def show(report: LoadReport, json_path: str | None) -> int:
         ]
         if {kind for kind, count in report.errors.items() if count} == {"refused"}:
             reasons.append(f"nothing listens there{how_to_start(report)}")
+        reasons += [f"target {each}" for each in report.missed]
         complain(f"{report.endpoint}: {'; '.join(reasons)}")
     return code
 

@@ -80,7 +80,9 @@ def click_option(option: Option) -> Callable[[_Command], _Command]:
     if option.kind.repeatable:
         text = f"{text.removesuffix('.')} (repeatable)."
     settings["help"] = f"{text}  [default: {default}]" if default else text
-    return click.option(*flags(option), cls=GroupedOption, group=option.group, **settings)
+    return click.option(
+        *flags(option), option.name, cls=GroupedOption, group=option.group, **settings
+    )
 
 
 def options_of(options: type) -> Callable[[_Command], _Command]:

@@ -45,7 +45,7 @@ from fastsock.signals import Ended
 @json_option
 def serve(
     endpoints: tuple[str, ...],
-    fd: tuple[int, ...],
+    fds: tuple[int, ...],
     user: User | None,
     json_path: str | None,
     **options: object,
@@ -60,7 +60,7 @@ def serve(
     if user:
         check_root(user)
     with usage_errors():
-        passed = {**dict.fromkeys(fd, ""), **inherited.listen_fds()}
+        passed = {**dict.fromkeys(fds, ""), **inherited.listen_fds()}
         server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
     try:
         with usage_errors():  # a host name may have more addresses than max_connections

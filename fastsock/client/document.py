@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from fastsock.client.percentiles import name_of
 from fastsock.client.report import (
     Finding,
     Interval,
@@ -26,7 +27,11 @@ def of(report: LoadReport) -> dict[str, Any]:
         "started_at": report.started_at,
         "endpoint": report.endpoint,
         "address": report.address,
-        "options": {key: value for key, value in report.options.items() if key != "label"},
+        "options": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in report.options.items()
+            if key != "label"
+        },
         "duration_s": report.duration,
         "messages": report.messages,
         "bytes": report.bytes,
@@ -58,7 +63,7 @@ def of(report: LoadReport) -> dict[str, Any]:
         "server_cpu_s": report.server_cpu,
         "intervals": report.intervals and _intervals(report.intervals),
         "stages": None if report.stages is None else [_stage(each) for each in report.stages],
-        "targets": None,
+        "targets": report.targets and [asdict(each) for each in report.targets],
         "host": dict(report.host),
     }
 
@@ -104,6 +109,7 @@ def _distribution(latency: Latency) -> dict[str, float | int] | None:
     """None if nothing was recorded."""
     names = {"p99_9": "p99.9", "p99_99": "p99.99"}
     found = {names.get(name, name): value for name, value in asdict(latency).items()}
+    found |= {name_of(percent): value for percent, value in found.pop("others")}
     return found if latency.count else None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from fastsock.client import targets as client_targets
+from fastsock.client.percentiles import Percentiles
 from fastsock.client.stages import Stage, Stages
+from fastsock.client.targets import Target, Targets
 from fastsock.options import (
     Choice,
     Count,
@@ -193,6 +196,21 @@ class LoadOptions:
         more="It is the time over the window, with that of the processes it has started by the "
         "middle of the warm-up and of those that end in the window.",
     )
+    targets: tuple[Target, ...] = option(
+        (),
+        Targets(),
+        flags=("--target",),
+        help="Require this of the run, as p99<1ms: exit code 3 if missed.",
+        more="A target on errors, lost or corrupt decides instead of the rule that there must be "
+        "none. A percentile with fewer than ten answers above it misses its target. In the "
+        "variable commas stand between targets.",
+    )
+    percentiles: tuple[float, ...] = option(
+        (50.0, 90.0, 99.0, 99.9),
+        Percentiles(),
+        help="Show these percentiles.",
+        more="The JSON has them beside its own.",
+    )
     label: str | None = option(
         None, Text(200), help="Put this text into the report, to find the run again."
     )
@@ -217,6 +235,7 @@ class LoadOptions:
                 "rate, stages and reconnect_every do not go with mode 'receive': the server sends"
             )
         self._check_end()
+        client_targets.check_options(self)
 
     def _fill_in(self) -> None:
         """Set the defaults that depend on other options: of size, duration and warm-up."""
@@ -273,6 +292,7 @@ class LoadOptions:
             for name in ("ramp_up", "reconnect_every", "finish", "on_disconnect"):
                 if getattr(self, name):
                     raise ValueError(f"{target}: {name} goes with streams, not with datagrams")
+        client_targets.check_endpoint(self.targets, target)
         if self.gso and target.scheme != "udp":
             raise ValueError(f"{target}: gso goes with udp")
         if not target.is_unix and target.port == 0:
@@ -334,4 +354,6 @@ class LoadKeywords(TypedDict, total=False):
     wait: Wait
     interval: float | str | None
     server_pid: int | None
+    targets: Iterable[str]
+    percentiles: Iterable[float]
     label: str | None

@@ -19,6 +19,9 @@ LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other
 #: What is counted of the datagrams of a load run.
 DATAGRAM_COUNTS = ("sent", "received", "lost", "duplicated", "reordered", "late")
 
+#: The percentiles that every Latency has.
+FIXED = (50.0, 90.0, 99.0, 99.9, 99.99)
+
 
 class Finding(str):
     """A line about a run for people to read, with a code for programs."""
@@ -44,7 +47,8 @@ class Latency:
     """Summary of a latency distribution in microseconds.
 
     Where nothing was recorded, ``count`` is 0 and all else not a number (NaN), with which no
-    comparison holds: ``p99 < 500`` is False.
+    comparison holds: ``p99 < 500`` is False. ``others`` are the percentiles asked for that have no
+    field here, with their values.
     """
 
     count: int = 0
@@ -56,6 +60,7 @@ class Latency:
     p99_9: float = math.nan
     p99_99: float = math.nan
     max: float = math.nan
+    others: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
 
     def __eq__(self, other: object) -> bool:
         """Two in which nothing was recorded are equal, although NaN is not equal to NaN."""
@@ -66,12 +71,17 @@ class Latency:
     def __hash__(self) -> int:
         return hash(self._recorded())
 
-    def _recorded(self) -> tuple[float, ...]:
+    def _recorded(self) -> tuple[Any, ...]:
         return astuple(self) if self.count else ()
 
     def percentiles(self) -> tuple[tuple[float, float], ...]:
         """Those on which a run is judged, with their values."""
         return (50.0, self.p50), (90.0, self.p90), (99.0, self.p99), (99.9, self.p99_9)
+
+    def at(self, percent: float) -> float:
+        """A percentile; NaN where it was not asked for."""
+        values = (self.p50, self.p90, self.p99, self.p99_9, self.p99_99)
+        return {**dict(zip(FIXED, values, strict=True)), **dict(self.others)}.get(percent, math.nan)
 
     def count_above(self, percent: float) -> int:
         """How many answers rank above a percentile."""
@@ -127,6 +137,28 @@ class StageFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetResult:
+    """A target, and whether the run kept it.
+
+    ``limit`` and ``seen`` are in seconds, in messages per second or counts, and where the target
+    has a percent sign shares from 0 to 1. ``seen`` is None where nothing was measured, and for a
+    percentile with fewer than ten answers above it. ``text`` says what was seen.
+    """
+
+    target: str
+    metric: str
+    operator: str
+    limit: float
+    seen: float | None
+    met: bool
+    text: str
+
+    def __str__(self) -> str:
+        seen = self.text.removeprefix(f"{self.target}: ")
+        return f"{self.target}: {'met' if self.met else 'MISSED'}, {seen}"
+
+
+@dataclass(frozen=True, slots=True)
 class TcpStory:
     """TCP's own figures, read from the kernel at the end of each connection (TCP_INFO, tcp(7)).
 
@@ -174,7 +206,8 @@ class LoadReport:
     (fastsock.client.hdr), of those in which anything was recorded.
 
     ``valid`` is False, with ``reasons``, when the figures should not be trusted; ``notes`` say what
-    to know of a valid run. ``client`` is the evidence on which the client judged itself.
+    to know of a valid run. ``targets`` are those that were given, each with what was seen; None
+    without any. ``client`` is the evidence on which the client judged itself.
     ``server_cpu`` is the CPU time in seconds that the process asked for as ``server_pid``, and
     those that descend from it, used in the window. ``tcp`` is None where there is no TCP.
     ``outages`` is None if connections were not to be opened again. ``no_eof`` counts connections
@@ -221,6 +254,7 @@ class LoadReport:
     intervals: Intervals | None = None
     stages: tuple[StageFigures, ...] | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[TargetResult, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "errors", {**dict.fromkeys(LOAD_ERRORS, 0), **self.errors})
@@ -249,8 +283,22 @@ class LoadReport:
 
     @property
     def failed(self) -> bool:
-        """True when any connection failed or any byte was lost or corrupted."""
-        return bool(sum(self.errors.values()) or self.lost_bytes or self.corrupt_bytes)
+        """True when any connection failed or any byte was lost or corrupted.
+
+        That of the three for which a target was given does not count.
+        """
+        counts = {
+            "errors": sum(self.errors.values()),
+            "lost": self.lost_bytes,
+            "corrupt": self.corrupt_bytes,
+        }
+        decided = {each.metric for each in self.targets or ()}
+        return any(count for metric, count in counts.items() if metric not in decided)
+
+    @property
+    def missed(self) -> tuple[TargetResult, ...]:
+        """The targets that the run did not keep."""
+        return tuple(each for each in self.targets or () if not each.met)
 
     @property
     def valid(self) -> bool:

@@ -6,16 +6,18 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from fastsock._native.client.histogram import Histogram
-from fastsock.client import hdr, verdict
+from fastsock.client import hdr, target_results, verdict
 from fastsock.client.evidence import ClientEvidence, Taken
 from fastsock.client.intervals import Collector
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
+    FIXED,
     Latency,
     LoadReport,
     Outages,
@@ -54,8 +56,8 @@ class Results:
     ) -> LoadReport:
         seen = self._seen(target, options, tried, taken, interrupted_by)
         shown = self._shown(options, seen.latency_without_away)
-        latencies = {name: Latency(**each.summary_us()) for name, each in shown.items()}
-        return LoadReport(
+        latencies = {name: _latency(each, options.percentiles) for name, each in shown.items()}
+        report = LoadReport(
             endpoint=str(target),
             options=options.as_dict(),
             duration=self._duration,
@@ -87,6 +89,8 @@ class Results:
             stages=self._stages(options),
             host=host_facts(),
         )
+        targets = target_results.results_of(options.targets, report, shown)
+        return replace(report, targets=targets)
 
     def _seen(
         self,
@@ -158,7 +162,7 @@ class Results:
                     rate_to=stage.rate_to,
                     offered=sum(each["offered"] for each in seen),
                     messages=sum(each["messages"] for each in seen),
-                    latency=Latency(**latency.summary_us()),
+                    latency=_latency(latency, options.percentiles),
                 )
             )
             start += stage.duration
@@ -230,6 +234,14 @@ def _added(trends: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, flo
         (sum(count for count, _ in part), sum(total for _, total in part))
         for part in zip(*trends, strict=True)
     ]
+
+
+def _latency(histogram: Histogram, percentiles: Sequence[float]) -> Latency:
+    others = [each for each in percentiles if each not in FIXED]
+    return Latency(
+        **histogram.summary_us(),
+        others=tuple((each, histogram.percentile(each) / 1e3) for each in others),
+    )
 
 
 def _server_cpu(ns: int | None) -> float | None:

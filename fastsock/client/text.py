@@ -7,9 +7,10 @@ own.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fastsock.client.percentiles import name_of
 from fastsock.client.report import Latency, LoadReport, Outages
 from fastsock.client.verdict import SIGNIFICANT
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
@@ -17,8 +18,9 @@ from fastsock.units import format_bits, format_duration, format_rate, format_siz
 COLUMNS = 80
 INDENT = 10
 COUNTED = {"echo": "messages", "send": "sent", "receive": "received"}
-TITLES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")
 WIDTH = 8  # of a latency
+CELLS = 7  # of them in a line
+SHOWN = (50.0, 90.0, 99.0, 99.9)  # where the options do not say
 
 #: Units of latencies, in microseconds, with the decimals that are shown.
 UNITS = (("us", 1, 1), ("ms", 1000, 3), ("s", 1_000_000, 3))
@@ -38,6 +40,8 @@ def in_short(report: LoadReport) -> str:
         first, *others = report.reasons
         more = f"; and {plural(len(others), 'more reason')}" if others else ""
         verdict = f"not valid: {textwrap.shorten(first, 100, placeholder=' ...')}{more}"
+    if report.missed:
+        verdict += f", {plural(len(report.missed), 'target')} missed"
     rate = format_rate(report.messages_per_s)
     return f"<fastsock.LoadReport {report.endpoint}: {rate}{p99}, {verdict}>"
 
@@ -55,9 +59,10 @@ def lines_of(report: LoadReport) -> Iterator[str]:
     yield f"{COUNTED[mode]:9} {'   '.join(figures)}"
     latencies = list(latencies_of(report))
     if latencies:
-        yield " " * 9 + "".join(f" {title:>{WIDTH}}" for title in TITLES)
-    for name, latency in latencies:
-        yield latency_line(name, latency)
+        for columns in blocks_of(report.options.get("percentiles", SHOWN)):
+            yield titles_of(columns)
+            for name, latency in latencies:
+                yield latency_line(name, latency, columns)
     yield from stages_of(report)
     if report.datagrams is not None:
         counts = ", ".join(f"{kind} {count}" for kind, count in report.datagrams.items())
@@ -76,6 +81,8 @@ def lines_of(report: LoadReport) -> Iterator[str]:
     names = (report.endpoint, report.address)
     for note in report.notes:
         yield from filled("note", note, names)
+    for result in report.targets or ():
+        yield from filled("target", str(result))
     good = "yes" if report.client.known else "unknown: this client does not observe itself"
     yield from filled("valid", good if report.valid else "NO")
     for reason in report.reasons:
@@ -149,25 +156,41 @@ def latencies_of(report: LoadReport) -> Iterator[tuple[str, Latency]]:
         yield "connect", report.connect_latency
 
 
-def latency_line(name: str, latency: Latency) -> str:
-    """The columns of `TITLES`; a percentile that is a matter of chance is ``-``."""
-    values: list[float | None] = [
-        latency.min,
-        latency.mean,
-        *(
-            value if latency.count_above(percent) >= SIGNIFICANT else None
-            for percent, value in latency.percentiles()
-        ),
-        latency.max,
-    ]
-    if not latency.count:
-        values = [None] * len(values)
+def blocks_of(percentiles: Sequence[float]) -> Iterator[Sequence[str | float]]:
+    """What stands in the columns: in a first line min, mean, max and percentiles, the others below.
+
+    A percentile is its number.
+    """
+    first = CELLS - 3
+    yield ("min", "mean", *percentiles[:first], "max")
+    if len(percentiles) > first:
+        yield percentiles[first:]
+
+
+def titles_of(columns: Sequence[str | float]) -> str:
+    names = (each if isinstance(each, str) else name_of(each) for each in columns)
+    return " " * 9 + "".join(f" {name:>{WIDTH}}" for name in names)
+
+
+def latency_line(name: str, latency: Latency, columns: Sequence[str | float]) -> str:
+    """One distribution; a percentile that is a matter of chance is ``-``."""
+    values = [_value(latency, column) for column in columns]
     for unit, factor, decimals in UNITS:
         cells = [figure(each and each / factor, decimals) for each in values]
         line = f"{name:9} {' '.join(cells)} {unit}"
         if columns_of(line) <= COLUMNS:
             break
     return line
+
+
+def _value(latency: Latency, column: str | float) -> float | None:
+    if not latency.count:
+        return None
+    if isinstance(column, str):
+        value: float = getattr(latency, column)
+        return value
+    value = latency.at(column)
+    return value if latency.count_above(column) >= SIGNIFICANT and value == value else None
 
 
 def figure(value: float | None, decimals: int = 1) -> str:

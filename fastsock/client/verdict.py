@@ -19,6 +19,7 @@ from fastsock._native.client.histogram import Histogram
 from fastsock.client.evidence import ClientEvidence
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import Finding
+from fastsock.client.targets import metrics_of
 from fastsock.units import format_duration, format_rate, plural
 
 JUDGED = (50.0, 90.0, 99.0, 99.9)
@@ -75,9 +76,7 @@ def reasons_of(seen: Seen) -> tuple[Finding, ...]:
     """Why the run is not valid; empty if it is."""
     return (
         *_interrupted(seen),
-        *_errors(seen),
-        *_damage(seen),
-        *_datagrams(seen),
+        *(each for each in _failures(seen) if each.code not in metrics_of(seen.options.targets)),
         *_nothing(seen),
         *_spinning(seen),
         *_client(seen),
@@ -87,7 +86,8 @@ def reasons_of(seen: Seen) -> tuple[Finding, ...]:
 
 def notes_of(seen: Seen) -> tuple[Finding, ...]:
     """What to know about a run, valid or not."""
-    notes = []
+    decided = metrics_of(seen.options.targets)
+    notes = [each for each in _failures(seen) if each.code in decided]
     if seen.no_eof:
         text = f"connections that the server did not close after our half-close: {seen.no_eof}"
         notes.append(Finding("no_eof", text))
@@ -105,6 +105,13 @@ def _interrupted(seen: Seen) -> Iterator[Finding]:
     if number is not None:
         by = "Ctrl-C" if number is signal.SIGINT else number.name
         yield Finding("interrupted", f"interrupted by {by}")
+
+
+def _failures(seen: Seen) -> Iterator[Finding]:
+    """Reasons, but for those on which a target was given, which decides."""
+    yield from _errors(seen)
+    yield from _damage(seen)
+    yield from _datagrams(seen)
 
 
 def _errors(seen: Seen) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ def accepted() -> None:
     fastsock.serve(ENDPOINT, busy_poll="auto", ready=lambda server: print(server.endpoint.port))
     fastsock.Server(("127.0.0.1", 0), cpus=None, idle_timeout=1, drain_timeout="5s", allow=["::1"])
     fastsock.load(ENDPOINT, mode="send", wait="auto", size=64, duration="500ms", rate=None)
+    fastsock.load(ENDPOINT, targets=["p99<1ms", "errors==0"], percentiles=(50, 99.9))
     fastsock.load(ENDPOINT, progress=lambda seconds: print(f"{seconds:.1f}"), messages="1k")
     accepted: int = stats.accepted
     print(accepted)
@@ -61,6 +62,8 @@ def refused() -> None:
     fastsock.load(ENDPOINT, connections="4")  # type: ignore[arg-type]
     fastsock.load(ENDPOINT, mode="upload")  # type: ignore[arg-type]
     fastsock.load(ENDPOINT, wait="sleep")  # type: ignore[arg-type]
+    fastsock.load(ENDPOINT, targets=1)  # type: ignore[arg-type]
+    fastsock.load(ENDPOINT, percentiles=["p50"])  # type: ignore[list-item]
     fastsock.load(ENDPOINT, engine="epoll")  # type: ignore[call-arg]
     fastsock.laod(ENDPOINT)  # type: ignore[attr-defined]
     print(fastsock.load(ENDPOINT).latency.p95)  # type: ignore[attr-defined]
