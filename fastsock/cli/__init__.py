@@ -11,6 +11,7 @@ import click
 
 from fastsock import __version__, suggestions
 from fastsock.cli.bench import bench
+from fastsock.cli.compare import compare
 from fastsock.cli.exits import FAILED
 from fastsock.cli.info import info
 from fastsock.cli.load import load
@@ -23,6 +24,7 @@ from fastsock.signals import Ended, end_by_signals, ignore_signals
 _MEANT = {
     **dict.fromkeys(("server", "listen", "start", "run", "echo", "daemon"), "serve"),
     **dict.fromkeys(("client", "connect", "test", "ping", "attack"), "load"),
+    "diff": "compare",
     **dict.fromkeys(("benchmark", "compete", "demo"), "bench"),
     **dict.fromkeys(("engines", "env", "doctor"), "info"),
     "help": "--help",
@@ -78,7 +80,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, load, bench, info):
+for command in (serve, load, compare, bench, info):
     cli.add_command(command)
 
 

@@ -58,7 +58,7 @@ class Command(click.Command):
             raise click.UsageError(self._no_value(error.option_name)) from None
         except click.MissingParameter:
             raise click.UsageError(
-                f"{self.name} needs an ENDPOINT, as in: {self._example.splitlines()[0]}"
+                f"{self.name} needs {self._arguments()}, as in: {self._example.splitlines()[0]}"
             ) from None
         except click.BadParameter as error:
             raise click.UsageError(self._bad_value(error)) from None
@@ -74,8 +74,15 @@ class Command(click.Command):
             ctx.fail(self._too_many(ctx, left))
         return left
 
+    def _arguments(self) -> str:
+        """Such as ``an ENDPOINT``, or ``BEFORE and AFTER``."""
+        names = [_name_of(each) for each in self.params if isinstance(each, click.Argument)]
+        return " and ".join(names).replace("the ", "an ")
+
     def _too_many(self, ctx: click.Context, left: Sequence[str]) -> str:
         first = ctx.params.get("endpoint")
+        if first is None and self._arguments():
+            return f"{self.name} takes {self._arguments()}, not also {left[0]!r}"
         if first is None:
             return f"{self.name} takes options only, not {left[0]!r}; see fastsock {self.name} -h"
         both = f"[{first}]:{left[0]}" if ":" in first else f"{first}:{left[0]}"
@@ -150,11 +157,10 @@ class Command(click.Command):
         units = [text for metavar, text in _UNITS.items() if metavar in metavars]
         first = next(each for each in self.params if isinstance(each, click.Option))
         variables = [f"{first.envvar} sets {flag_of(first)}, and so on for each option."]
-        variables += [
-            f"{each.envvar} sets the ENDPOINT{'s, with spaces between them' * (each.nargs < 0)}."
-            for each in self.params
-            if isinstance(each, click.Argument)
-        ]
+        for each in self.params:
+            if isinstance(each, click.Argument):
+                several = ", with spaces between several" * (each.nargs < 0)
+                variables.append(f"{each.envvar} sets {_name_of(each)}{several}.")
         sections = {
             "Units": "\n".join(units),
             "Environment": "\n".join(variables),
@@ -185,6 +191,15 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(_in_flags(str(error), command)) from None
 
 
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turn the library's error about a file into a usage error; its words are no options."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
 def flag_of(parameter: click.Parameter) -> str:
     """``--name`` of an option."""
     return next((each for each in parameter.opts if each.startswith("--")), parameter.opts[0])
@@ -195,6 +210,12 @@ def metavar_of(parameter: click.Parameter) -> str:
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return ""
     return parameter.metavar or parameter.type.name
+
+
+def _name_of(argument: click.Argument) -> str:
+    """Such as ``the ENDPOINT``, or ``BEFORE``."""
+    name = argument.human_readable_name.strip("[].")
+    return f"the {name}" if name == "ENDPOINT" else name
 
 
 def name_given(parameter: click.Parameter | None, ctx: click.Context | None, name: str) -> str:

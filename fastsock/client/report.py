@@ -219,6 +219,9 @@ class LoadReport:
     "received" in time or "lost"; and of the answers, how many were "duplicated", "reordered", or
     "late", after their datagram was given up as lost. It is None for streams.
 
+    ``merged`` has a row for each run that was merged into this one (fastsock.client.merge), whose
+    rates are added up; it is empty for a run of one machine.
+
     One way, ``messages`` and ``bytes`` count in mode "send" what the sockets took, a message when
     its last byte was taken, and in mode "receive" complete, verified messages that came. There are
     no answers, and so no latencies.
@@ -255,12 +258,15 @@ class LoadReport:
     stages: tuple[StageFigures, ...] | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
     targets: tuple[TargetResult, ...] | None = None
+    merged: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "errors", {**dict.fromkeys(LOAD_ERRORS, 0), **self.errors})
 
     @property
     def messages_per_s(self) -> float:
+        if self.merged:
+            return float(sum(each["messages_per_s"] for each in self.merged))
         steady = not {"overload", "not_steady"} & {reason.code for reason in self.reasons}
         messages = self.messages if steady else self.answered_in_window
         return messages / self.duration if self.duration > 0 else 0.0

@@ -58,7 +58,7 @@ def read(path: str) -> Saved:
 
 def _read_file(path: Path) -> Saved:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):  # of the text, of its encoding or of its depth
@@ -74,6 +74,11 @@ def _read_file(path: Path) -> Saved:
             raise ValueError(f"{path} is a series without runs")
         return Saved(str(path), tuple(_checked(path, run) for run in runs), document)
     raise ValueError(f"{path} {_why_not(schema)}")
+
+
+def _no_number(name: str) -> float:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise ValueError(name)
 
 
 def _why_not(schema: object) -> str:
