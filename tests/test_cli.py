@@ -245,7 +245,7 @@ def test_info_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name} {state}" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("command", ["serve", "load", "bench", "info"])
+@pytest.mark.parametrize("command", ["serve", "load", "compare", "merge", "bench", "info"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command has --help."""
     assert run([command, "--help"]) == 0

@@ -26,7 +26,7 @@ from jsonschema import Draft202012Validator
 from misbehaving import MisbehavingServer
 
 import fastsock
-from fastsock.client import hdr, verdict
+from fastsock.client import hdr, merge, verdict
 from fastsock.client.document import LOAD_SCHEMA
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
@@ -321,9 +321,8 @@ def test_every_code_is_described(findings: str, judge: str, schema: dict[str, An
     given |= set(re.findall(r'code = "(\w+)"', source))
     of_notes = set(re.findall(r'Finding\("(\w+)"', inspect.getsource(verdict.notes_of)))
     codes = codes_of(schema, findings)
-    decided = {"errors", "lost", "corrupt"}  # by targets
-    decided |= {"merged"}
-    assert codes == (of_notes | decided if findings == "notes" else given - of_notes)
+    elsewhere = {"errors", "lost", "corrupt", merge.NOTE}  # by targets, and of merged runs
+    assert codes == (of_notes | elsewhere if findings == "notes" else given - of_notes)
     rows = re.findall(r"^\| `(\w+)`[ `\w]* \|", (DOCS / "results.md").read_text(), re.MULTILINE)
     assert codes <= set(rows)
 

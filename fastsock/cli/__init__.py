@@ -15,6 +15,7 @@ from fastsock.cli.compare import compare
 from fastsock.cli.exits import FAILED
 from fastsock.cli.info import info
 from fastsock.cli.load import load
+from fastsock.cli.merge import merge
 from fastsock.cli.output import complain, finish_lines
 from fastsock.cli.serve import serve
 from fastsock.client.load import LoadInterrupted
@@ -80,7 +81,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, load, compare, bench, info):
+for command in (serve, load, compare, merge, bench, info):
     cli.add_command(command)
 
 

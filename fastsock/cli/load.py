@@ -59,6 +59,7 @@ def load(
 
 
 def code_of(report: LoadReport) -> int:
+    """The exit code of a run."""
     if report.failed:
         return FAILED
     if not report.valid:

@@ -78,6 +78,9 @@ def lines_of(report: LoadReport) -> Iterator[str]:
         yield from filled("outages", outages_of(report.outages))
     if report.client.known:
         yield f"client    busy {report.client.busy:.0%}"
+    if report.merged:
+        files = tuple(each["file"] for each in report.merged)
+        yield from filled("merged", f"{len(files)} runs: {', '.join(files)}", files)
     names = (report.endpoint, report.address)
     for note in report.notes:
         yield from filled("note", note, names)

@@ -14,12 +14,13 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastsock._native.client.histogram import Histogram
 from fastsock.client.evidence import ClientEvidence
-from fastsock.client.options import LoadOptions
 from fastsock.client.report import Finding
-from fastsock.client.targets import metrics_of
+from fastsock.client.stages import Stage
+from fastsock.client.targets import Target, metrics_of
 from fastsock.units import format_duration, format_rate, plural
 
 JUDGED = (50.0, 90.0, 99.0, 99.9)
@@ -45,11 +46,28 @@ _MISMATCH = {
 }
 
 
+class Load(Protocol):
+    """The options by which a run is judged."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def open_loop(self) -> bool: ...
+    @property
+    def stages(self) -> Sequence[Stage] | None: ...
+    @property
+    def targets(self) -> Sequence[Target]: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def wait(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a run has seen, over all threads. Times are in seconds."""
 
-    options: LoadOptions
+    options: Load
     where: str  # the addresses that were tried
     duration: float
     messages: int
@@ -82,6 +100,14 @@ def reasons_of(seen: Seen) -> tuple[Finding, ...]:
         *_client(seen),
         *_overload(seen),
     )
+
+
+def reasons_of_merged(seen: Seen) -> tuple[Finding, ...]:
+    """The same of valid runs of several machines together.
+
+    Together they have enough answers for a percentile that none of them was judged by.
+    """
+    return (*_datagrams(seen), *_nothing(seen), *_client(seen))
 
 
 def notes_of(seen: Seen) -> tuple[Finding, ...]:
@@ -181,7 +207,7 @@ def _spinning(seen: Seen) -> Iterator[Finding]:
         yield Finding("too_many_spinning", text)
 
 
-def too_many_spinning(options: LoadOptions, cpus: int) -> str:
+def too_many_spinning(options: Load, cpus: int) -> str:
     """What is wrong with so many threads that never block; empty if nothing is."""
     if options.wait != "spin" or options.threads <= cpus:
         return ""
