@@ -322,6 +322,24 @@ class Ranges(Kind):
         return text
 
 
+class Addresses(Kind):
+    """Addresses of this machine, IPv4 or IPv6 and not both, as their text."""
+
+    metavar = "ADDRESS"
+    repeatable = True
+    limits = "IPv4 or IPv6 addresses of this machine, not both"
+
+    def check(self, name: str, value: Any) -> tuple[str, ...]:
+        expected = "a list of addresses such as 127.0.0.2"
+        addresses = tuple(_address(name, text) for text in _each(name, value, expected))
+        if len({":" in each for each in addresses}) > 1:
+            raise ValueError(f"{name} {', '.join(addresses)}: expected IPv4 or IPv6, not both")
+        return addresses
+
+    def parse(self, name: str, text: str) -> str:
+        return _address(name, text)
+
+
 class Option:
     """A declared option: what `option()` was given, and the name of the field."""
 
@@ -477,6 +495,24 @@ def _range(name: str, text: Any) -> tuple[bytes, int]:
     if network.version == 4:
         packed, bits = bytes(10) + b"\xff\xff" + packed, bits + 96
     return packed, bits
+
+
+def _address(name: str, text: Any) -> str:
+    import ipaddress
+
+    if not isinstance(text, str):
+        raise _wrong_type(name, text, "a str")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            f"{name} {text[:80]!r} is no address; expected one such as 127.0.0.2 or ::1"
+        ) from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{name} {text!r} is not an address of one machine")
+    # A socket of AF_INET6 cannot be connected to it where it takes IPv6 alone.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
 
 
 def _shortest(value: float, show: Callable[[float], str], parse: Callable[[str], float]) -> str:

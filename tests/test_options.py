@@ -19,6 +19,7 @@ from fastsock.client.percentiles import Percentiles
 from fastsock.client.stages import Stages
 from fastsock.client.targets import Targets
 from fastsock.options import (
+    Addresses,
     Choice,
     Count,
     Cpus,
@@ -56,6 +57,7 @@ GIVEN: dict[type, Any] = {
     Cpus: Iterable[int] | None,
     Ranges: Iterable[str],
     Stages: str | Sequence[str],
+    Addresses: Iterable[str],
     Text: str,
     Targets: Iterable[str],
     Percentiles: Iterable[float],

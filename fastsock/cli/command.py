@@ -232,11 +232,9 @@ def _in_flags(text: str, command: click.Command) -> str:
 
     The first word is such a name if it can be, and every word with an underscore.
     """
-    flags = {
-        flag_of(each).lstrip("-").replace("-", "_"): flag_of(each)
-        for each in command.params
-        if isinstance(each, click.Option)
-    }
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    flags = {flag_of(each).lstrip("-").replace("-", "_"): flag_of(each) for each in options}
+    flags.update({str(each.name): flag_of(each) for each in options})
     first, space, rest = text.partition(" ")
     rest = re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: flags.get(found[0], found[0]), rest)
     return flags.get(first, first) + space + rest

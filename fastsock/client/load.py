@@ -13,6 +13,7 @@ from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.stream import Loader
+from fastsock.client import sources
 from fastsock.client.evidence import Taken
 from fastsock.client.intervals import Collector, OnInterval
 from fastsock.client.options import LoadKeywords, LoadOptions
@@ -81,8 +82,8 @@ def load(
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option has the wrong value; the message says what is allowed.
-        OSError: a host name cannot be resolved, no socket can be made, or there is no process
-            `server_pid`.
+        OSError: a host name cannot be resolved, no socket can be made, this machine does not have
+            an address of `sources`, or there is no process `server_pid`.
         LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
 
     """
@@ -112,8 +113,8 @@ async def load_async(
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option has the wrong value; the message says what is allowed.
-        OSError: a host name cannot be resolved, no socket can be made, or there is no process
-            `server_pid`.
+        OSError: a host name cannot be resolved, no socket can be made, this machine does not have
+            an address of `sources`, or there is no process `server_pid`.
         RuntimeError: this is not a task of asyncio.
 
     """
@@ -193,9 +194,11 @@ def _load(
     target = Endpoint.parse(endpoint)
     checked = from_given(LoadOptions, options)
     checked.check_target(target)
-    addresses = target.resolve_all(ending.look)
+    addresses: Sequence[SocketAddress] = target.resolve_all(ending.look)
+    local_addresses = sources.resolved(checked.sources)
+    addresses = sources.of_their_family(addresses, local_addresses, target)
     with _signals_handled(ending), closing(ending):
-        tried = _connect(target, addresses, checked, ending)
+        tried = _connect(target, addresses, local_addresses, checked, ending)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
         collector = _collector(ending, checked, watching) if checked.interval else None
@@ -218,14 +221,18 @@ def _load(
 
 
 def _connect(
-    target: Endpoint, addresses: Sequence[SocketAddress], options: LoadOptions, ending: _Ending
+    target: Endpoint,
+    addresses: Sequence[SocketAddress],
+    local_addresses: Sequence[SocketAddress],
+    options: LoadOptions,
+    ending: _Ending,
 ) -> Sequence[SocketAddress]:
     """Open all connections, to the first address that accepts one; return those that were tried.
 
     The loaders of `ending` become those of the last one tried.
     """
     for number, address in enumerate(addresses, 1):
-        ending.use(_make_loaders(target, address, options))
+        ending.use(_make_loaders(target, address, local_addresses, options))
         try:
             _in_threads(ending, [loader.connect for loader in ending.loaders])
         except OSError:
@@ -243,14 +250,24 @@ def _opened(loader: AnyLoader) -> bool:
 
 
 def _make_loaders(
-    target: Endpoint, address: SocketAddress, options: LoadOptions
+    target: Endpoint,
+    address: SocketAddress,
+    local_addresses: Sequence[SocketAddress],
+    options: LoadOptions,
 ) -> Iterator[AnyLoader]:
     loader = Loader if target.is_stream else DatagramLoader
     first = 0
     for thread in range(options.threads):
         # The first threads take the connections that do not divide evenly.
         count = (options.connections - first) // (options.threads - thread)
-        yield loader(address, str(target), options, first=first, count=count)
+        yield loader(
+            address,
+            str(target),
+            options,
+            first=first,
+            count=count,
+            local_addresses=local_addresses,
+        )
         first += count
 
 

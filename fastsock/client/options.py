@@ -11,6 +11,7 @@ from fastsock.client.percentiles import Percentiles
 from fastsock.client.stages import Stage, Stages
 from fastsock.client.targets import Target, Targets
 from fastsock.options import (
+    Addresses,
     Choice,
     Count,
     Flag,
@@ -168,6 +169,14 @@ class LoadOptions:
         "apart, and they are received together (UDP_GRO), which takes Linux 5.0. On loopback "
         "nothing takes them apart, so a server that knows UDP_GRO gets them as one. UDP only.",
     )
+    sources: tuple[str, ...] = option(
+        (),
+        Addresses(),
+        flags=("--source",),
+        help="Connect from these addresses of this machine, in turn.",
+        more="Each has its own ports, about 28,000 (net.ipv4.ip_local_port_range) to one address "
+        "and port of a server. Not on a Unix socket.",
+    )
     threads: int = option(
         1,
         Count(1, 1024),
@@ -293,6 +302,8 @@ class LoadOptions:
                 if getattr(self, name):
                     raise ValueError(f"{target}: {name} goes with streams, not with datagrams")
         client_targets.check_endpoint(self.targets, target)
+        if self.sources and target.is_unix:
+            raise ValueError(f"{target}: sources go with tcp and udp")
         if self.gso and target.scheme != "udp":
             raise ValueError(f"{target}: gso goes with udp")
         if not target.is_unix and target.port == 0:
@@ -313,7 +324,7 @@ class LoadOptions:
         return self.rate
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has them."""
+        """With the stages as text."""
         values = {name: getattr(self, name) for name in self.__slots__}
         if self.stages:
             values["stages"] = ", ".join(map(str, self.stages))
@@ -350,6 +361,7 @@ class LoadKeywords(TypedDict, total=False):
     loss_timeout: float | str
     nodelay: bool
     gso: bool
+    sources: Iterable[str]
     threads: int
     wait: Wait
     interval: float | str | None

@@ -166,7 +166,8 @@ def _failure(seen: Seen) -> str:
     """The last errno that counted as "other", in words."""
     text = os.strerror(seen.other_errno)
     if seen.other_errno in (errno.EADDRNOTAVAIL, errno.EAGAIN):
-        text += ": no local port is free (net.ipv4.ip_local_port_range)"
+        where = f" at {' and '.join(seen.options.sources)}" if seen.options.sources else ""
+        text += f": no local port is free{where} (net.ipv4.ip_local_port_range)"
     return f"{text} ({seen.where})"
 
 

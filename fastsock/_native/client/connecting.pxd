@@ -5,6 +5,7 @@ from libc.string cimport memset
 
 cimport fastsock._native.client.connection as connection
 cimport fastsock._native.client.load_run as load_run
+cimport fastsock._native.client.sources as sources
 cimport fastsock._native.clock as clock
 cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
@@ -63,7 +64,7 @@ cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
     conn.state = connection.CONNECTING
     conn.reopen_after = conn.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
     conn.opened_at = conn.progress_at = clock.monotonic_ns()
-    error = make_socket(run, conn)
+    error = make_socket(run, i)
     if error:
         return error
     run.connecting_count += 1
@@ -71,8 +72,9 @@ cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
     return 0
 
 
-cdef inline int make_socket(StreamRun *run, Connection *conn) noexcept nogil:
-    """Step 1; return the errno, or 0."""
+cdef inline int make_socket(StreamRun *run, uint32_t i) noexcept nogil:
+    """Step 1, and bind() where local addresses are chosen; return the errno, or 0."""
+    cdef Connection *conn = &run.connections[i]
     cdef int on = 1
     conn.fd = posix.socket(run.address.ss_family,
                            posix.SOCK_STREAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
@@ -81,9 +83,9 @@ cdef inline int make_socket(StreamRun *run, Connection *conn) noexcept nogil:
     if run.nodelay and run.address.ss_family != posix.AF_UNIX:
         # Otherwise Nagle's algorithm delays a small message until the last answer's ACK.
         posix.setsockopt(conn.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(on))
-    if run.reconnect_every:
+    if run.reconnect_every and run.sources.count == 0:
         vary_source(run, conn.fd)
-    return 0
+    return sources.bind_source(&run.sources, conn.fd, run.base.first + i)
 
 
 cdef inline void reopen(StreamRun *run, uint32_t i) noexcept nogil:
@@ -108,7 +110,7 @@ cdef inline void retry_connects(StreamRun *run) noexcept nogil:
         connection.end_retry(run, conn)
         if conn.fd < 0:
             conn.opened_at = conn.progress_at = load_run.read_clock(&run.base)
-            error = make_socket(run, conn)
+            error = make_socket(run, i)
             if error:
                 connection.fail_with_errno(run, conn, error)
                 continue

@@ -17,6 +17,7 @@ cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.load_run cimport LoadRun
+from fastsock._native.client.sources cimport Sources
 from fastsock._native.client.tcp_info cimport TcpFigures
 from fastsock._native.interest_list cimport Interest
 
@@ -79,6 +80,7 @@ cdef struct StreamRun:
     uint32_t depth                  # outstanding messages per connection; 0 in an open loop
     int64_t timeout_ns
     uint64_t reconnect_every        # messages per opening of a connection; 0: unlimited
+    Sources sources
     uint32_t next_source            # gives the next source address, where they are varied
     bint verify, nodelay
     bint half_close_at_once         # do not wait for the answers before

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from fastsock._native.client.histogram import Histogram
@@ -6,7 +7,14 @@ class DatagramLoader:
     @property
     def histograms(self) -> dict[str, Histogram]: ...
     def __init__(
-        self, server: Any, where: str, options: Any, *, first: int, count: int
+        self,
+        server: Any,
+        where: str,
+        options: Any,
+        *,
+        first: int,
+        count: int,
+        local_addresses: Sequence[Any] = (),
     ) -> None: ...
     def connect(self) -> None: ...
     def run(self, begin_ns: int, warmup_ns: int, window_ns: int) -> None: ...

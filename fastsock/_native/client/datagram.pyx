@@ -24,6 +24,7 @@ cimport fastsock._native.client.datagram_socket as datagram_socket
 cimport fastsock._native.client.intervals as intervals
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
+cimport fastsock._native.client.sources as sources
 cimport fastsock._native.clock as clock
 cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
@@ -40,9 +41,10 @@ cdef class DatagramLoader:
     """One thread's share of a load run over datagrams: sockets `first` to `first + count`.
 
     `server` is a SocketAddress (family, host, port, scope_id, path), `where` its text for error
-    messages, `options` a LoadOptions; the size is at least 8 bytes. With `options.gso` one call
-    sends several datagrams of a socket, and one call receives several. The loader with `first` 0
-    also reads the CPU time of `options.server_pid`.
+    messages, `options` a LoadOptions; the size is at least 8 bytes. The sockets take
+    `local_addresses` in turn. With `options.gso` one call sends several datagrams of a socket, and
+    one call receives several. The loader with `first` 0 also reads the CPU time of
+    `options.server_pid`.
     """
 
     cdef DatagramRun run_state
@@ -54,7 +56,8 @@ cdef class DatagramLoader:
         self.run_state.base.interest_list.epfd = self.run_state.base.wake_fd = -1
         self.run_state.base.timer_fd = -1
 
-    def __init__(self, server, str where, options, *, uint32_t first, uint32_t count):
+    def __init__(self, server, str where, options, *, uint32_t first, uint32_t count,
+                 local_addresses=()):
         cdef DatagramRun *run = &self.run_state
         self.where = where
         run.address_size = address.fill_address(
@@ -67,6 +70,7 @@ cdef class DatagramLoader:
         run.gso = options.gso
         run.per_call = datagram_sending.max_per_call(run.size) if run.gso else 1
         self.histograms = load_run.open_histograms(&run.base, options.stages is not None)
+        sources.fill(&run.sources, local_addresses)
         self._allocate()
 
     def __dealloc__(self):
@@ -78,6 +82,7 @@ cdef class DatagramLoader:
                 free(run.sockets[i].ring)
                 free(run.sockets[i].due_times.times)
         load_run.close_run(&run.base)
+        sources.release(&run.sources)
         free(run.sockets)
         free(run.buffer)
         free(run.pattern)
@@ -93,7 +98,7 @@ cdef class DatagramLoader:
         cdef uint32_t i
         for i in range(run.base.count):
             sock = &run.sockets[i]
-            self._create(sock)
+            self._create(sock, run.base.first + i)
             if interest_list.add(&run.base.interest_list, &sock.interest, sock.fd,
                                  posix.EPOLLIN, i) < 0:
                 raise check.os_error(posix.errno, "epoll_ctl", self.where)
@@ -106,8 +111,8 @@ cdef class DatagramLoader:
                 raise check.os_error(posix.errno, "connect", self.where, hint)
             datagram_socket.fail_with_errno(run, sock, posix.errno)
 
-    cdef int _create(self, DatagramSocket *sock) except -1:
-        cdef int family = self.run_state.address.ss_family
+    cdef int _create(self, DatagramSocket *sock, uint32_t number) except -1:
+        cdef int error, family = self.run_state.address.ss_family
         cdef posix.sockaddr_un unnamed
         sock.fd = posix.socket(
             family, posix.SOCK_DGRAM | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
@@ -117,7 +122,10 @@ cdef class DatagramLoader:
         if family != posix.AF_UNIX:
             if self.run_state.gso:
                 self._enable_gro(sock)
-            return 0                # connect() binds it
+            error = sources.bind_source(&self.run_state.sources, sock.fd, number)
+            if error:
+                raise check.os_error(error, "bind", self.where)
+            return 0                # connect() chooses the port
         # A family without a name: the kernel chooses a free abstract name (unix(7)).
         unnamed.sun_family = posix.AF_UNIX
         if posix.bind(sock.fd, <posix.sockaddr *>&unnamed, sizeof(posix.sa_family_t)) != 0:

@@ -15,6 +15,7 @@ cimport fastsock._native.interest_list as interest_list
 cimport fastsock._native.posix as posix
 from fastsock._native.client.arrivals cimport DueTimes
 from fastsock._native.client.load_run cimport LoadRun
+from fastsock._native.client.sources cimport Sources
 from fastsock._native.interest_list cimport Interest
 
 cdef enum:
@@ -46,6 +47,7 @@ cdef struct DatagramRun:
     LoadRun base
     posix.sockaddr_storage address
     posix.socklen_t address_size
+    Sources sources
     size_t size                     # bytes per datagram
     uint32_t depth                  # outstanding datagrams per socket; 0 in an open loop
     int64_t loss_ns                 # the loss timeout

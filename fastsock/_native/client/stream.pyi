@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from fastsock._native.client.histogram import Histogram
@@ -8,7 +9,14 @@ class Loader:
     @property
     def opened(self) -> int: ...
     def __init__(
-        self, server: Any, where: str, options: Any, *, first: int, count: int
+        self,
+        server: Any,
+        where: str,
+        options: Any,
+        *,
+        first: int,
+        count: int,
+        local_addresses: Sequence[Any] = (),
     ) -> None: ...
     def connect(self) -> None: ...
     def run(self, begin_ns: int, warmup_ns: int, window_ns: int) -> None: ...

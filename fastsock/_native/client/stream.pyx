@@ -29,6 +29,7 @@ cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.client.receiving as receiving
 cimport fastsock._native.client.sending as sending
+cimport fastsock._native.client.sources as sources
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 cimport fastsock._native.services as services
@@ -44,8 +45,8 @@ cdef class Loader:
     """One thread's share of a load run over streams: connections `first` to `first + count`.
 
     `server` is a SocketAddress (family, host, port, scope_id, path), `where` its text for error
-    messages, `options` a LoadOptions. The loader with `first` 0 also reads the CPU time of
-    `options.server_pid`.
+    messages, `options` a LoadOptions. The connections take `local_addresses` in turn. The loader
+    with `first` 0 also reads the CPU time of `options.server_pid`.
     """
 
     cdef StreamRun run_state
@@ -58,7 +59,8 @@ cdef class Loader:
         self.run_state.base.interest_list.epfd = self.run_state.base.wake_fd = -1
         self.run_state.base.timer_fd = -1
 
-    def __init__(self, server, str where, options, *, uint32_t first, uint32_t count):
+    def __init__(self, server, str where, options, *, uint32_t first, uint32_t count,
+                 local_addresses=()):
         cdef StreamRun *run = &self.run_state
         self.where = where
         run.address_size = address.fill_address(
@@ -81,6 +83,7 @@ cdef class Loader:
         run.reconnect = options.on_disconnect == "reconnect"
         run.eof_wait_ns = min(run.timeout_ns, <int64_t>EOF_WAIT_NS)
         self.histograms = load_run.open_histograms(&run.base, options.stages is not None)
+        sources.fill(&run.sources, local_addresses)
         self._allocate()
 
     def __dealloc__(self):
@@ -92,6 +95,7 @@ cdef class Loader:
                 free(run.connections[i].sent_at)
                 free(run.connections[i].due_times.times)
         load_run.close_run(&run.base)
+        sources.release(&run.sources)
         free(run.connections)
         free(run.buffer)
         free(run.pattern)
