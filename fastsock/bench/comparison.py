@@ -5,8 +5,9 @@ each other. So all servers run at once, each in a process of its own, and take t
 window while the others are stopped (SIGSTOP). A ratio is taken within one round, between windows a
 moment apart, and the median over the rounds is reported with an interval. Server and client are
 pinned to different CPUs where there are two. A window in which other programs took time from the
-server or the client is measured again. Beside the rate stands the server's CPU time per echo, which
-noise moves less, and the floor: what the same echo costs the kernel alone.
+server or the client is measured again. A server that runs already takes turns too, but is not
+stopped. Beside the rate stands the server's CPU time per echo, which noise moves less, and the
+floor: what the same echo costs the kernel alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from math import comb
 from typing import Any
 
 from fastsock._native.client import floor
-from fastsock.bench.contenders import Contender
+from fastsock.bench.contenders import PORT, Contender
 from fastsock.bench.evidence import CLIENT_CODES, Evidence, Usage
-from fastsock.bench.server_process import ServerProcess
+from fastsock.bench.running_server import GREETING, AnyServer, RunningServer, dial
+from fastsock.bench.server_process import ServerProcess, free_endpoint
 from fastsock.client import load as client
 from fastsock.client.options import Wait
 from fastsock.client.report import LoadReport
-from fastsock.endpoint import Endpoint
 from fastsock.host import host_facts
 from fastsock.units import format_rate
 
@@ -38,8 +39,6 @@ FEWEST = 6
 
 _FLOOR_WINDOW_NS = 100_000_000
 _LARGEST = {"udp": 65507}  # bytes in one piece, of the floor; else 64 KiB
-_GREETING = bytes(64)
-_GREETING_TIMEOUT = 5.0  # seconds
 _START = 0.4  # seconds, about, until a server in Python listens
 _CONNECT = 0.0005  # seconds, about, to open and close a connection, in each turn
 _CHILDREN_TIMEOUT = 2.0  # seconds
@@ -136,7 +135,7 @@ class Memory:
 class Result:
     """What one contender did, a value per window; times in microseconds.
 
-    A window without answers has no latency.
+    A window without answers has no latency, and none has CPU time where no process is known.
     """
 
     name: str
@@ -149,12 +148,12 @@ class Result:
     problems: list[str] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     repeated: int = 0
+    stopped_between_turns: bool = True
 
     def add(self, report: LoadReport, evidence: Evidence) -> None:
         self.evidence.append(evidence)
-        self.problems.extend(
-            problem for problem in problems_of(report) if problem not in self.problems
-        )
+        for problem in problems_of(report):
+            self.add_problem(problem)
         # An open loop counts answers that come after the window; their CPU time is not in it.
         paced = report.offered is not None
         answers = report.answered_in_window if paced else report.messages
@@ -162,7 +161,18 @@ class Result:
         if report.latency.count:
             self.p50s.append(report.latency.p50)
             self.p99s.append(report.latency.p99)
-        self.cpu_per_echo.append((report.server_cpu or 0.0) / max(answers, 1) * 1e6)
+        if report.server_cpu is not None:
+            self.cpu_per_echo.append(report.server_cpu / max(answers, 1) * 1e6)
+
+    def add_failure(self, problem: str) -> None:
+        """Add a window that could not be measured."""
+        self.rates.append(0.0)
+        self.evidence.append(Evidence(None, {}, ()))
+        self.add_problem(problem)
+
+    def add_problem(self, problem: str) -> None:
+        if problem and problem not in self.problems:
+            self.problems.append(problem)
 
     def per_window(self) -> dict[str, list[float]]:
         """The values behind the medians, in the order of the rounds."""
@@ -255,10 +265,13 @@ class Comparison:
         ratio = self.rate_ratio(result)
         return {
             "name": result.name,
+            "stopped_between_turns": result.stopped_between_turns,
             "messages_per_s": Interval.of(result.rates).as_dict(),
             "p50_us": Interval.of(result.p50s).as_dict() if result.p50s else None,
             "p99_us": Interval.of(result.p99s).as_dict() if result.p99s else None,
-            "server_cpu_us_per_echo": Interval.of(result.cpu_per_echo).as_dict(),
+            "server_cpu_us_per_echo": (
+                Interval.of(result.cpu_per_echo).as_dict() if result.cpu_per_echo else None
+            ),
             "memory_bytes": result.memory and result.memory.as_dict(),
             "syscalls_per_echo": result.syscalls_per_echo,
             "rate_ratio": ratio and ratio.as_dict(),
@@ -313,8 +326,8 @@ def compare(
     counts a server's system calls, in a turn after all windows, for a count takes time.
 
     Raises:
-        RuntimeError: a contender did not start, with the last lines that it printed; or it did not
-            serve the idle connections.
+        RuntimeError: a contender did not start, with the last lines that it printed; or nothing
+            listens on its endpoint; or it did not serve the idle connections.
 
     """
     if case.one_cpu or len(os.sched_getaffinity(0)) == 1:
@@ -323,10 +336,12 @@ def compare(
     server_cpu, client_cpu = cpus_of(case)
     cpus = os.sched_getaffinity(0) if server_cpu is None else {server_cpu}
     present = taking_part(contenders, case)
-    results = tuple(Result(contender.name) for contender in present)
     floors: list[float] = []
     with ExitStack() as stack:
         servers = [stack.enter_context(started(each, server_cpu)) for each in present]
+        results = tuple(
+            Result(each.name, stopped_between_turns=each.stopped_between_turns) for each in servers
+        )
         stack.enter_context(pinned(client_cpu))
         for server, result in zip(servers, results, strict=True):
             result.memory = measure_memory(server, case.connections)
@@ -339,14 +354,23 @@ def compare(
             order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
             for i in order:
                 progress(f"round {number + 1}/{method.windows}: {servers[i].name}")
-                report, evidence = run_turn(servers[i], case, method, cpus)
-                while spare and evidence.disturbed and not failures_of(report):
-                    spare -= 1
-                    results[i].repeated += 1
+                try:
                     report, evidence = run_turn(servers[i], case, method, cpus)
+                    while spare and evidence.disturbed and not failures_of(report):
+                        spare -= 1
+                        results[i].repeated += 1
+                        report, evidence = run_turn(servers[i], case, method, cpus)
+                except OSError as error:  # no route to it any more, for example
+                    if isinstance(servers[i], ServerProcess):
+                        raise
+                    results[i].add_failure(error.strerror or str(error))
+                    continue
                 results[i].add(report, evidence)
+                results[i].add_problem(servers[i].problem)
         if syscalls_per_echo:
             for server, result in zip(servers, results, strict=True):
+                if isinstance(server, RunningServer):
+                    continue
                 progress(f"system calls: {server.name}")
                 with turn(server):
                     result.syscalls_per_echo = syscalls_per_echo(server, case)
@@ -361,10 +385,21 @@ def compare(
 
 
 @contextmanager
-def started(contender: Contender, cpu: int | None) -> Iterator[ServerProcess]:
-    """A contender's server, paused, on one CPU if not None; ended by SIGTERM, or SIGKILL."""
+def started(contender: Contender, cpu: int | None) -> Iterator[AnyServer]:
+    """A contender's server, paused, on one CPU if not None; ended by SIGTERM, or SIGKILL.
+
+    One that runs already is left alone.
+    """
+    if contender.endpoint:
+        with RunningServer(contender.name, contender.endpoint, contender.pid) as running:
+            yield running
+        return
+    at = free_endpoint(contender.port_of) if contender.port_of else None
+    command = contender.command
+    if at:
+        command = tuple(word.replace(PORT, str(at.port)) for word in command)
     with pinned(cpu):  # a child inherits the CPUs of the thread that starts it
-        server = ServerProcess(contender.command, name=contender.name)
+        server = ServerProcess(command, name=contender.name, at=at)
     with server:
         server.pause()
         try:
@@ -374,8 +409,11 @@ def started(contender: Contender, cpu: int | None) -> Iterator[ServerProcess]:
 
 
 @contextmanager
-def turn(server: ServerProcess) -> Iterator[None]:
+def turn(server: AnyServer) -> Iterator[None]:
     """Let a paused server run."""
+    if isinstance(server, RunningServer):
+        yield
+        return
     before = len(server.processes())
     server.resume()
     try:
@@ -389,7 +427,7 @@ def turn(server: ServerProcess) -> Iterator[None]:
 
 
 def run_turn(
-    server: ServerProcess, case: Case, method: Method, cpus: Collection[int]
+    server: AnyServer, case: Case, method: Method, cpus: Collection[int]
 ) -> tuple[LoadReport, Evidence]:
     """Measure one window of a server that uses `cpus`."""
     shared = not os.sched_getaffinity(0).isdisjoint(cpus)
@@ -416,25 +454,31 @@ def failures_of(report: LoadReport) -> list[str]:
     return problems_of(replace(report, reasons=tuple(reasons)))
 
 
-def run_window(server: ServerProcess, case: Case, method: Method) -> LoadReport:
+def run_window(server: AnyServer, case: Case, method: Method) -> LoadReport:
     return load_as(case, server, duration=method.window, warmup=method.warmup_of(case))
 
 
-def load_as(case: Case, server: ServerProcess, **extent: Any) -> LoadReport:
-    return client.load(
-        server.endpoint,
-        connections=case.connections,
-        size=case.size,
-        depth=case.depth,
-        rate=case.rate,
-        wait=case.wait,
-        reconnect_every=case.reconnect_every,
-        server_pid=server.pid,
-        **extent,
-    )
+def load_as(case: Case, server: AnyServer, **extent: Any) -> LoadReport:
+    def load(pid: int | None) -> LoadReport:
+        return client.load(
+            server.endpoint,
+            connections=case.connections,
+            size=case.size,
+            depth=case.depth,
+            rate=case.rate,
+            wait=case.wait,
+            reconnect_every=case.reconnect_every,
+            server_pid=pid,
+            **extent,
+        )
+
+    try:
+        return load(server.pid)
+    except ProcessLookupError:  # it has just ended, and the server may go on in other processes
+        return load(None)
 
 
-def measure_memory(server: ServerProcess, connections: int) -> Memory | None:
+def measure_memory(server: AnyServer, connections: int) -> Memory | None:
     """Measure in a turn of its own, as reading a thousand processes takes time.
 
     None if it is not known, or if the server does not serve; the load reports that.
@@ -442,21 +486,23 @@ def measure_memory(server: ServerProcess, connections: int) -> Memory | None:
     try:
         with turn(server):
             alone = server.memory()
+            if alone is None:
+                return None
             with connected(server, connections):
                 full = server.memory()
     except OSError:
         return None
-    return None if alone is None or full is None else Memory(alone, full, connections)
+    return None if full is None else Memory(alone, full, connections)
 
 
 @contextmanager
-def connected(server: ServerProcess, connections: int) -> Iterator[None]:
+def connected(server: AnyServer, connections: int) -> Iterator[None]:
     """Connections that have had one short echo each."""
     with ExitStack() as stack:
         for _ in range(connections):
             peer = stack.enter_context(dial(server.endpoint))
-            peer.sendall(_GREETING)
-            left = len(_GREETING)
+            peer.sendall(GREETING)
+            left = len(GREETING)
             while left:
                 received = len(peer.recv(left))
                 if not received:
@@ -466,7 +512,7 @@ def connected(server: ServerProcess, connections: int) -> Iterator[None]:
 
 
 @contextmanager
-def idle_connections(server: ServerProcess, count: int) -> Iterator[None]:
+def idle_connections(server: AnyServer, count: int) -> Iterator[None]:
     """Connections of a paused server that stay open, and silent, while it takes its turns."""
     with ExitStack() as stack:
         try:
@@ -475,22 +521,6 @@ def idle_connections(server: ServerProcess, count: int) -> Iterator[None]:
         except OSError as error:
             raise RuntimeError(f"{server.name}: {count} idle connections: {error}") from error
         yield
-
-
-def dial(endpoint: Endpoint, timeout: float = _GREETING_TIMEOUT) -> socket.socket:
-    address = endpoint.resolve()
-    peer = socket.socket(
-        address.family, socket.SOCK_STREAM if endpoint.is_stream else socket.SOCK_DGRAM
-    )
-    try:
-        peer.settimeout(timeout)
-        if endpoint.scheme == "unixgram":
-            peer.bind("")  # the kernel picks a name, or no answer could be sent; unix(7)
-        peer.connect(address.name)
-    except OSError:
-        peer.close()
-        raise
-    return peer
 
 
 def measure_floor(size: int, kind: str = "tcp") -> float:

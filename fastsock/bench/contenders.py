@@ -1,4 +1,4 @@
-"""The servers that are compared: each a command, running in processes of its own."""
+"""The servers that are compared: commands, and servers that run already."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import itertools
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastsock._version import __version__
+from fastsock.endpoint import Endpoint
 from fastsock.server import engines
 
 #: Without those that may not work here: they are used where asked for by name.
@@ -22,6 +23,9 @@ EndpointKind = Literal["tcp", "udp", "unix", "unixgram"]
 #: Groups of contenders.
 NATIVE, TWIN, RIVAL = "native", "twin", "rival"
 
+#: What stands for a free port in a command.
+PORT = "{port}"
+
 PYTHON = f"Python {platform.python_version()}"
 
 _names = itertools.count()
@@ -30,6 +34,10 @@ _names = itertools.count()
 @dataclass(frozen=True, slots=True)
 class Contender:
     """A server to compare or to probe: a command that prints ``listening on ENDPOINT``.
+
+    It is the server at `endpoint` instead, which runs already, if that is given; `pid` is its
+    process, if that is known. With `port_of`, a scheme, each ``{port}`` in the command is to be
+    replaced by a free port, and the server is to listen there.
 
     `unusable` is why it cannot be run here: ``is not installed (...)``. `draining` is added to the
     command where clients are to be served to their end after SIGTERM.
@@ -42,6 +50,25 @@ class Contender:
     group: str = RIVAL
     version: str = ""
     draining: tuple[str, ...] = ()
+    endpoint: Endpoint | None = None
+    pid: int | None = None
+    port_of: str = ""
+
+    def on(self, kind: str) -> Contender:
+        """The same server for clients of endpoints of this kind.
+
+        Raises ValueError if it cannot be one.
+        """
+        if self.endpoint and self.endpoint.scheme != kind:
+            raise ValueError(
+                f"rival {self.name!r} is at {self.endpoint}, and the comparison on {kind}; write "
+                f"--kind {self.endpoint.scheme}"
+            )
+        if not any(PORT in word for word in self.command):
+            return self
+        if kind not in ("tcp", "udp"):
+            raise ValueError(f"rival {self.name!r} has a {PORT}, and {kind} has no ports")
+        return replace(self, port_of=kind)
 
     def hindrance(self, connections: int) -> str:
         """Why it cannot serve so many clients at a time; empty if it can."""

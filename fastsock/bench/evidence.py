@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsock.bench.server_process import ServerProcess
+from fastsock.bench.running_server import AnyServer, RunningServer
 from fastsock.client.report import LoadReport
 from fastsock.units import format_duration
 
@@ -48,8 +48,13 @@ class Usage:
     shared: bool = False
 
     @classmethod
-    def now(cls, server: ServerProcess, cpus: Collection[int], *, shared: bool) -> Usage:
-        """If `shared`, this process uses the CPUs too, and its time is ours."""
+    def now(cls, server: AnyServer, cpus: Collection[int], *, shared: bool) -> Usage:
+        """If `shared`, this process uses the CPUs too, and its time is ours.
+
+        Nothing is known of the CPUs of a server that may use any.
+        """
+        if isinstance(server, RunningServer):
+            return cls(time.monotonic(), len(cpus), None, 0.0, 0.0, shared)
         own = server.cpu_seconds() + (time.process_time() if shared else 0.0)
         idle, busy = idle_and_busy(cpus)
         return cls(time.monotonic(), len(cpus), idle, busy, own, shared)

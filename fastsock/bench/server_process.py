@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -30,7 +30,9 @@ PAUSE_TIMEOUT = STOP_TIMEOUT = 5.0
 PRINTED_WITHIN = 0.1  # seconds from listening until its endpoint is printed
 
 _LISTENING = re.compile(r"listening on ([a-z]+://\S+)\s")
-_SOCKET_TABLES = (("tcp", "0A"), ("udp", "07"))  # of /proc/PID/net; listening, not connected
+_LISTENING_STATES = {"tcp": "0A", "udp": "07"}  # in /proc/PID/net; for udp: not connected
+#: Local addresses of sockets to which a client of 127.0.0.1 can be connected.
+_REACHED_FROM_LOOPBACK = ("127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1")
 #: Ends with its process group when its pipe ends. A shell starts within a millisecond.
 _WATCHER = ("sh", "-c", "read -r line; kill -KILL 0")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
@@ -166,11 +168,7 @@ class Process:
         for each of them. Both leave out what the kernel keeps for a process, a thread or a
         connection. None where neither is known.
         """
-        pids = self.processes()
-        for size_of in (lambda pid: smaps_bytes(pid, "Pss"), resident_bytes):
-            with suppress(OSError):
-                return sum(map(size_of, pids))
-        return None
+        return memory_of(self.processes())
 
     def anonymous_memory(self) -> int:
         """The part of it that is in no file.
@@ -265,21 +263,33 @@ class ServerProcess(Process):
     """A process that listens; it can be connected to when this is made.
 
     Its endpoints are those that it prints, ``listening on ENDPOINT``, or the one IPv4 address that
-    the process listens on. `name` is for the error.
+    the process listens on. With `at`, an address of loopback that was free, it is where a process
+    of the group listens, whatever is printed. `name` is for the error.
 
     Raises:
         NotStartedError: with the last lines of what it wrote.
 
     """
 
-    def __init__(self, command: Sequence[str], *, name: str = "", endpoints: int = 1) -> None:
+    #: Whether it can be stopped while other servers have their turns.
+    stopped_between_turns = True
+    problem = ""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "",
+        endpoints: int = 1,
+        at: Endpoint | None = None,
+    ) -> None:
         self.name = name or command[0]
         try:
             super().__init__(command)
         except OSError as error:
             raise NotStartedError(f"{self.name} did not start: {error}") from error
         try:
-            self.endpoints = self._wait_for_endpoints(endpoints)
+            self.endpoints = self._wait_for(at) if at else self._wait_for_endpoints(endpoints)
         except BaseException:
             self.close()
             raise
@@ -304,9 +314,19 @@ class ServerProcess(Process):
                 if now > listening_since + PRINTED_WITHIN:
                     return [bound]
             time.sleep(0.01)
-        raise NotStartedError(
-            f"{self.name} did not start; it printed: {self.last_lines()}; "
-            "it must print: listening on ENDPOINT, such as tcp://127.0.0.1:7007"
+        raise self._not_started("print: listening on ENDPOINT, such as tcp://127.0.0.1:7007")
+
+    def _wait_for(self, at: Endpoint) -> list[Endpoint]:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self.running():
+            if listen_at(self.processes(), at):
+                return [at]
+            time.sleep(0.01)
+        raise self._not_started(f"listen on {at}")
+
+    def _not_started(self, must: str) -> NotStartedError:
+        return NotStartedError(
+            f"{self.name} did not start; it printed: {self.last_lines()}; it must {must}"
         )
 
 
@@ -346,6 +366,14 @@ def resident_bytes(pid: int) -> int:
     return 0
 
 
+def memory_of(pids: Sequence[int]) -> int | None:
+    """See `Process.memory()`."""
+    for size_of in (lambda pid: smaps_bytes(pid, "Pss"), resident_bytes):
+        with suppress(OSError):
+            return sum(map(size_of, pids))
+    return None
+
+
 def descriptors_of(pid: int) -> list[int]:
     return entries(f"/proc/{pid}/fd")
 
@@ -359,17 +387,61 @@ def entries(folder: str) -> list[int]:
 
 def bound_endpoint(pid: int) -> Endpoint | None:
     """Where the process listens: the first such socket on IPv4."""
-    inodes = set()
-    for descriptor in descriptors_of(pid):
-        with suppress(OSError):
-            inodes.add(str(Path(f"/proc/{pid}/fd/{descriptor}").readlink()))
-    for table, state in _SOCKET_TABLES:
-        with suppress(OSError):
-            for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == state and f"socket:[{fields[9]}]" in inodes:
-                    address, port = fields[1].split(":")
-                    # Printed as a number of this machine's byte order.
-                    host = socket.inet_ntoa(struct.pack("=I", int(address, 16)))
-                    return Endpoint(table, host, int(port, 16))
+    opened = open_files(pid)
+    for scheme in _LISTENING_STATES:
+        for host, port, file in listeners(f"/proc/{pid}/net/{scheme}", scheme):
+            if file in opened:
+                return Endpoint(scheme, host, port)
     return None
+
+
+def free_endpoint(scheme: str) -> Endpoint:
+    """A port on 127.0.0.1 on which nothing listened a moment ago, on no IPv4 address."""
+    kind = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(type=kind) as sock:
+        sock.bind(("", 0))
+        return Endpoint(scheme, "127.0.0.1", sock.getsockname()[1])
+
+
+def listen_at(pids: Sequence[int], at: Endpoint) -> bool:
+    """Whether one of the processes, and no other, listens where `at` on 127.0.0.1 leads to.
+
+    A socket of AF_INET6 for every address may be for IPv6 alone: then another process can have the
+    port on IPv4.
+    """
+    found = [
+        (":" in host, file)
+        for table in (at.scheme, f"{at.scheme}6")
+        for host, port, file in listeners(f"/proc/thread-self/net/{table}", at.scheme)
+        if port == at.port and host in _REACHED_FROM_LOOPBACK
+    ]
+    if not found:
+        return False
+    opened = set().union(*map(open_files, pids))
+    return any(file in opened for _, file in found) and all(
+        file in opened for is_ipv6, file in found if not is_ipv6
+    )
+
+
+def open_files(pid: int) -> set[str]:
+    """What the descriptors of a process refer to, such as ``socket:[1234]``."""
+    opened = set()
+    with suppress(PermissionError):  # a process of another user
+        for descriptor in descriptors_of(pid):
+            with suppress(OSError):
+                opened.add(str(Path(f"/proc/{pid}/fd/{descriptor}").readlink()))
+    return opened
+
+
+def listeners(table: str, scheme: str) -> Iterator[tuple[str, int, str]]:
+    """Host, port and file, as open_files() has it, of each socket in a table that listens."""
+    with suppress(OSError):
+        for row in Path(table).read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == _LISTENING_STATES[scheme]:
+                address, port = fields[1].split(":")
+                # In words of 32 bits, each printed as a number of this machine's byte order.
+                words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
+                family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
+                host = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words))
+                yield host, int(port, 16), f"socket:[{fields[9]}]"

@@ -139,6 +139,11 @@ def notes_of(comparison: compare.Comparison, head: str) -> Iterator[str]:
         yield f"memory: with all connections open{each}"
     if comparison.case.one_cpu:
         yield "server and client share one CPU, so the client waits by blocking"
+    if left_alone := [each.name for each in comparison.results if not each.stopped_between_turns]:
+        yield (
+            f"not stopped while the others had their turns, nor kept on one CPU: "
+            f"{in_words(left_alone)}"
+        )
     if repeated := sum(result.repeated for result in comparison.results):
         yield f"{plural(repeated, 'disturbed window')} measured again"
     if any(comparison.rate_ratio(result) is None for result in comparison.results):
@@ -154,6 +159,8 @@ def row_of(comparison: compare.Comparison, result: compare.Result) -> Row:
     ]
     rate, *times = medians
     figures = [format_rate(rate), *(format_duration(each / 1e6) for each in times)]
+    if not result.cpu_per_echo:
+        figures[-1] = "unknown"
     memory = result.memory
     sizes = (memory.connected, max(memory.per_connection, 0)) if memory else ()
     cells = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -14,6 +15,7 @@ import click
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture
 from fastsock.bench.contenders import Contender
+from fastsock.bench.running_server import check_process
 from fastsock.bench.text import lines_of
 from fastsock.cli.command import Command, GroupedOption, usage_errors
 from fastsock.cli.exits import FAILED, NOT_VALID, OK, USAGE
@@ -29,6 +31,7 @@ from fastsock.cli.output import (
 )
 from fastsock.cli.parameters import KindType, json_option, quiet_option
 from fastsock.client.options import LoadOptions, check_datagram_size
+from fastsock.endpoint import Endpoint
 from fastsock.options import Choice, Count, Kind, Seconds, Size, declared
 from fastsock.server import engines
 from fastsock.suggestions import near
@@ -38,22 +41,43 @@ ONE_CASE = (64,)
 CURVE = (1, 10, 100, 1000)
 
 
-class Rival(Kind):
-    """``NAME=COMMAND``: a contender."""
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*://|(tcp|udp|unix|unixgram):", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"[^\s/]*:[0-9]+")
+_PID_KIND = next(each.kind for each in declared(LoadOptions) if each.name == "server_pid")
+_PID = re.compile(r"(.*),pid=([^,]*)", re.DOTALL)
 
-    metavar = "NAME=COMMAND"
+
+class Rival(Kind):
+    """``NAME=COMMAND`` or ``NAME=ENDPOINT[,pid=N]``: a contender."""
+
+    metavar = "NAME=COMMAND|ENDPOINT"
     repeatable = True
     separator = "\n"  # a command has spaces
 
     def parse(self, name: str, text: str) -> Contender:
-        title, _, command = text.partition("=")
+        title, _, server = text.partition("=")
         try:
-            words = shlex.split(command)
-        except ValueError as error:  # a quotation mark that is not closed
+            if title and (running := self._running(title, server.strip())):
+                return running
+            words = shlex.split(server)
+        except ValueError as error:  # a quotation mark that is not closed, for example
             raise ValueError(f"{name} {text!r}: {error}") from None
         if not title or not words:
             raise ValueError(f"{name} {text!r} has no name; write {name} 'mine=./server'")
         return Contender(title, tuple(words))
+
+    def _running(self, title: str, server: str) -> Contender | None:
+        """The server at an endpoint; None if it is a command."""
+        with_pid = _PID.fullmatch(server)
+        address = with_pid[1] if with_pid else server
+        if not (_SCHEME.match(address) or _HOST_AND_PORT.fullmatch(address)):
+            return None
+        endpoint = Endpoint.parse(address)
+        LoadOptions().check_target(endpoint)
+        pid = _PID_KIND.parse("pid", with_pid[2]) if with_pid else None
+        if pid is not None:
+            check_process(pid)
+        return Contender(title, (), endpoint=endpoint, pid=pid)
 
 
 class EngineNames(Kind):
@@ -120,8 +144,10 @@ _HELP = {each.name: each.help for each in declared(LoadOptions)}
     "--rival",
     "rivals",
     kind=Rival(),
-    help="Compare this server too: a command that prints 'listening on tcp://HOST:PORT' to stdout "
-    "or stderr, or listens on one IPv4 address (repeatable; in FASTSOCK_BENCH_RIVAL one a line).",
+    help="Compare this server too. A command prints 'listening on tcp://HOST:PORT' to stdout or "
+    "stderr, or listens on one IPv4 address, or on 127.0.0.1 at {port}, which becomes a free port. "
+    "A server at an ENDPOINT runs already and is not stopped; ENDPOINT,pid=N has its CPU time too "
+    "(repeatable; in FASTSOCK_BENCH_RIVAL one a line).",
 )
 @option(
     "--kind",
@@ -191,7 +217,7 @@ def bench(
     counts = connections or (ONE_CASE if engine_names is None else CURVE)
     cases = [compare.Case(count, size, depth, kind=kind) for count in dict.fromkeys(counts)]
     with usage_errors():
-        servers = [*chosen(engine_names, kind), *rivals]
+        servers = [*chosen(engine_names, kind), *(each.on(kind) for each in rivals)]
         check(servers, cases, method)
     if engine_names == "all" and kind in ("tcp", "unix") and not quiet:
         tell_unusable()
@@ -254,6 +280,10 @@ def check(
     servers: Sequence[Contender], cases: Sequence[compare.Case], method: compare.Method
 ) -> None:
     """Refuse before any server is started what `load()` would refuse."""
+    names = [each.name for each in servers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two servers are called {name!r}; give each its own name")
     for case in cases:
         if case.kind in ("udp", "unixgram"):
             check_datagram_size(case.size)
