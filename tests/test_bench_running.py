@@ -383,6 +383,7 @@ def test_a_command_that_does_not_listen_there(monkeypatch: pytest.MonkeyPatch) -
         ("x=127.0.0.1:7,pid=", "pid '' is not a whole number"),
         ("x=127.0.0.1:7,pid=0", "pid 0 is out of range"),
         ("x=tcp://127.0.0.1:7,pid=me", "pid 'me' is not a whole number"),
+        ("x= 127.0.0.1:7 , pid=1,pid=2", "pid '1,pid=2' is not a whole number"),
         ("x=127.0.0.1:0", "port 0 cannot be connected to"),
         ("x=tcp://127.0.0.1", "no port"),
         ("x=127.0.0.1:70000", "70000"),

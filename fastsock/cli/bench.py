@@ -44,7 +44,7 @@ CURVE = (1, 10, 100, 1000)
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*://|(tcp|udp|unix|unixgram):", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"[^\s/]*:[0-9]+")
 _PID_KIND = next(each.kind for each in declared(LoadOptions) if each.name == "server_pid")
-_PID = re.compile(r"(.*),pid=([^,]*)", re.DOTALL)
+_PID = re.compile(r"(.*?)\s*,\s*pid=(.*)", re.DOTALL)
 
 
 class Rival(Kind):
