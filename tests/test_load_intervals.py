@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
 from load_runs import QUIET, native_server
 
 import fastsock
@@ -233,6 +235,36 @@ def test_the_timeline_is_written_while_the_run_goes_on(
     document = json.loads(result.read_text())
     assert rows == document["intervals"]["rows"]
     assert sum(row["messages"] for row in rows) == document["messages"] == 500
+
+
+def test_the_log_of_histograms_has_every_message(
+    server: fastsock.Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As HdrHistogram's own package reads it, by tag."""
+    path, result = tmp_path / "log.hlog", tmp_path / "result.json"
+    done = run_load(
+        str(server.endpoint), "--rate=1000", "-d.5s", "--interval=100ms", "--wait=block",
+        "-c3", "--hlog", str(path), "--json", str(result),
+    )  # fmt: skip
+    assert done.returncode in (0, 4), done.stderr
+    document = json.loads(result.read_text())
+    for tag, name in (
+        ("intended", "from_intended_send"),
+        ("sent", "from_actual_send"),
+        ("connect", "connect"),
+    ):
+        reader = HistogramLogReader(str(path), HdrHistogram(100, 600_000_000_000, 3))
+        request.addfinalizer(reader.close)
+        total, lines = HdrHistogram(100, 600_000_000_000, 3), 0
+        while (each := reader.get_next_interval_histogram()) is not None:
+            if each.get_tag() == tag:
+                total.add(each)
+                lines += 1
+        distribution = document["latency_us"][name]
+        assert total.get_total_count() == distribution["count"]
+        assert total.get_value_at_percentile(99) / 1e3 == pytest.approx(distribution["p99"], 2e-3)
+        with_messages = sum(row["messages"] > 0 for row in document["intervals"]["rows"])
+        assert lines == 1 if tag == "connect" else lines == with_messages
 
 
 def test_a_full_disk_costs_the_timeline_only(server: fastsock.Server) -> None:

@@ -36,8 +36,8 @@ _TABLES = (
         "Load client",
         "load",
         LoadOptions,
-        "For `fastsock.load(...)` and `fastsock load`, which also has `--json FILE` and `--quiet`. "
-        "`FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
+        "For `fastsock.load(...)` and `fastsock load`, which also has `--json FILE`, "
+        "`--hgrm FILE` and `--quiet`. `FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
     ),
 )
 

@@ -68,6 +68,16 @@ def write_json(document: dict[str, Any], path: str) -> int:
     return OK
 
 
+def write_file(text: str, path: str) -> int:
+    """Write text to `path`; say why that fails, and return an exit code."""
+    try:
+        Path(path).write_text(text)
+    except OSError as failed:
+        complain(f"cannot write {path}: {failed.strerror}")
+        return USAGE
+    return OK
+
+
 def write_result(text: str) -> OSError | None:
     """Write text to stdout; return the error if that fails."""
     finish_lines()  # where both are one terminal, in the order in which they were said
@@ -129,6 +139,14 @@ class _Drawing(io.StringIO):
         self.truncate()
         if text:
             draw(text, may_drop=self.may_drop)
+
+
+def check_distinct(*paths: str | None) -> None:
+    """Refuse before a long run files of which one would overwrite another."""
+    files = [Path(path).resolve() for path in paths if path not in (None, "-")]
+    for file in files:
+        if files.count(file) > 1:
+            raise click.UsageError(f"two outputs go to {file}; name two files")
 
 
 def check_writable(path: str | None) -> str | None:

@@ -96,21 +96,28 @@ def options_of(options: type) -> Callable[[_Command], _Command]:
     return decorate
 
 
-def file_option(*names: str, help: str) -> Callable[[_Command], _Command]:
-    """An option for a file to write, which is checked before the command begins."""
+def file_option(flag: str, help: str, *, stdout: bool = False) -> Callable[[_Command], _Command]:
+    """A file that is written after the run, as ``json_path``; `stdout` allows ``-`` for it."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        if value == "-" and not stdout:
+            raise click.UsageError(f"{flag} - is not a file; name one")
+        return check_writable(value)
+
     return click.option(
-        *names,
+        flag,
+        f"{flag.removeprefix('--')}_path",
         cls=GroupedOption,
         group="Output",
-        type=click.Path(),
+        type=click.Path(allow_dash=stdout),
         metavar="FILE",
         help=help,
-        callback=lambda context, parameter, value: check_writable(value),
+        callback=check,
     )
 
 
 json_option = file_option(
-    "--json", "json_path", help="Write the result as JSON to this file; - is stdout."
+    "--json", "Write the result as JSON to this file; - is stdout.", stdout=True
 )
 
 quiet_option = click.option(

@@ -323,6 +323,7 @@ class _Load:
     threads: int
     wait: str
     stages: Sequence[Stage] | None = None
+    sources: Sequence[str] = ()
     targets: Sequence[Target] = ()
 
 

@@ -1,0 +1,126 @@
+"""What ``fastsock load`` shows and writes while a run goes on: a bar, and lines by interval."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from fastsock.cli.exits import OK, USAGE
+from fastsock.cli.output import complain, progress_bar
+from fastsock.client.document import row_of
+from fastsock.client.exports import log_header, log_line
+from fastsock.client.options import LoadOptions
+from fastsock.client.report import Interval
+from fastsock.units import format_duration, format_rate
+
+INTERVAL = 1.0  # seconds, where none was asked for
+
+
+class LineFile:
+    """A file that gets lines while a run lasts; one that cannot be written does not end the run."""
+
+    def __init__(self, path: str, file: IO[str]) -> None:
+        self._path, self._file = path, file
+        self.failed = False
+
+    def write(self, text: str) -> None:
+        if self.failed:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            self.failed = True
+            complain(f"cannot write {self._path}: {error.strerror}; the run goes on")
+
+    def write_interval(self, row: Interval) -> None:
+        raise NotImplementedError
+
+
+class Timeline(LineFile):
+    """A line of JSON for each interval."""
+
+    def write_interval(self, row: Interval) -> None:
+        self.write(f"{json.dumps(row_of(row), allow_nan=False)}\n")
+
+
+class HistogramLog(LineFile):
+    """HdrHistogram's log: a line for each distribution of each interval."""
+
+    _has_header = False
+
+    def write_interval(self, row: Interval) -> None:
+        if not self._has_header:
+            self._has_header = True
+            self.write(log_header(time.time() - row.end))  # when the window began
+        for tag, histogram in row.histograms.items():
+            self.write(log_line(tag, row.start, row.end - row.start, histogram))
+
+
+@dataclass
+class Observer:
+    """What is to be done with each interval of a run, and how long they are."""
+
+    interval: float | None
+    #: Whether there are intervals only to show them on a terminal.
+    is_shown_only: bool = False
+    progress: Callable[[float], object] | None = None
+    show: Callable[[Interval], object] | None = None
+    files: list[LineFile] = field(default_factory=list)
+
+    def on_interval(self, row: Interval) -> None:
+        for file in self.files:
+            file.write_interval(row)
+        if self.show:
+            self.show(row)
+
+    @property
+    def code(self) -> int:
+        return USAGE if any(file.failed for file in self.files) else OK
+
+
+@contextmanager
+def observed(
+    options: LoadOptions, timeline: str | None, hlog: str | None, quiet: bool
+) -> Iterator[Observer]:
+    """Draw a bar on stderr, on a terminal only, and write the files of lines."""
+    observer = Observer(options.interval)
+    with ExitStack() as stack:
+        for path, kind in ((timeline, Timeline), (hlog, HistogramLog)):
+            if path:
+                observer.files.append(kind(path, stack.enter_context(_opened(path))))
+                observer.interval = options.interval or INTERVAL
+        total = (options.duration or 0.0) + options.warmup
+        bar = stack.enter_context(progress_bar("loading", total or None, quiet=quiet))
+        if bar is not None:
+            task = bar.task_ids[0]
+            observer.is_shown_only = observer.interval is None
+            observer.interval = observer.interval or INTERVAL
+            observer.progress = lambda seconds: bar.update(task, completed=seconds, refresh=True)
+            observer.show = lambda row: bar.update(task, description=_in_short(row))
+        yield observer
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[str]]:
+    file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115, closing it may fail
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # of a line that could not be written, and was told
+            file.close()
+
+
+def _in_short(row: Interval) -> str:
+    seconds = row.end - row.start
+    words = [format_rate(row.messages / seconds)] if seconds else []
+    if row.latency.count:
+        words.append(f"p99 {format_duration(row.latency.p99 / 1e6)}")
+    if row.errors:
+        words.append(f"errors {row.errors}")
+    return ", ".join(words)
