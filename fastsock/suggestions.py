@@ -62,8 +62,11 @@ _SAME = {
     "requests": ("messages",),
     "rps": ("rate",),
     "silent": ("quiet",),
+    "slo": ("target", "targets"),
     "tcp-nodelay": ("nodelay",),
     "threads": ("workers",),
+    "threshold": ("target", "targets"),
+    "thresholds": ("target", "targets"),
     "time": ("duration",),
     "timeout": ("idle-timeout",),
     "workers": ("threads",),
@@ -96,7 +99,7 @@ def for_option(name: str, names: Iterable[str], address: str) -> tuple[str, str]
     known = list(names)
     name = name.lower()
     meant = next((each for each in _SAME.get(name, ()) if each in known), "") or near(name, known)
-    if meant and name not in _ADDRESS:
+    if meant and (name not in _ADDRESS or meant == f"{name}s"):  # "target" for "targets"
         return meant, ""
     if name in _ADDRESS:
         return "", f"{address}127.0.0.1:7007"

@@ -142,6 +142,15 @@ def test_a_target_is_text(each: Any) -> None:
         LoadOptions(targets=[each])
 
 
+@pytest.mark.parametrize("name", ["target", "slo", "thresholds"])
+def test_other_names_of_the_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TypeError, match="did you mean 'targets'"):
+        fastsock.load("127.0.0.1:1", **{name: ["p99<1ms"]})
+    if name != "target":
+        assert run(["load", "127.0.0.1:1", f"--{name}", "p99<1ms"]) == 2
+        assert "did you mean --target?" in capsys.readouterr().err
+
+
 def test_a_target_given_twice_is_one() -> None:
     options = LoadOptions(targets=["p99<1ms", "p50<1ms", " p99 < 1 ms"])  # type: ignore[arg-type]
     assert options.targets == ("p99<1ms", "p50<1ms")
