@@ -22,7 +22,14 @@ LAYERS = {
     "fastsock.server": ("fastsock", "fastsock._native.server"),
     "fastsock.client": ("fastsock", "fastsock._native.client"),
     "fastsock.bench": ("fastsock", "fastsock.server", "fastsock.client", "fastsock._native.client"),
-    "fastsock.cli": ("fastsock", "fastsock.server", "fastsock.client", "fastsock.bench"),
+    "fastsock.page": ("fastsock", "fastsock.client"),
+    "fastsock.cli": (
+        "fastsock",
+        "fastsock.server",
+        "fastsock.client",
+        "fastsock.bench",
+        "fastsock.page",
+    ),
     "fastsock.pure": ("fastsock", "fastsock.server", "fastsock.client"),
 }
 

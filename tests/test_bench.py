@@ -434,7 +434,9 @@ def test_a_picture_needs_matplotlib(
     """Without it the error says how to get it, before anything is measured."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(["bench", "--picture", "engines.svg"]) == 2
-    assert "needs matplotlib: pip install matplotlib" in " ".join(capsys.readouterr().err.split())
+    assert "needs matplotlib: pip install 'fastsock[report]'" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_whole_server_is_stopped() -> None:

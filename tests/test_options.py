@@ -144,7 +144,9 @@ def test_the_command_line_has_every_option(command: str, option: Option) -> None
     assert set(option.flags) <= set(parameters)
 
 
-@pytest.mark.parametrize("command", ["serve", "load", "compare", "merge", "bench", "info"])
+@pytest.mark.parametrize(
+    "command", ["serve", "load", "report", "compare", "merge", "bench", "info"]
+)
 def test_help_fits_80_columns(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -461,7 +461,7 @@ def test_the_command_prints_the_text(
     written: list[str] = []
     command = import_module("fastsock.cli.load")
     monkeypatch.setattr(command, "write_result", written.append)
-    command.show(reports[sort], None)
+    command.show(reports[sort], with_figures=True)
     assert written == [str(reports[sort])]
 
 

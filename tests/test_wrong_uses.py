@@ -208,8 +208,8 @@ $ fastsock 127.0.0.1:7007
 Error: say what to do with it: fastsock serve 127.0.0.1:7007, or fastsock load
   127.0.0.1:7007
 $ fastsock frobnicate
-Error: 'frobnicate' is not a command; they are serve, load, compare, merge,
-  bench, info
+Error: 'frobnicate' is not a command; they are serve, load, report, compare,
+  merge, bench, info
 $ fastsock --port 7007
 Error: --port is not an option; name a command first: fastsock serve -h
 $ fastsock info --jsn x

@@ -79,7 +79,7 @@ def check(path: str) -> None:
             f"write {Path(path).with_suffix(SUFFIXES[0])}"
         )
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("a picture needs matplotlib: pip install matplotlib")
+        raise ModuleNotFoundError("a picture needs matplotlib: pip install 'fastsock[report]'")
 
 
 @contextmanager

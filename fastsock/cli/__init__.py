@@ -17,6 +17,7 @@ from fastsock.cli.info import info
 from fastsock.cli.load import load
 from fastsock.cli.merge import merge
 from fastsock.cli.output import complain, finish_lines
+from fastsock.cli.report import report
 from fastsock.cli.serve import serve
 from fastsock.client.load import LoadInterrupted
 from fastsock.signals import Ended, end_by_signals, ignore_signals
@@ -81,7 +82,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, load, compare, merge, bench, info):
+for command in (serve, load, report, compare, merge, bench, info):
     cli.add_command(command)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from fastsock.cli.command import Command, usage_errors
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED
-from fastsock.cli.observer import observed
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED, USAGE
+from fastsock.cli.observer import Files, observed
 from fastsock.cli.output import (
-    check_distinct,
     complain,
     warn,
     write_file,
@@ -20,32 +19,23 @@ from fastsock.cli.output import (
     write_result,
 )
 from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
+from fastsock.cli.report import check_drawable
 from fastsock.client import load as client
 from fastsock.client.exports import latency_by_percentile
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import LoadReport
+from fastsock.client.saved import Saved
 from fastsock.client.verdict import too_many_spinning
 from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
-
-
-@dataclass(frozen=True)
-class Files:
-    """Paths of what is to be written; None for what is not."""
-
-    json: str | None
-    hgrm: str | None
-    hlog: str | None
-    timeline: str | None
-
-    def __post_init__(self) -> None:
-        check_distinct(*vars(self).values())
+from fastsock.page import page
 
 
 @click.command(cls=Command, example="fastsock load 127.0.0.1:7007 -c 64 -d 10s")
 @click.argument("endpoint")
 @options_of(LoadOptions)
 @json_option
+@file_option("--html", "Write an HTML page about the run to this file.", check=check_drawable)
 @file_option("--timeline", "Write a line of JSON for each interval while the run lasts.")
 @file_option("--hlog", "Write a histogram of each interval to this file (HdrHistogram's log).")
 @file_option("--hgrm", "Write the latencies by percentile to this file (HdrHistogram's text).")
@@ -53,6 +43,7 @@ class Files:
 def load(
     endpoint: str,
     json_path: str | None,
+    html_path: str | None,
     timeline_path: str | None,
     hlog_path: str | None,
     hgrm_path: str | None,
@@ -64,7 +55,7 @@ def load(
     Every byte that comes back is compared with what was sent. --mode send and receive measure
     throughput one way, with a server that runs --service discard or chargen.
     """
-    files = Files(json_path, hgrm_path, hlog_path, timeline_path)
+    files = Files(json_path, html_path, hgrm_path, hlog_path, timeline_path)
     try:
         with usage_errors():
             checked = from_given(LoadOptions, options)
@@ -75,7 +66,7 @@ def load(
         warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
         if warning and not quiet:
             warn(warning)
-        with usage_errors(), observed(checked, files.timeline, files.hlog, quiet) as observer:
+        with usage_errors(), observed(checked, files, quiet) as observer:
             options["interval"] = observer.interval
             report = client.load(
                 endpoint, progress=observer.progress, on_interval=observer.on_interval, **options
@@ -87,11 +78,20 @@ def load(
 
 
 def write(report: LoadReport, files: Files, without_intervals: bool) -> int:
-    """Write the files, then the report; return an exit code."""
+    """Write the files, then the report to stdout; return an exit code."""
     if without_intervals:
         report = replace(report, intervals=None)
-    code = write_file(latency_by_percentile(report), files.hgrm) if files.hgrm else OK
-    return show(report, files.json) or code
+    to_stdout = files.json == "-"
+    in_json = write_json(report.as_dict(), files.json) if files.json and not to_stdout else OK
+    codes = [
+        in_json,
+        draw(report, files.html) if files.html else OK,
+        write_file(latency_by_percentile(report), files.hgrm) if files.hgrm else OK,
+    ]
+    if to_stdout:
+        codes.append(write_json(report.as_dict(), "-"))
+    show(report, with_figures=not to_stdout and in_json == OK)  # else JSON is on stdout
+    return max(codes)
 
 
 def code_of(report: LoadReport) -> int:
@@ -103,24 +103,31 @@ def code_of(report: LoadReport) -> int:
     return TARGET_MISSED if report.missed else OK
 
 
-def show(report: LoadReport, json_path: str | None) -> int:
-    """Write the report, or one line that says why there is none; return an exit code."""
-    code = write_json(report.as_dict(), json_path) if json_path else OK
-    if (
-        (report.messages or report.answered_in_window) and json_path != "-" and code == OK
-    ):  # else JSON is on stdout
+def show(report: LoadReport, *, with_figures: bool) -> None:
+    """Write the report to stdout, or what is wrong with it to stderr."""
+    if (report.messages or report.answered_in_window) and with_figures:
         write_result(str(report))
-    elif (report.reasons or report.missed) and code == OK:
-        reasons = [
-            str(reason)
-            for reason in report.reasons
-            if reason.code != "no_messages" or not report.failed
-        ]
-        if {kind for kind, count in report.errors.items() if count} == {"refused"}:
-            reasons.append(f"nothing listens there{how_to_start(report)}")
-        reasons += [f"target {each}" for each in report.missed]
+        return
+    reasons = [
+        str(reason)
+        for reason in report.reasons
+        if reason.code != "no_messages" or not report.failed
+    ]
+    if {kind for kind, count in report.errors.items() if count} == {"refused"}:
+        reasons.append(f"nothing listens there{how_to_start(report)}")
+    reasons += [f"target {each}" for each in report.missed]
+    if reasons:
         complain(f"{report.endpoint}: {'; '.join(reasons)}")
-    return code
+
+
+def draw(report: LoadReport, path: str) -> int:
+    """Write the page; return an exit code."""
+    try:
+        text = page.of(page.runs_of([Saved(report.endpoint, (report.as_dict(),))]))
+    except Exception as error:  # of matplotlib's installation, say: the result is not lost for it
+        complain(f"cannot draw {path}: {error}")
+        return USAGE
+    return write_file(text, path)
 
 
 def how_to_start(report: LoadReport) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from fastsock.cli.exits import OK, USAGE
-from fastsock.cli.output import complain, progress_bar
+from fastsock.cli.output import check_distinct, complain, progress_bar
 from fastsock.client.document import row_of
 from fastsock.client.exports import log_header, log_line
 from fastsock.client.options import LoadOptions
@@ -19,6 +19,20 @@ from fastsock.client.report import Interval
 from fastsock.units import format_duration, format_rate
 
 INTERVAL = 1.0  # seconds, where none was asked for
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of what a run is to write; None for what it is not."""
+
+    json: str | None
+    html: str | None
+    hgrm: str | None
+    hlog: str | None
+    timeline: str | None
+
+    def __post_init__(self) -> None:
+        check_distinct(*vars(self).values())
 
 
 class LineFile:
@@ -85,16 +99,15 @@ class Observer:
 
 
 @contextmanager
-def observed(
-    options: LoadOptions, timeline: str | None, hlog: str | None, quiet: bool
-) -> Iterator[Observer]:
+def observed(options: LoadOptions, files: Files, quiet: bool) -> Iterator[Observer]:
     """Draw a bar on stderr, on a terminal only, and write the files of lines."""
     observer = Observer(options.interval)
+    if files.timeline or files.hlog or files.html:  # a page shows the run over time
+        observer.interval = options.interval or INTERVAL
     with ExitStack() as stack:
-        for path, kind in ((timeline, Timeline), (hlog, HistogramLog)):
+        for path, kind in ((files.timeline, Timeline), (files.hlog, HistogramLog)):
             if path:
                 observer.files.append(kind(path, stack.enter_context(_opened(path))))
-                observer.interval = options.interval or INTERVAL
         total = (options.duration or 0.0) + options.warmup
         bar = stack.enter_context(progress_bar("loading", total or None, quiet=quiet))
         if bar is not None:

@@ -69,13 +69,18 @@ def write_json(document: dict[str, Any], path: str) -> int:
 
 
 def write_file(text: str, path: str) -> int:
-    """Write text to `path`; say why that fails, and return an exit code."""
-    try:
-        Path(path).write_text(text)
-    except OSError as failed:
-        complain(f"cannot write {path}: {failed.strerror}")
-        return USAGE
-    return OK
+    """Write text to `path`, or to stdout for ``-``; say why that fails; return an exit code."""
+    error: OSError | None = None
+    if path == "-":
+        error = write_result(text.rstrip("\n"))
+    else:
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as failed:
+            error = failed
+    if error:
+        complain(f"cannot write {'to stdout' if path == '-' else path}: {error.strerror}")
+    return USAGE if error else OK
 
 
 def write_result(text: str) -> OSError | None:

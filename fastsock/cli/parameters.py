@@ -96,13 +96,21 @@ def options_of(options: type) -> Callable[[_Command], _Command]:
     return decorate
 
 
-def file_option(flag: str, help: str, *, stdout: bool = False) -> Callable[[_Command], _Command]:
-    """A file that is written after the run, as ``json_path``; `stdout` allows ``-`` for it."""
+def file_option(
+    flag: str,
+    help: str,
+    *,
+    stdout: bool = False,
+    check: Callable[[str | None], str | None] = check_writable,
+) -> Callable[[_Command], _Command]:
+    """A file to write, as ``json_path``: checked before the run; `stdout` allows ``-`` for it."""
 
-    def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    def checked(
+        context: click.Context, parameter: click.Parameter, value: str | None
+    ) -> str | None:
         if value == "-" and not stdout:
             raise click.UsageError(f"{flag} - is not a file; name one")
-        return check_writable(value)
+        return check(value)
 
     return click.option(
         flag,
@@ -112,7 +120,7 @@ def file_option(flag: str, help: str, *, stdout: bool = False) -> Callable[[_Com
         type=click.Path(allow_dash=stdout),
         metavar="FILE",
         help=help,
-        callback=check,
+        callback=checked,
     )
 
 

@@ -1,0 +1,87 @@
+"""``fastsock report``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from fastsock.cli.command import Command, GroupedOption
+from fastsock.cli.exits import OK
+from fastsock.cli.output import check_writable, write_file, write_result
+from fastsock.client import saved
+from fastsock.client.text import columns_of
+from fastsock.page import charts, page
+from fastsock.page.run import Run
+
+_TITLES = ("rate", "p50", "p99", "p99.9", "errors", "valid")
+_WIDTHS = (8, 8, 8, 8, 7, 7)
+_NAME = 28  # columns
+
+
+def check_drawable(value: str | None) -> str | None:
+    """Refuse a page that could not be drawn, or not be written, before all work."""
+    if value is not None:
+        try:
+            charts.check()
+        except ModuleNotFoundError as error:
+            raise click.UsageError(str(error)) from None
+    return check_writable(value)
+
+
+@click.command(cls=Command, example="fastsock report before.json after.json -o report.html")
+@click.argument("files", nargs=-1, metavar="RUN.json...")
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    cls=GroupedOption,
+    group="Output",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Write an HTML page to this file; - is stdout. It is one file without a script, and "
+    "needs matplotlib.",
+    callback=lambda context, parameter, value: check_drawable(value),
+)
+def report(files: tuple[str, ...], output: str | None) -> int:
+    """Show the runs that fastsock load --json wrote, as a page or as a table.
+
+    RUN.json is a run, a series of runs, or a directory of both. The exit code says whether they
+    could be read and the page be written, not whether they are valid.
+    """
+    if not files:
+        raise click.UsageError("report needs a result, as in: fastsock report RUN.json")
+    if output not in (None, "-") and any(_same(output, file) for file in files):
+        raise click.UsageError(f"{output} is a result, which the page would replace")
+    try:
+        read = [saved.read(file) for file in files]
+        runs = page.runs_of(read)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if output is None:
+        write_result("\n".join(table(runs)))
+        return OK
+    return write_file(page.of(runs, read[0].series if len(read) == 1 else None), output)
+
+
+def _same(output: str | None, file: str) -> bool:
+    here, there = Path(output or ""), Path(file)
+    return here.exists() and there.exists() and here.samefile(there)
+
+
+def table(runs: Sequence[Run]) -> Iterator[str]:
+    """A line for each run; a long name stands on a line of its own."""
+    yield _line("run", _TITLES)
+    for run in runs:
+        name = run.name
+        if columns_of(name) > _NAME:
+            yield name
+            name = ""
+        yield _line(name, run.cells())
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    room = " " * (_NAME - columns_of(name))
+    figures = (f" {cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return f"{name}{room}{''.join(figures)}"

@@ -1,0 +1,572 @@
+"""One HTML page about one or several runs: no network, no script, everything from files escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from itertools import chain
+from typing import Any
+
+from fastsock.client.saved import Saved
+from fastsock.page import charts
+from fastsock.page.run import PERCENTS, Run, count, cut, duration, edges, label_of
+from fastsock.page.style import CSS
+from fastsock.units import format_duration, format_rate, format_size, plural
+
+#: Rows that a table of runs has at most.
+_MOST_ROWS = 500
+_DISTRIBUTIONS = {
+    "latency": "intended",
+    "latency_from_send": "sent",
+    "latency_without_away": "without the client's time",
+    "send_delay": "send delay",
+    "connect": "connect",
+}
+_NOT_SHOWN = "- where fewer than ten answers are above: a matter of chance."
+
+
+def runs_of(saved: Iterable[Saved]) -> list[Run]:
+    """The runs of what was read, by their labels or files; those of a series by their numbers.
+
+    Raises:
+        ValueError: one is damaged.
+
+    """
+    found = []
+    for each in saved:
+        for number, document in enumerate(each.runs, 1):
+            file = each.path if len(each.runs) == 1 else f"{each.path} {number}"
+            found.append(_read(document, file, f"run {number}" if each.series else ""))
+    names = Counter(run.name for run in found)
+    return [run.with_file() if names[run.name] > 1 else run for run in found]
+
+
+def _read(document: Mapping[str, Any], file: str, name: str) -> Run:
+    """The run; all that is told of it is made once, so that damage is found here."""
+    try:
+        run = Run.of(document, file, name)
+        for _ in chain(_told(run), run.cells(), run.figures()):
+            pass
+        _distributions(run)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        text = cut(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{file} is damaged: {text}") from None
+    return run
+
+
+def of(runs: Sequence[Run], series: Mapping[str, Any] | None = None) -> str:
+    """The page; `series` is the document of which the runs are."""
+    body = _one(runs[0]) if len(runs) == 1 and series is None else _several(runs, series)
+    title = runs[0].name if len(runs) == 1 else plural(len(runs), "run")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        '<link rel="icon" href="data:,">\n'
+        f"<title>fastsock: {_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "".join(f"{part}\n" for part in body)
+        + "</main>\n</body>\n</html>\n"
+    )
+
+
+# --- one run ------------------------------------------------------------------------------------
+
+
+def _one(run: Run) -> Iterator[str]:
+    document = run.document
+    yield _header(run.name, _where(run))
+    yield from _verdict(run)
+    yield f"<p>{_text(run.load())}</p>"
+    figures = "".join(
+        f"<div><dt>{_text(title)}</dt><dd>{_text(value)}"
+        f"{f'<small>{_text(remark)}</small>' if remark else ''}</dd></div>"
+        for title, value, remark in run.figures()
+    )
+    yield f'<dl class="figures">{figures}</dl>'
+    yield from _latency(run)
+    yield from _time([run])
+    yield from _stages(run)
+    yield from _histogram([run])
+    yield from _end(run)
+    yield _footer([document])
+
+
+def _where(run: Run) -> str:
+    document = run.document
+    started = cut(document["started_at"], 40).replace("T", " ").replace("Z", " UTC")
+    address = document.get("address")
+    endpoint = cut(document["endpoint"])
+    where = endpoint if not address or address in endpoint else f"{endpoint} ({cut(address)})"
+    return f"{where}, {started}" if started else where
+
+
+def _verdict(run: Run) -> Iterator[str]:
+    text = run.verdict
+    if run.targets:
+        targets = len(run.targets)
+        missed = len(run.missed)
+        text += f"; {missed} of {plural(targets, 'target')} missed" if missed else "; "
+        if not missed:
+            text += "its target is met" if targets == 1 else f"all {targets} targets are met"
+    look = "bad" if not run.valid or run.missed else "doubt" if run.verdict != "Valid" else ""
+    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
+    if run.verdict == "Validity unknown":
+        yield "<p>This client does not observe itself.</p>"
+    if run.reasons:
+        yield _list(run.reasons)
+    if run.targets:
+        rows = "".join(
+            f'<tr><td class="{"met" if each.met else "missed"}">'
+            f"{'met' if each.met else 'missed'}</td><td>{_text(each.target)}</td>"
+            f'<td class="number">{_text(each.seen)}</td></tr>'
+            for each in run.targets
+        )
+        yield f'<table class="targets" aria-label="Targets">{rows}</table>'
+    yield "</div>"
+    for note in run.notes:
+        yield f'<p class="small">Note: {_text(note)}.</p>'
+
+
+def _latency(run: Run) -> Iterator[str]:
+    if run.latency is None:
+        if run.distributions:
+            yield _details("Table of percentiles", _distributions(run))
+        return
+    shown = ["latency"]
+    if run.open_loop and "latency_from_send" in run.distributions:
+        shown.append("latency_from_send")
+    names = [_DISTRIBUTIONS[each] if run.open_loop else "latency" for each in shown]
+    told = ", ".join(
+        f"{label_of(percent)} {duration(run.percentile(percent))}"
+        for percent in PERCENTS
+        if run.percentile(percent) is not None
+    )
+    curves = [charts.Curve(run, each, number) for number, each in enumerate(shown)]
+    label = f"Latency by percentile: {told or 'too few answers'}, max {duration(run.max)}"
+    yield "<h2>Latency by percentile</h2>"
+    caption = "Thin where fewer than ten answers are above: a matter of chance."
+    if run.open_loop:
+        caption = (
+            "Intended: from the time at which a message was to be sent, so that waiting to be sent "
+            f"counts; sent: from the time at which it was sent. {caption}"
+        )
+    picture = charts.percentiles(curves, label)
+    yield _figure(picture, _key(names) if len(names) > 1 else "", caption)
+    yield _details("Table of percentiles", _distributions(run))
+
+
+def _distributions(run: Run) -> str:
+    known = {name: run.distributions[name] for name in _DISTRIBUTIONS if name in run.distributions}
+    summaries = run.document["latency_us"]
+    fields = {
+        "latency": "from_intended_send",
+        "latency_from_send": "from_actual_send",
+        "latency_without_away": "from_intended_send_without_away",
+    }
+    if not run.open_loop:
+        known.pop("latency_from_send", None)  # the same
+    names = [
+        "latency" if n == "latency" and not run.open_loop else _DISTRIBUTIONS[n] for n in known
+    ]
+    rows: list[list[str]] = [["count", *(count(each.count) for each in known.values())]]
+    for key in ("min", "mean"):
+        rows.append([key, *(_summary(summaries, fields.get(n, n), key) for n in known)])
+    for percent in PERCENTS:
+        values = [
+            "-" if each.is_chance(percent) else duration(each.percentile(percent))
+            for each in known.values()
+        ]
+        if percent <= 99.9 or set(values) != {"-"}:
+            rows.append([label_of(percent), *values])
+    rows.append(["max", *(_summary(summaries, fields.get(n, n), "max") for n in known)])
+    return _table("Percentiles", ["", *names], rows) + f'<p class="small">{_NOT_SHOWN}</p>'
+
+
+def _summary(summaries: Mapping[str, Any], field: str, key: str) -> str:
+    return duration((summaries.get(field) or {}).get(key))
+
+
+def _time(runs: Sequence[Run]) -> Iterator[str]:
+    shown = [run for run in runs if run.rows]
+    if not shown:
+        return
+    alone = shown[0] if len(runs) == 1 else None
+    yield "<h2>Over time</h2>"
+    rates = [row.rate for run in shown for row in run.rows]
+    largest = max(
+        (row.max for run in shown for row in run.rows if row.max is not None), default=None
+    )
+    label = (
+        f"Over time: {format_rate(min(rates))} to {format_rate(max(rates))}, largest latency "
+        f"{duration(largest)}, {plural(sum(row.errors for r in shown for row in r.rows), 'error')}"
+    )
+    joined = max(run.joined for run in shown)
+    captions = []
+    key = _run_key(runs, shown) if alone is None else _parts_key()
+    if alone is not None:
+        if alone.open_loop:
+            captions.append("Dashed: the offered rate.")
+        if alone.stages:
+            captions.append("Numbers: stages, every other one shaded.")
+        if alone.after_window is not None:
+            late = plural(alone.after_window.messages, "answer")
+            captions.append(f"Diamonds: {late} that came after the window.")
+    if joined > 1:
+        captions.append(
+            f"Up to {joined} intervals are one point: the largest p99 and max, the middle p50."
+        )
+    numbered = [(at, run) for at, run in enumerate(runs) if run.rows]
+    picture = charts.over_time(numbered, label, alone=alone is not None)
+    yield _figure(picture, key, " ".join(captions))
+    if alone is not None:
+        yield _details("Table of intervals", _intervals(alone))
+
+
+def _intervals(run: Run) -> str:
+    rows = [
+        [
+            f"{row.start:g}s to {row.end:g}s",
+            format_rate(row.rate),
+            count(row.messages),
+            count(row.errors),
+            count(row.outstanding),
+            duration(row.p50),
+            duration(row.p99),
+            duration(row.max),
+        ]
+        for row in run.rows
+    ]
+    last = run.after_window
+    if last is not None:
+        figures = (last.messages, last.errors, last.outstanding)
+        latencies = (last.p50, last.p99, last.max)
+        rows.append(["after the window", "-", *map(count, figures), *map(duration, latencies)])
+    titles = ["interval", "rate", "messages", "errors", "outstanding", "p50", "p99", "max"]
+    return _table("Intervals", titles, rows)
+
+
+def _stages(run: Run) -> Iterator[str]:
+    if not run.stages:
+        return
+    yield "<h2>Stages</h2>"
+    rows = [
+        [
+            f"{number}  {stage.name}",
+            count(stage.offered),
+            count(stage.messages),
+            format_rate(stage.rate),
+            *(duration(stage.latency.get(key)) for key in ("p50", "p99", "p99.9", "max")),
+        ]
+        for number, stage in enumerate(run.stages, 1)
+    ]
+    titles = ["stage", "offered", "messages", "rate", "p50", "p99", "p99.9", "max"]
+    yield _table("Stages", titles, rows)
+
+
+def _histogram(runs: Sequence[Run]) -> Iterator[str]:
+    shown = [run for run in runs if run.latency is not None]
+    if not shown:
+        return
+    low = min(each.latency.percentile(0) for each in shown if each.latency)
+    high = max(each.latency.percentile(100) for each in shown if each.latency)
+    label = f"Histogram of latency, from {duration(low)} to {duration(high)}"
+    key = _run_key(runs, shown) if len(runs) > 1 else ""
+    yield "<h2>Histogram</h2>"
+    yield _figure(charts.histogram(runs, label), key, "Both scales are logarithmic.")
+    if len(runs) == 1:
+        borders = edges(runs)
+        counts = runs[0].latency.bins(borders) if runs[0].latency else []
+        rows = [
+            [f"{duration(start)} to {duration(end)}", count(number)]
+            for start, end, number in zip(borders, borders[1:], counts, strict=False)
+            if number
+        ]
+        yield _details("Table of the histogram", _table("Histogram", ["latency", "messages"], rows))
+
+
+def _counters(run: Run) -> Iterator[str]:
+    document = run.document
+    facts = list(run.counts())
+    for kind, number in (document.get("datagrams") or {}).items():
+        facts.append((f"datagrams {cut(kind)}", count(number)))
+    outages = document.get("outages")
+    if outages:
+        text = count(outages["count"])
+        if outages["count"]:
+            text += (
+                f", {format_duration(outages['seconds'])} in all, longest "
+                f"{format_duration(outages['longest_s'])}, "
+                f"{count(outages['messages'])} messages without an answer"
+            )
+        facts.append(("outages", text))
+    tcp = document.get("tcp")
+    if tcp:
+        facts.append(("segments sent again", count(tcp["retransmits"])))
+        facts.append(("TCP round trip", duration(tcp["rtt_us"])))
+    server = document.get("server_cpu_s")
+    if server is not None and document["messages"]:
+        facts.append(("server CPU per message", duration(server / document["messages"] * 1e6)))
+    yield "<h2>Counters</h2>"
+    yield _facts(facts)
+
+
+def _evidence(run: Run) -> Iterator[str]:
+    client, host = run.document.get("client"), run.document["host"]
+    facts: list[tuple[str, str]] = []
+    if client:
+        facts.append(("busy", f"{client['busy']:.0%} of the window"))
+        for key, title in (
+            ("away_s", "away"),
+            ("delayed_s", "waited for a CPU"),
+            ("late_s", "sent late by more than 1ms"),
+            ("longest_s", "longest time away or waiting"),
+            ("throttled_s", "throttled by its CPU quota"),
+            ("stolen_s", "stolen by the hypervisor"),
+        ):
+            value = client.get(key)
+            facts.append((title, "not told" if value is None else _rounded(value)))
+    quota = host.get("cpu_quota")
+    for title, value in (
+        ("CPU", f"{host.get('cpu')}, {host.get('cpus')} usable"),
+        ("CPU quota", None if quota is None else f"{quota:g} CPUs"),
+        ("governor", host.get("governor")),
+        ("load average", host.get("load_average")),
+        ("kernel", f"Linux {host.get('kernel')}, {host.get('machine')}"),
+        ("software", f"fastsock {host.get('fastsock')}, Python {host.get('python')}"),
+    ):
+        if value is not None:
+            facts.append((title, cut(value)))
+    yield _facts(facts)
+
+
+def _rounded(seconds: float) -> str:
+    return format_duration(float(f"{seconds:.3g}")) if seconds > 0 else "none"
+
+
+def _options(run: Run) -> Iterator[tuple[str, str]]:
+    for name, value in run.options.items():
+        text = cut(value)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif name == "size":
+            text = format_size(value)
+        elif name == "rate":
+            text = format_rate(value)
+        elif name in ("duration", "warmup", "timeout", "loss_timeout"):
+            text = format_duration(value)
+        yield cut(name, 60).replace("_", " "), text
+
+
+def _end(run: Run) -> Iterator[str]:
+    yield from _counters(run)
+    yield "<h2>The client and its machine</h2>"
+    yield from _evidence(run)
+    yield _details("Options of the run", _facts(_options(run)))
+
+
+# --- several runs -------------------------------------------------------------------------------
+
+
+def _several(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Iterator[str]:
+    kinds = {"repeat": "Repeated runs", "confidence": "Runs to a confidence", "find_max": "Search"}
+    title, where = plural(len(runs), "run"), ""
+    if series is not None:
+        title = cut(series.get("label") or kinds.get(str(series.get("kind")), "Series of runs"))
+        where = f"{plural(len(runs), 'run')} of {cut(series.get('endpoint') or '?')}"
+    yield _header(title, where)
+    wrong = [run for run in runs if not run.valid]
+    missed = [run for run in runs if run.missed]
+    unknown = [run for run in runs if run.verdict == "Validity unknown"]
+    text = "Every run is valid"
+    if wrong:
+        text = f"{len(wrong)} of {plural(len(runs), 'run')} not valid"
+    elif unknown:
+        text = f"The validity of {plural(len(unknown), 'run')} is unknown"
+    if any(run.targets for run in runs):
+        text += (
+            f"; {plural(len(missed), 'run')} missed a target" if missed else "; no target missed"
+        )
+    look = "bad" if wrong or missed else "doubt" if unknown else ""
+    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
+    yield _list(f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons)
+    yield "</div>"
+    yield from _series(series)
+    loads = {run.load() for run in runs}
+    if len(loads) == 1:
+        yield f"<p>Each: {_text(loads.pop())}</p>"
+    yield "<h2>Figures</h2>"
+    yield _table_of(runs)
+    shown = runs[: charts.MOST_RUNS]
+    if len(runs) > len(shown):
+        yield f'<p class="small">The first {len(shown)} runs are drawn and told below.</p>'
+    answered = [each for each in shown if each.latency is not None]
+    if answered:
+        yield "<h2>Latency by percentile</h2>"
+        curves = [
+            charts.Curve(run, "latency", number)
+            for number, run in enumerate(shown)
+            if run.latency is not None
+        ]
+        label = "Latency by percentile: " + "; ".join(
+            f"{cut(run.name, 60)} p99 {duration(run.percentile(99.0))}" for run in answered
+        )
+        caption = "Thin where fewer than ten answers are above: a matter of chance."
+        yield _figure(charts.percentiles(curves, label), _run_key(shown, answered), caption)
+        yield _details("Table of percentiles", _percentiles_of(answered))
+    yield from _time(shown)
+    yield from _histogram(shown)
+    yield "<h2>Each run</h2>"
+    for number, run in enumerate(shown):
+        title = f"{_swatch(number)}{_text(run.name)}"
+        told = "".join(_told(run)).replace("h2>", "h3>")  # below "Each run"
+        yield f'<details class="run"><summary>{title}</summary>{told}</details>'
+    yield _footer([run.document for run in shown])
+
+
+def _told(run: Run) -> Iterator[str]:
+    """All that is told of one run among several."""
+    yield f'<p class="small">{_text(_where(run))}</p>'
+    yield from _verdict(run)
+    yield f"<p>{_text(run.load())}</p>"
+    yield from _stages(run)
+    if run.rows:
+        yield _details("Table of intervals", _intervals(run))
+    yield from _end(run)
+
+
+def _series(series: Mapping[str, Any] | None) -> Iterator[str]:
+    """What a series says of itself beside its runs: its plain values."""
+    for key in ("confidence", "find_max"):
+        told = (series or {}).get(key)
+        if isinstance(told, dict):
+            yield _facts(
+                (cut(name, 60).replace("_", " "), _plain(value))
+                for name, value in told.items()
+                if isinstance(value, str | int | float)
+            )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else cut(value)
+
+
+def _table_of(runs: Sequence[Run]) -> str:
+    titles = ["run", "rate", "p50", "p99", "p99.9", "errors", "valid"]
+    rows = []
+    for number, run in enumerate(runs[:_MOST_ROWS]):
+        cells = "".join(f'<td class="number">{_text(cell)}</td>' for cell in run.cells())
+        swatch = _swatch(number) if number < charts.MOST_RUNS else ""
+        rows.append(f"<tr><td>{swatch}{_text(run.name)}</td>{cells}</tr>")
+    more = len(runs) - len(rows)
+    note = f" {plural(more, 'more run')} left out." if more else ""
+    return _scrolled("Runs", titles, rows) + f'<p class="small">{_NOT_SHOWN}{note}</p>'
+
+
+def _percentiles_of(runs: Sequence[Run]) -> str:
+    titles = ["run", *(label_of(percent) for percent in PERCENTS), "max"]
+    rows = [
+        [
+            run.name,
+            *(duration(run.percentile(percent)) for percent in PERCENTS),
+            duration(run.max),
+        ]
+        for run in runs
+    ]
+    return _table("Percentiles", titles, rows)
+
+
+def _run_key(runs: Sequence[Run], drawn: Sequence[Run]) -> str:
+    """The runs that a picture has, each with the look of its place among all."""
+    items = "".join(
+        f"<li>{_swatch(at)}{_text(run.name)}</li>" for at, run in enumerate(runs) if run in drawn
+    )
+    return f'<ul class="key">{items}</ul>'
+
+
+# --- HTML ---------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    return escape(str(value))
+
+
+def _header(title: str, where: str) -> str:
+    return f'<header><h1>{_text(title)}</h1><p class="small">{_text(where)}</p></header>'
+
+
+def _footer(documents: Sequence[Mapping[str, Any]]) -> str:
+    made = {cut(document["host"].get("fastsock"), 40) for document in documents}
+    return f'<footer class="small">Measured by fastsock {_text(", ".join(sorted(made)))}.</footer>'
+
+
+def _list(texts: Iterable[str]) -> str:
+    items = "".join(f"<li>{_text(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _figure(picture: str, key: str, caption: str) -> str:
+    told = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return f"<figure>\n{picture}{key}{told}</figure>"
+
+
+def _swatch(number: int) -> str:
+    color, dashed = charts.look(number)
+    return f'<span class="swatch{" dashed" * dashed}" style="border-color: var(--{color})"></span>'
+
+
+def _parts_key() -> str:
+    items = "".join(
+        f'<li><span class="swatch" style="border-color: var(--{color})"></span>{name}</li>'
+        for name, color in zip(("p50", "p99", "max"), charts.PART_COLORS, strict=True)
+    )
+    return f'<ul class="key">{items}</ul>'
+
+
+def _key(names: Sequence[str]) -> str:
+    items = "".join(f"<li>{_swatch(at)}{_text(name)}</li>" for at, name in enumerate(names))
+    return f'<ul class="key">{items}</ul>'
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{body}</details>"
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{_text(title)}</th><td>{_text(value)}</td></tr>'
+        for title, value in facts
+    )
+    return f'<table class="facts">{rows}</table>' if rows else ""
+
+
+def _table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of a name and of numbers."""
+    return _scrolled(
+        name,
+        titles,
+        [
+            f"<tr><td>{_text(first)}</td>"
+            + "".join(f'<td class="number">{_text(cell)}</td>' for cell in cells)
+            + "</tr>"
+            for first, *cells in rows
+        ],
+    )
+
+
+def _scrolled(name: str, titles: Sequence[str], rows: Sequence[str]) -> str:
+    """A table that is scrolled sideways by itself where it is too wide."""
+    first, *others = titles
+    head = f'<th scope="col">{_text(first)}</th>' + "".join(
+        f'<th scope="col" class="number">{_text(title)}</th>' for title in others
+    )
+    facts = ' class="facts"' if len(titles) == 2 else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{facts}>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
