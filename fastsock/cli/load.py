@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from fastsock.cli.command import Command, usage_errors
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED, USAGE
-from fastsock.cli.observer import Files, observed
+from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED
+from fastsock.cli.files import Files
+from fastsock.cli.observer import observed
 from fastsock.cli.output import (
     complain,
     warn,
     write_file,
-    write_json,
     write_result,
 )
 from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
 from fastsock.cli.report import check_drawable
+from fastsock.cli.series import run_series, series_options
 from fastsock.client import load as client
 from fastsock.client.exports import latency_by_percentile
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import LoadReport
-from fastsock.client.saved import Saved
+from fastsock.client.series import Confidence
 from fastsock.client.verdict import too_many_spinning
 from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
-from fastsock.page import page
 
 
 @click.command(cls=Command, example="fastsock load 127.0.0.1:7007 -c 64 -d 10s")
 @click.argument("endpoint")
 @options_of(LoadOptions)
+@series_options
 @json_option
 @file_option("--html", "Write an HTML page about the run to this file.", check=check_drawable)
 @file_option("--timeline", "Write a line of JSON for each interval while the run lasts.")
@@ -42,6 +42,8 @@ from fastsock.page import page
 @quiet_option
 def load(
     endpoint: str,
+    repeat: int | None,
+    confidence: Confidence | None,
     json_path: str | None,
     html_path: str | None,
     timeline_path: str | None,
@@ -56,42 +58,34 @@ def load(
     throughput one way, with a server that runs --service discard or chargen.
     """
     files = Files(json_path, html_path, hgrm_path, hlog_path, timeline_path)
-    try:
-        with usage_errors():
-            checked = from_given(LoadOptions, options)
-            if files.hgrm and checked.mode != "echo":
-                raise ValueError(
-                    f"hgrm does not go with mode {checked.mode!r}, in which nothing is answered"
-                )
-        warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
-        if warning and not quiet:
-            warn(warning)
+    is_series = repeat is not None or confidence is not None
+    with usage_errors():
+        checked = from_given(LoadOptions, options)
+        files.check(checked.mode, is_series=is_series)
+    warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
+    if warning and not quiet:
+        warn(warning)
+
+    def run() -> LoadReport:
         with usage_errors(), observed(checked, files, quiet) as observer:
-            options["interval"] = observer.interval
-            report = client.load(
-                endpoint, progress=observer.progress, on_interval=observer.on_interval, **options
-            )
+            return observer.load(endpoint, options)
+
+    if is_series:
+        return run_series(run, repeat, confidence, files, show)
+    try:
+        report = run()
     except client.LoadInterrupted as interrupted:
-        code = write(interrupted.report, files, observer.is_shown_only)
-        return code or observer.code or 128 + interrupted.signal
-    return write(report, files, observer.is_shown_only) or observer.code or code_of(report)
+        return write(interrupted.report, files) or files.code or 128 + interrupted.signal
+    return write(report, files) or files.code or code_of(report)
 
 
-def write(report: LoadReport, files: Files, without_intervals: bool) -> int:
+def write(report: LoadReport, files: Files) -> int:
     """Write the files, then the report to stdout; return an exit code."""
-    if without_intervals:
-        report = replace(report, intervals=None)
-    to_stdout = files.json == "-"
-    in_json = write_json(report.as_dict(), files.json) if files.json and not to_stdout else OK
-    codes = [
-        in_json,
-        draw(report, files.html) if files.html else OK,
-        write_file(latency_by_percentile(report), files.hgrm) if files.hgrm else OK,
-    ]
-    if to_stdout:
-        codes.append(write_json(report.as_dict(), "-"))
-    show(report, with_figures=not to_stdout and in_json == OK)  # else JSON is on stdout
-    return max(codes)
+    code = files.write_document(report.as_dict())
+    if files.hgrm:
+        code = write_file(latency_by_percentile(report), files.hgrm) or code
+    show(report, with_figures=not files.is_stdout_taken)
+    return code
 
 
 def code_of(report: LoadReport) -> int:
@@ -118,16 +112,6 @@ def show(report: LoadReport, *, with_figures: bool) -> None:
     reasons += [f"target {each}" for each in report.missed]
     if reasons:
         complain(f"{report.endpoint}: {'; '.join(reasons)}")
-
-
-def draw(report: LoadReport, path: str) -> int:
-    """Write the page; return an exit code."""
-    try:
-        text = page.of(page.runs_of([Saved(report.endpoint, (report.as_dict(),))]))
-    except Exception as error:  # of matplotlib's installation, say: the result is not lost for it
-        complain(f"cannot draw {path}: {error}")
-        return USAGE
-    return write_file(text, path)
 
 
 def how_to_start(report: LoadReport) -> str:

@@ -6,33 +6,21 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from fastsock.cli.exits import OK, USAGE
-from fastsock.cli.output import check_distinct, complain, progress_bar
+from fastsock.cli.exits import USAGE
+from fastsock.cli.files import Files
+from fastsock.cli.output import complain, progress_bar
+from fastsock.client import load as client
 from fastsock.client.document import row_of
 from fastsock.client.exports import log_header, log_line
 from fastsock.client.options import LoadOptions
-from fastsock.client.report import Interval
+from fastsock.client.report import Interval, LoadReport
 from fastsock.units import format_duration, format_rate
 
 INTERVAL = 1.0  # seconds, where none was asked for
-
-
-@dataclass(frozen=True)
-class Files:
-    """Paths of what a run is to write; None for what it is not."""
-
-    json: str | None
-    html: str | None
-    hgrm: str | None
-    hlog: str | None
-    timeline: str | None
-
-    def __post_init__(self) -> None:
-        check_distinct(*vars(self).values())
 
 
 class LineFile:
@@ -87,15 +75,26 @@ class Observer:
     show: Callable[[Interval], object] | None = None
     files: list[LineFile] = field(default_factory=list)
 
-    def on_interval(self, row: Interval) -> None:
+    def load(self, endpoint: str, options: dict[str, Any]) -> LoadReport:
+        """Run, and return the report with the intervals that were asked for."""
+        given = {**options, "interval": self.interval}
+        try:
+            report = client.load(
+                endpoint, progress=self.progress, on_interval=self._on_interval, **given
+            )
+        except client.LoadInterrupted as interrupted:
+            interrupted.report = self._without_unasked(interrupted.report)
+            raise
+        return self._without_unasked(report)
+
+    def _on_interval(self, row: Interval) -> None:
         for file in self.files:
             file.write_interval(row)
         if self.show:
             self.show(row)
 
-    @property
-    def code(self) -> int:
-        return USAGE if any(file.failed for file in self.files) else OK
+    def _without_unasked(self, report: LoadReport) -> LoadReport:
+        return replace(report, intervals=None) if self.is_shown_only else report
 
 
 @contextmanager
@@ -108,7 +107,7 @@ def observed(options: LoadOptions, files: Files, quiet: bool) -> Iterator[Observ
         for path, kind in ((files.timeline, Timeline), (files.hlog, HistogramLog)):
             if path:
                 observer.files.append(kind(path, stack.enter_context(_opened(path))))
-        total = (options.duration or 0.0) + options.warmup
+        total = (options.duration or 0.0) + options.warmup + options.ramp_up
         bar = stack.enter_context(progress_bar("loading", total or None, quiet=quiet))
         if bar is not None:
             task = bar.task_ids[0]
@@ -116,7 +115,11 @@ def observed(options: LoadOptions, files: Files, quiet: bool) -> Iterator[Observ
             observer.interval = observer.interval or INTERVAL
             observer.progress = lambda seconds: bar.update(task, completed=seconds, refresh=True)
             observer.show = lambda row: bar.update(task, description=_in_short(row))
-        yield observer
+        try:
+            yield observer
+        finally:
+            if any(file.failed for file in observer.files):
+                files.code = USAGE
 
 
 @contextmanager

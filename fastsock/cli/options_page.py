@@ -36,8 +36,9 @@ _TABLES = (
         "Load client",
         "load",
         LoadOptions,
-        "For `fastsock.load(...)` and `fastsock load`, which also has `--json FILE`, "
-        "`--hgrm FILE` and `--quiet`. `FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
+        "For `fastsock.load(...)` and `fastsock load`, which also has `--repeat N`, "
+        "`--confidence LEVEL,PERCENT`, the files `--json`, `--html`, `--timeline`, `--hlog` and "
+        "`--hgrm`, and `--quiet`. `FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
     ),
 )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastsock.client import student_t
+from fastsock.client import series, student_t
 from fastsock.client.document import report_of
 from fastsock.client.report import LoadReport
 from fastsock.client.saved import Saved
@@ -26,7 +26,7 @@ from fastsock.units import format_duration, format_rate, plural
 COMPARE_SCHEMA = "fastsock.compare/1"
 LEVEL = 0.99
 
-METRICS = ("rate", "p50", "p90", "p99", "p99.9")
+METRICS = series.METRICS
 
 #: Options that make another load: runs that differ in one are not compared.
 _LOAD = (
@@ -109,19 +109,8 @@ class Side:
 
     def figures(self, metric: str) -> list[float]:
         """The figure of each run; empty if a run does not have it."""
-        found = [_figure(report, metric) for report in self.reports]
+        found = [series.figure_of(report, metric) for report in self.reports]
         return [each for each in found if each is not None] if None not in found else []
-
-
-def _figure(report: LoadReport, metric: str) -> float | None:
-    """A rate, or microseconds; None if fewer than ten answers lie above the percentile."""
-    if metric == "rate":
-        return report.messages_per_s if math.isfinite(report.messages_per_s) else None
-    percents = {
-        f"p{percent:g}": (percent, value) for percent, value in report.latency.percentiles()
-    }
-    percent, value = percents[metric]
-    return value if report.latency.count_above(percent) >= SIGNIFICANT else None
 
 
 def why_not(before: Side, after: Side) -> list[str]:
