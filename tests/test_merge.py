@@ -18,7 +18,7 @@ import fastsock
 from fastsock._native.client.histogram import Histogram
 from fastsock.cli import run
 from fastsock.client import hdr
-from fastsock.client.document import report_of
+from fastsock.client.document_reader import report_of
 from fastsock.client.report import LOAD_ERRORS
 from fastsock.client.saved import read
 

@@ -28,6 +28,7 @@ from misbehaving import MisbehavingServer
 import fastsock
 from fastsock.client import hdr, merge, verdict
 from fastsock.client.document import LOAD_SCHEMA
+from fastsock.client.document_reader import report_of
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
@@ -166,6 +167,17 @@ def test_reports_survive_json(sort: str, reports: dict[str, LoadReport]) -> None
     """A report is unchanged after strict JSON: it has no NaN, no infinity and no other type."""
     document = reports[sort].as_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_document_becomes_its_report(sort: str, reports: dict[str, LoadReport]) -> None:
+    """Also with fields of a later version, which are left out."""
+    document = json.loads(json.dumps(reports[sort].as_dict()))
+    assert report_of(document) == reports[sort]
+    document |= {"later": 1, "latency_us": {**document["latency_us"], "later": {"p50": 1}}}
+    if document["client"]:
+        document["client"]["later"] = 1
+    assert str(report_of(document)) == str(reports[sort])
 
 
 @pytest.mark.parametrize("sort", SORTS)

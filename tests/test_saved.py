@@ -40,6 +40,8 @@ def test_a_run_a_series_and_a_directory_are_read(run, tmp_path):
         ('{"schema": 5}', "is not a result of fastsock load --json"),
         ('{"schema": "fastsock.load/3"}', "which this version does not know"),
         ('{"schema": "fastsock.bench/4"}', "is a comparison of servers"),
+        ('{"schema": "fastsock.compare/1"}', "is a comparison of runs"),
+        ('{"schema": "fastsock.load/2", "messages": NaN}', "is not a whole JSON document"),
         ('{"schema": "fastsock.load/2"}', "has no usable field"),
         ('{"schema": "fastsock.series/1", "runs": []}', "a series without runs"),
         ('{"schema": "fastsock.series/1", "runs": [3]}', "a run that is not an object"),

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastsock.client import series, student_t
-from fastsock.client.document import report_of
+from fastsock.client.document_reader import report_of
 from fastsock.client.report import LoadReport
 from fastsock.client.saved import Saved
 from fastsock.client.text import filled
@@ -266,7 +266,9 @@ def _judge(target: Target, figures: Sequence[Figure], runs: int) -> Judged:
     figure = next((each for each in figures if each.metric == target.metric), None)
     seen = None if figure is None else figure.shown_percent
     met = seen is not None and _OPERATORS[target.operator](seen, target.limit_percent)
-    if figure is None:
+    if figure is None and target.metric == "rate":
+        text = "not known: the rate of a run is no number"
+    elif figure is None:
         text = f"not known: a run has fewer than {SIGNIFICANT} answers above it"
     elif seen is None:
         text = f"not known: {_FEW if runs < student_t.FEWEST else 'a run has no rate'}"

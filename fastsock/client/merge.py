@@ -11,7 +11,8 @@ from typing import Any
 
 from fastsock._native.client.histogram import Histogram
 from fastsock.client import hdr, verdict
-from fastsock.client.document import LATENCIES, report_of
+from fastsock.client.document import LATENCIES
+from fastsock.client.document_reader import report_of
 from fastsock.client.evidence import ClientEvidence
 from fastsock.client.report import Finding, Latency, LoadReport, Outages, TcpStory
 from fastsock.client.saved import Saved
@@ -288,7 +289,8 @@ def _sum(values: Iterable[float | None]) -> float | None:
 def _server_cpu(reports: Sequence[LoadReport]) -> float | None:
     """That of the one server: clients beside it read the same time of the same process."""
     known = [each.server_cpu for each in reports if each.server_cpu is not None]
-    same = len({(each.endpoint, each.options.get("server_pid")) for each in reports}) == 1
+    places = [(each.endpoint, each.options.get("server_pid")) for each in reports]
+    same = all(each == places[0] for each in places)
     return max(known) if len(known) == 1 or (known and same) else None
 
 
@@ -332,9 +334,9 @@ def _seen(report: LoadReport, histograms: Mapping[str, Histogram]) -> verdict.Se
     options = report.options
     return verdict.Seen(
         options=_Load(
-            options["mode"],
+            options.get("mode") or "echo",
             report.offered is not None,
-            options["threads"],
+            options.get("threads") or 1,
             options.get("wait") or "",
         ),
         where=report.address,

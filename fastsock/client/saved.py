@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def read(path: str) -> Saved:
 
 def _read_file(path: Path) -> Saved:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        document = json.loads(
+            path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
+        )
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):  # of the text, of its encoding or of its depth
@@ -76,17 +79,20 @@ def _read_file(path: Path) -> Saved:
     raise ValueError(f"{path} {_why_not(schema)}")
 
 
-def _no_number(name: str) -> float:
-    """NaN and Infinity are Python's, not JSON's."""
-    raise ValueError(name)
+def _finite(text: str) -> float:
+    """Not NaN and Infinity, which are Python's and not JSON's, nor 1e999, which would be one."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def _why_not(schema: object) -> str:
     known = f"{LOAD_SCHEMA} or {SERIES_SCHEMA}"
     if not isinstance(schema, str) or not schema.startswith("fastsock."):
         return f"is not a result of fastsock load --json; expected {known}"
-    if schema.startswith("fastsock.bench/"):
-        return f"is a comparison of servers ({schema}); expected {known}"
+    for name, what in (("bench", "servers"), ("compare", "runs")):
+        if schema.startswith(f"fastsock.{name}/"):
+            return f"is a comparison of {what} ({schema}); expected {known}"
     return f"has the schema {schema!r}, which this version does not know; expected {known}"
 
 

@@ -113,19 +113,31 @@ class Series:
 def repeat(run: Run, most: int, confidence: Confidence | None = None) -> Series:
     """Run at most `most` times; with `confidence` until rate and p99 are known so well.
 
-    A signal ends the series with what was measured, as does a run that failed and has measured
-    nothing, or that could not be made. Before the first run has ended such an error, or a signal,
-    is raised.
+    A run that failed and has measured nothing ends the series too. See `make_runs`.
+    """
+
+    def following(runs: Sequence[LoadReport]) -> Run | None:
+        if len(runs) == most or (runs and _nothing_came(runs[-1])):
+            return None
+        return None if confidence and is_known(runs, confidence) else run
+
+    runs, ended_by, failure = make_runs(following)
+    return Series(runs, most, confidence, ended_by, failure)
+
+
+def make_runs(
+    following: Callable[[Sequence[LoadReport]], Run | None],
+) -> tuple[tuple[LoadReport, ...], signal.Signals | None, str]:
+    """Make runs, the next being what `following` says to those so far, until it says None.
+
+    Returns them, the signal that ended the series early, and why a run could not be made, if one
+    could not. Before the first run has ended such an error, or a signal, is raised.
     """
     runs: list[LoadReport] = []
     ended_by, failure = None, ""
     try:
-        while len(runs) < most:
+        while run := following(runs):
             runs.append(run())
-            if runs[-1].failed and not runs[-1].answered_in_window and not runs[-1].messages:
-                break
-            if confidence and is_known(runs, confidence):
-                break
     except LoadInterrupted as interrupted:
         ended_by = interrupted.signal
         if interrupted.report.messages or not runs:
@@ -138,7 +150,11 @@ def repeat(run: Run, most: int, confidence: Confidence | None = None) -> Series:
         if not runs:
             raise
         failure = f"run {len(runs) + 1} could not be made: {error.strerror or error}"
-    return Series(tuple(runs), most, confidence, ended_by, failure)
+    return tuple(runs), ended_by, failure
+
+
+def _nothing_came(run: LoadReport) -> bool:
+    return run.failed and not run.messages and not run.answered_in_window
 
 
 def interval_of(runs: Sequence[LoadReport], metric: str, level: float) -> Interval | None:
