@@ -37,8 +37,8 @@ def series_options(command: Any) -> Any:
             "--confidence",
             cls=GroupedOption,
             type=KindType(ConfidenceKind(), "--confidence"),
-            help="Repeat until rate and p99 are known within PERCENT at LEVEL %, as in 95,5; at "
-            f"least {FEWEST} times, and at most --repeat times.  [default: {_MOST} with it]",
+            help="Repeat until rate and p99 are known within PERCENT at LEVEL %, as in 95,5: at "
+            f"least {FEWEST} times, and at most --repeat times or, without it, {_MOST}.",
         ),
         click.option(
             "--repeat",
