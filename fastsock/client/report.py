@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastsock._native.client.histogram import Histogram
 from fastsock.client.evidence import ClientEvidence
+
+if TYPE_CHECKING:  # the twin in pure Python has the same reports, and needs no build
+    from fastsock._native.client.histogram import Histogram
 
 #: Every way in which a connection of a load run can fail.
 LOAD_ERRORS = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
