@@ -6,28 +6,34 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import misbehaving
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 from load_runs import QUIET, native_server
+from misbehaving import MisbehavingServer
 
 import fastsock
 from fastsock._native.client.histogram import Histogram
+from fastsock.client import hdr
 from fastsock.client import intervals as module
 from fastsock.client.report import Interval, Latency
 
 WINDOW: dict[str, Any] = {"duration": 0.55, "warmup": 0.05, "interval": 0.1, **QUIET}
 
 
-def load(endpoint: object, **options: Any) -> tuple[fastsock.LoadReport, list[Interval]]:
+def load(endpoint: Any, **options: Any) -> tuple[fastsock.LoadReport, list[Interval]]:
     rows: list[Interval] = []
-    report = fastsock.load(str(endpoint), on_interval=rows.append, **{**WINDOW, **options})
+    report = fastsock.load(endpoint, on_interval=rows.append, **{**WINDOW, **options})
     return report, rows
 
 
@@ -40,7 +46,7 @@ def counted(rows: list[Interval], tag: str) -> list[tuple[int, int]]:
 
 
 def whole(report: fastsock.LoadReport, name: str) -> list[tuple[int, int]]:
-    return module.hdr.decode(report.histograms[name]).counts()
+    return hdr.decode(report.histograms[name]).counts()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,76 @@ def test_a_refused_run_has_intervals_without_messages() -> None:
     assert report.failed
 
 
+def test_a_thread_that_ends_early_holds_nothing_up() -> None:
+    """The rows go on while the other thread does."""
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        first, second = listener.accept()[0], listener.accept()[0]
+        first.close()
+        with second, suppress(OSError):
+            while not over.is_set() and (data := second.recv(4096)):
+                second.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        host, port = listener.getsockname()
+        seen: list[float] = []
+        rows: list[Interval] = []
+
+        def on_interval(row: Interval) -> None:
+            rows.append(row)
+            seen.append(time.monotonic())
+            if len(rows) == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(fastsock.LoadInterrupted):
+            fastsock.load(
+                f"tcp://{host}:{port}",
+                connections=2,
+                threads=2,
+                on_interval=on_interval,
+                **{**WINDOW, "duration": 50},
+            )
+        over.set()
+        thread.join(10)
+    assert sum(row.errors for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"duration": 0.25, "interval": 0.2}, [0.2, 0.25]),
+        ({"duration": 0.25, "interval": 2}, [0.25]),
+        ({"duration": 0.2001, "interval": 0.2}, [0.2, 0.2001]),
+    ],
+)
+def test_the_last_row_ends_with_the_window(options: Any, ends: list[float]) -> None:
+    """Also where the run lingers: a datagram that nothing answers is awaited."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        host, port = silent.getsockname()
+        _, rows = load(f"udp://{host}:{port}", rate=100, loss_timeout=0.5, **options)
+    assert [round(row.end, 9) for row in rows] == ends
+
+
+def test_a_short_last_interval_keeps_its_messages(server: fastsock.Server) -> None:
+    """Although the reader has not taken the one before."""
+    report, rows = load(server.endpoint, duration=0.21, interval=0.2, connections=2)
+    in_window = [row for row in rows if not row.after_window]
+    assert sum(row.messages for row in in_window) == report.answered_in_window
+    assert in_window[-1].messages > 0
+
+
+def test_a_quota_ends_the_rows_with_its_last_message() -> None:
+    """A server that does not close is awaited for a second, in which nothing is measured."""
+    with MisbehavingServer(misbehaving.never_closes) as server:
+        report, rows = load(server.address, duration=None, warmup=None, messages=300, connections=1)
+    assert rows[-1].end == pytest.approx(report.duration)
+    assert sum(row.messages for row in rows) == 300
+
+
 def test_without_an_interval_there_are_none(server: fastsock.Server) -> None:
     report, rows = load(server.endpoint, interval=None)
     assert report.intervals is None
@@ -274,6 +350,46 @@ def test_a_full_disk_costs_the_timeline_only(server: fastsock.Server) -> None:
     assert done.returncode == 2
     assert done.stderr.count("cannot write /dev/full: No space left on device") == 1
     assert "valid" in done.stdout
+
+
+def test_a_pipe_that_nothing_reads_costs_the_timeline_only(
+    server: fastsock.Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        done = run_load(
+            str(server.endpoint), "-d1s", "--interval=100ms", "--wait=block",
+            f"--timeline={path}", f"--hlog={tmp_path / 'log'}",
+        )  # fmt: skip
+        assert done.returncode in (0, 4)  # it holds 64 KiB
+        filled = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(filled, bytes(4096))
+        done = run_load(str(server.endpoint), "-d.3s", "--wait=block", f"--timeline={path}")
+        os.close(filled)
+    finally:
+        os.close(reader)
+    assert done.returncode == 2
+    assert "nothing reads it; the run goes on" in " ".join(done.stderr.split())
+    assert "valid" in done.stdout
+
+
+def test_a_wrong_endpoint_leaves_old_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    path.write_text("old")
+    assert run_load("127.0.0.1:0", "--timeline", str(path)).returncode == 2
+    assert path.read_text() == "old"
+
+
+def test_a_link_that_leads_nowhere_is_found_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "missing" / "file")
+    for option in ("--timeline", "--json"):
+        done = run_load("127.0.0.1:1", option, str(tmp_path / "link"))
+        assert done.returncode == 2
+        assert "cannot write" in done.stderr and "link" in done.stderr
 
 
 def test_a_timeline_that_cannot_be_written_is_found_before_the_run(tmp_path: Path) -> None:

@@ -163,6 +163,28 @@ def run_on_slow_server(stages: str) -> fastsock.LoadReport:
     return report
 
 
+def test_a_stage_that_was_cut_short_has_its_own_rate(server: fastsock.Server) -> None:
+    """And one that did not begin is not there."""
+
+    def on_interval(row: Any) -> None:
+        if row.end > 0.35:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(fastsock.LoadInterrupted) as caught:
+        fastsock.load(
+            server.endpoint,
+            stages="200ms@1k, 50s@2k, 1s@3k",
+            on_interval=on_interval,
+            interval=0.1,
+            warmup=0,
+            **QUIET,
+        )
+    first, second = caught.value.report.stages or ()
+    assert (first.offered, first.end) == (200, 0.2)
+    assert second.end == caught.value.report.duration
+    assert second.messages_per_s == pytest.approx(2000, rel=0.05)
+
+
 def test_the_text_has_a_line_for_each_stage(server: fastsock.Server) -> None:
     report = fastsock.load(server.endpoint, stages="100ms@1k, 100ms@1k..2k", **QUIET)
     lines = [line for line in str(report).splitlines() if line.startswith("stage")]
@@ -243,6 +265,32 @@ def test_ctrl_c_ends_the_opening() -> None:
         with pytest.raises(fastsock.LoadInterrupted) as caught:
             fastsock.load(endpoint, connections=100, ramp_up=50, wait="block")
     assert caught.value.report.messages == 0
+
+
+def test_the_progress_of_a_run_begins_with_its_connections(server: fastsock.Server) -> None:
+    told: list[float] = []
+    fastsock.load(
+        server.endpoint,
+        connections=3,
+        ramp_up=0.5,
+        duration=0.2,
+        warmup=0,
+        progress=told.append,
+        wait="block",
+    )
+    assert told[0] < 0.4
+    assert told[-1] > 0.5
+    assert told == sorted(told)
+
+
+def test_a_download_of_a_quota_has_no_ramp_up() -> None:
+    with pytest.raises(ValueError, match="ramp_up does not go with messages in mode 'receive'"):
+        LoadOptions(mode="receive", messages=5, ramp_up=1)
+
+
+def test_a_quota_of_more_than_a_month_is_refused() -> None:
+    with pytest.raises(ValueError, match="take more than 30 days"):
+        LoadOptions(messages=10**10, rate=1)
 
 
 def test_datagrams_have_no_ramp_up() -> None:

@@ -28,6 +28,7 @@ from fastsock.client.series import Confidence
 from fastsock.client.verdict import too_many_spinning
 from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
+from fastsock.signals import deferred
 
 
 @click.command(cls=Command, example="fastsock load 127.0.0.1:7007 -c 64 -d 10s")
@@ -61,6 +62,7 @@ def load(
     is_series = repeat is not None or confidence is not None
     with usage_errors():
         checked = from_given(LoadOptions, options)
+        checked.check_target(Endpoint.parse(endpoint))
         files.check(checked.mode, is_series=is_series)
     warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
     if warning and not quiet:
@@ -81,10 +83,12 @@ def load(
 
 def write(report: LoadReport, files: Files) -> int:
     """Write the files, then the report to stdout; return an exit code."""
-    code = files.write_document(report.as_dict())
-    if files.hgrm:
-        code = write_file(latency_by_percentile(report), files.hgrm) or code
-    show(report, with_figures=not files.is_stdout_taken)
+    with deferred():  # a signal loses no result
+        code = files.write_document(report.as_dict())
+        if files.hgrm:
+            code = write_file(latency_by_percentile(report), files.hgrm) or code
+        if code == OK or not files.is_stdout_taken:
+            show(report, with_figures=not files.is_stdout_taken)
     return code
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import click
 
 from fastsock.cli.exits import USAGE
 from fastsock.cli.files import Files
@@ -22,23 +25,40 @@ from fastsock.units import format_duration, format_rate
 
 INTERVAL = 1.0  # seconds, where none was asked for
 
+_PATIENCE = 0.5  # seconds, for a pipe that is full
+#: Threads of a run whose intervals are taken only to be shown: each takes megabytes for them.
+_SHOWN_THREADS = 16
+
 
 class LineFile:
     """A file that gets lines while a run lasts; one that cannot be written does not end the run."""
 
-    def __init__(self, path: str, file: IO[str]) -> None:
-        self._path, self._file = path, file
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+        os.set_blocking(descriptor, False)  # a pipe that is not read must not hold the run
         self.failed = False
 
     def write(self, text: str) -> None:
-        if self.failed:
-            return
+        data = text.encode()
         try:
-            self._file.write(text)
-            self._file.flush()
+            while data and not self.failed:
+                data = data[self._write_some(data) :]
         except OSError as error:
-            self.failed = True
-            complain(f"cannot write {self._path}: {error.strerror}; the run goes on")
+            self._fail(error.strerror or str(error))
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLOUT)
+            if not poll.poll(_PATIENCE * 1000):
+                self._fail("nothing reads it")
+            return 0
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        complain(f"cannot write {self._path}: {why}; the run goes on")
 
     def write_interval(self, row: Interval) -> None:
         raise NotImplementedError
@@ -111,10 +131,10 @@ def observed(options: LoadOptions, files: Files, quiet: bool) -> Iterator[Observ
         bar = stack.enter_context(progress_bar("loading", total or None, quiet=quiet))
         if bar is not None:
             task = bar.task_ids[0]
-            observer.is_shown_only = observer.interval is None
-            observer.interval = observer.interval or INTERVAL
             observer.progress = lambda seconds: bar.update(task, completed=seconds, refresh=True)
             observer.show = lambda row: bar.update(task, description=_in_short(row))
+            if observer.interval is None and options.threads <= _SHOWN_THREADS:
+                observer.is_shown_only, observer.interval = True, INTERVAL
         try:
             yield observer
         finally:
@@ -123,13 +143,15 @@ def observed(options: LoadOptions, files: Files, quiet: bool) -> Iterator[Observ
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[IO[str]]:
-    file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115, closing it may fail
+def _opened(path: str) -> Iterator[int]:
     try:
-        yield file
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise click.UsageError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        yield descriptor
     finally:
-        with suppress(OSError):  # of a line that could not be written, and was told
-            file.close()
+        os.close(descriptor)
 
 
 def _in_short(row: Interval) -> str:

@@ -158,7 +158,7 @@ def check_writable(path: str | None) -> str | None:
     """Refuse before a long run a file that could not be written after it."""
     if path is None or path == "-":
         return path
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # where a link leads
     written = target if target.exists() else target.parent
     if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
         why = "it is a directory" if target.is_dir() else "its directory is not there"

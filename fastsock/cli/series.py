@@ -16,6 +16,7 @@ from fastsock.client import series
 from fastsock.client.series import Confidence, Run, Series
 from fastsock.client.student_t import FEWEST
 from fastsock.options import Count, Kind
+from fastsock.signals import deferred
 
 _MOST = 10  # runs, where --repeat says nothing, as with -I of netperf
 
@@ -67,7 +68,8 @@ def run_series(
             f"--confidence takes at least {FEWEST} runs; give --repeat {FEWEST} or more"
         )
     made = series.repeat(run, most, confidence)
-    code = files.write_document(made.as_dict())
+    with deferred():  # a signal loses no result
+        code = files.write_document(made.as_dict())
     if not any(each.messages or each.answered_in_window for each in made.runs):
         show(made.runs[0], with_figures=False)
     elif not files.is_stdout_taken:

@@ -14,7 +14,6 @@ from typing import Any
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.histogram import Histogram
 from fastsock._native.client.stream import Loader
-from fastsock.client import hdr
 from fastsock.client.report import Interval, Intervals, Latency
 
 #: Rows that a report keeps at most. A run of 24 hours has 86,400 seconds.
@@ -29,11 +28,11 @@ class Chunk:
 
     first: int
     last: int
-    after_window: bool
     messages: int
     errors: int
     outstanding: int
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    after_window: bool = False
 
     def add(self, other: Chunk) -> None:
         self.messages += other.messages
@@ -53,7 +52,7 @@ class _Thread:
 
     def take(self, *, last: bool) -> None:
         self.chunks += [Chunk(**each) for each in self.loader.take_intervals(last)]
-        self.has_ended = last
+        self.has_ended = self.loader.intervals_taken
 
     @property
     def reached(self) -> float:
@@ -83,12 +82,15 @@ class Collector:
         self._latency = ("from_intended" if open_loop else "from_send") if has_latency else ""
         self._on_interval = on_interval
         self._next = 0
+        self._window = math.inf  # seconds, once it is known
         self._rows = _Rows(interval)
 
     def collect(self) -> None:
         """Take what is there; to be called a few times in each interval."""
         for thread in self._threads:
             thread.take(last=False)
+        if all(thread.has_ended for thread in self._threads):
+            return  # `finish()` knows where the window ended
         while (end := self._complete_to()) is not None:
             self._add_row(end)
 
@@ -96,10 +98,11 @@ class Collector:
         """After the run: take what is left. The window was `duration` seconds long."""
         for thread in self._threads:
             thread.take(last=True)
+        self._window = duration
         count = max(math.ceil(round(duration / self._interval, 9)), 1)
         while self._next < count and (end := self._complete_to()) is not None:
-            self._add_row(end, duration)
-        self._add_after(duration)
+            self._add_row(end)
+        self._add_after()
         return self._rows.done()
 
     def _complete_to(self) -> int | None:
@@ -115,20 +118,20 @@ class Collector:
                         end = chunk.last
         return end
 
-    def _add_row(self, end: int, duration: float = math.inf) -> None:
+    def _add_row(self, end: int) -> None:
         start, self._next = self._next, end + 1
         seen = self._taken(lambda chunk: chunk.last <= end and not chunk.after_window)
-        self._add(seen, start * self._interval, min(self._next * self._interval, duration))
+        self._add(seen, start * self._interval, min(self._next * self._interval, self._window))
 
-    def _add_after(self, duration: float) -> None:
+    def _add_after(self) -> None:
         seen = self._taken(lambda chunk: True)
         seen.after_window = True
         if seen.messages or seen.errors or any(map(len, seen.histograms.values())):
-            self._add(seen, duration, duration)
+            self._add(seen, self._window, self._window)
 
     def _taken(self, wanted: Callable[[Chunk], bool]) -> Chunk:
         """The sum of the chunks that are wanted, which are then no longer there."""
-        total = Chunk(0, 0, False, 0, 0, 0)
+        total = Chunk(0, 0, 0, 0, 0)
         for thread in self._threads:
             for chunk in filter(wanted, thread.chunks):
                 total.add(chunk)
@@ -166,8 +169,8 @@ class _Rows:
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._joined = 1
-        #: Without the histograms, and the latencies as text: it is much smaller.
-        self._rows: list[tuple[Interval, str]] = []
+        #: Without the histograms, and the latencies packed: that is much smaller.
+        self._rows: list[tuple[Interval, bytes]] = []
         self._after: list[Interval] = []
 
     def add(self, row: Interval, latency: Histogram) -> None:
@@ -175,7 +178,7 @@ class _Rows:
         if row.after_window:
             self._after.append(row)
             return
-        self._join(row, hdr.encode(latency))
+        self._join(row, latency.packed())
         if len(self._rows) >= 2 * MAX_ROWS:
             self._halve()
 
@@ -191,13 +194,14 @@ class _Rows:
         for row, latency in rows:
             self._join(row, latency)
 
-    def _join(self, row: Interval, latency: str) -> None:
+    def _join(self, row: Interval, latency: bytes) -> None:
         if not self._rows or self._group(self._rows[-1][0]) != self._group(row):
             self._rows.append((row, latency))
             return
         before, earlier = self._rows.pop()
-        both = hdr.decode(earlier)
-        both.add(hdr.decode(latency))
+        both = Histogram()
+        both.add_packed(earlier)
+        both.add_packed(latency)
         joined = Interval(
             start=before.start,
             end=row.end,
@@ -206,7 +210,7 @@ class _Rows:
             outstanding=row.outstanding,
             latency=_joined(before.latency, row.latency, both),
         )
-        self._rows.append((joined, hdr.encode(both)))
+        self._rows.append((joined, both.packed()))
 
     def _group(self, row: Interval) -> int:
         return round(row.start / self._interval) // self._joined

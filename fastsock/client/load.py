@@ -134,6 +134,13 @@ class _Watching:
     progress: Callable[[float], object] | None = None
     on_interval: OnInterval | None = None
 
+    def since(self, start: float) -> Callable[[], object]:
+        """What tells the progress of a run that began at `start` (time.monotonic())."""
+        if not self.progress:
+            return lambda: None
+        progress = self.progress
+        return lambda: progress(time.monotonic() - start)
+
 
 class _Ending:
     """What ends a run before its time: signals, or the end of the task or of its event loop."""
@@ -198,12 +205,13 @@ def _load(
     local_addresses = sources.resolved(checked.sources)
     addresses = sources.of_their_family(addresses, local_addresses, target)
     with _signals_handled(ending), closing(ending):
-        tried = _connect(target, addresses, local_addresses, checked, ending)
+        tell_progress = watching.since(time.monotonic())
+        tried = _connect(target, addresses, local_addresses, checked, ending, tell_progress)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
         collector = _collector(ending, checked, watching) if checked.interval else None
         if not ending.asked:
-            _run(ending, checked, watching, collector)
+            _run(ending, checked, tell_progress, collector)
         if ending.cancelled:
             raise CancelledError
         interrupted_by = ending.signals[0] if ending.signals else None
@@ -226,6 +234,7 @@ def _connect(
     local_addresses: Sequence[SocketAddress],
     options: LoadOptions,
     ending: _Ending,
+    tell_progress: Callable[[], object],
 ) -> Sequence[SocketAddress]:
     """Open all connections, to the first address that accepts one; return those that were tried.
 
@@ -234,7 +243,7 @@ def _connect(
     for number, address in enumerate(addresses, 1):
         ending.use(_make_loaders(target, address, local_addresses, options))
         try:
-            _in_threads(ending, [loader.connect for loader in ending.loaders])
+            _in_threads(ending, [loader.connect for loader in ending.loaders], tell_progress)
         except OSError:
             if number == len(addresses):
                 raise
@@ -282,7 +291,10 @@ def _collector(ending: _Ending, options: LoadOptions, watching: _Watching) -> Co
 
 
 def _run(
-    ending: _Ending, options: LoadOptions, watching: _Watching, collector: Collector | None
+    ending: _Ending,
+    options: LoadOptions,
+    tell_progress: Callable[[], object],
+    collector: Collector | None,
 ) -> None:
     """Run each loader in a thread and wait for all."""
     warmup_ns = int(options.warmup * 1e9)
@@ -292,11 +304,10 @@ def _run(
     def load_with(loader: AnyLoader) -> Callable[[], None]:
         return lambda: loader.run(begin_ns, warmup_ns, window_ns)
 
-    def look(seconds: float) -> None:
+    def look() -> None:
         if collector:
             collector.collect()
-        if watching.progress:
-            watching.progress(seconds)
+        tell_progress()
 
     tick = min(_TICK, (options.interval or _TICK) / _TICKS)
     _in_threads(ending, [load_with(loader) for loader in ending.loaders], look, tick)
@@ -305,7 +316,7 @@ def _run(
 def _in_threads(
     ending: _Ending,
     tasks: Sequence[Callable[[], None]],
-    look: Callable[[float], object] | None = None,
+    look: Callable[[], object],
     tick: float = _TICK,
 ) -> None:
     """Run the tasks at the same time, not in this thread: a native loop would not see Ctrl-C."""
@@ -329,7 +340,6 @@ def _in_threads(
             all_ended.set()
 
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
-    start = time.monotonic()
     # The threads inherit the mask. After SIGCONT the kernel gives a pending signal to a thread
     # that does not block it; if that were another thread, this one would not see Ctrl-C.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -342,8 +352,8 @@ def _in_threads(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Never for long: Ctrl-C just before a wait does not end that wait.
         while not all_ended.wait(tick):
-            if not ending.look() and look:
-                look(time.monotonic() - start)
+            if not ending.look():
+                look()
     except BaseException:  # of `look`, or of a thread that could not be started
         stop()
         raise

@@ -243,6 +243,7 @@ class LoadOptions:
             raise ValueError(
                 "rate, stages and reconnect_every do not go with mode 'receive': the server sends"
             )
+        self._check_messages()
         self._check_end()
         client_targets.check_options(self)
 
@@ -266,6 +267,20 @@ class LoadOptions:
         size = _DEFAULT_SIZES[self.mode] if size is None else size
         for name, value in {"size": size, "duration": duration, "warmup": warmup}.items():
             object.__setattr__(self, name, value)
+
+    def _check_messages(self) -> None:
+        if self.messages is None:
+            return
+        if self.rate is not None and self.messages / self.rate > _MAX_SECONDS:
+            raise ValueError(
+                f"messages {self.messages} at rate {self.rate:g} take more than "
+                f"{_MAX_SECONDS / 86400:g} days; expected fewer messages or a higher rate"
+            )
+        if self.mode == "receive" and self.ramp_up:
+            raise ValueError(
+                "ramp_up does not go with messages in mode 'receive', which are measured from the "
+                "first connection; give a duration"
+            )
 
     def _check_end(self) -> None:
         if self.finish is not None and self.mode != "echo":

@@ -122,7 +122,10 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True)
 class StageFigures:
-    """What came of a stage: of the messages whose intended send time falls in it."""
+    """What came of a stage: of the messages whose intended send time falls in it.
+
+    One that was cut short ends with the window; those after it are not there.
+    """
 
     stage: str
     start: float
@@ -135,7 +138,7 @@ class StageFigures:
 
     @property
     def messages_per_s(self) -> float:
-        return self.messages / (self.end - self.start)
+        return self.messages / (self.end - self.start) if self.end > self.start else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,13 +151,15 @@ class Results:
             return None
         figures, start = [], 0.0
         for number, stage in enumerate(options.stages):
+            if number and start >= self._duration:
+                break  # the run was ended before
             latency = self._histograms[f"stage {number}"]
             seen = [each["stages"][number] for each in self._threads]
             figures.append(
                 StageFigures(
                     stage=str(stage),
                     start=start,
-                    end=start + stage.duration,
+                    end=min(start + stage.duration, self._duration),
                     rate_from=stage.rate_from,
                     rate_to=stage.rate_to,
                     offered=sum(each["offered"] for each in seen),

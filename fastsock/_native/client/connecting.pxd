@@ -64,10 +64,10 @@ cdef inline int open_connection(StreamRun *run, uint32_t i) noexcept nogil:
     conn.state = connection.CONNECTING
     conn.reopen_after = conn.started + run.reconnect_every if run.reconnect_every else UINT64_MAX
     conn.opened_at = conn.progress_at = clock.monotonic_ns()
+    run.connecting_count += 1
     error = make_socket(run, i)
     if error:
         return error
-    run.connecting_count += 1
     try_connect(run, i)
     return 0
 

@@ -156,6 +156,11 @@ cdef class DatagramLoader:
         """
         return load_run.take_chunks(&self.run_state.base, self.histograms, last)
 
+    @property
+    def intervals_taken(self) -> bool:
+        """Whether the run has ended and every interval was taken."""
+        return self.run_state.base.intervals.length == 0
+
     def result(self) -> dict:
         """The counters and times of the run; call it after `run()` has returned."""
         cdef DatagramRun *run = &self.run_state

@@ -98,6 +98,41 @@ cdef class Histogram:
         cdef int i
         return [(i, self.recorder.counts[i]) for i in range(COUNTS) if self.recorder.counts[i]]
 
+    def packed(self) -> bytes:
+        """The counts in few bytes, for `add_packed()`: the gap to the last step, and the count."""
+        cdef bytearray data = bytearray()
+        cdef uint64_t number
+        cdef int i, last = 0
+        for i in range(COUNTS):
+            if self.recorder.counts[i] == 0:
+                continue
+            for number in (<uint64_t>(i - last), self.recorder.counts[i]):
+                while number >= 0x80:           # LEB128
+                    data.append(number & 0x7F | 0x80)
+                    number >>= 7
+                data.append(number)
+            last = i
+        return bytes(data)
+
+    def add_packed(self, const unsigned char[:] data) -> None:
+        """Add what `packed()` gave; min, sum and max of the values are those of their steps."""
+        cdef uint64_t number = 0
+        cdef Py_ssize_t at
+        cdef int shift = 0, index = 0
+        cdef bint is_count = False
+        counts = []
+        for at in range(data.shape[0]):
+            number |= <uint64_t>(data[at] & 0x7F) << shift
+            shift += 7
+            if data[at] & 0x80:
+                continue
+            if is_count:
+                counts.append((index, number))
+            else:
+                index += <int>number
+            is_count, number, shift = not is_count, 0, 0
+        self.add_counts(counts)
+
     def add_counts(self, counts) -> None:
         """Add what counts() gave; the values' min, sum and max are those of their steps.
 

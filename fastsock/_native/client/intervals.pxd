@@ -1,10 +1,10 @@
 # The figures of a run over time, for a reader in another thread.
 #
-# There are two chunks. The loop records into one of them; at the end of an interval it goes on with
-# the other one, if the reader has emptied that. So the loop never waits for the reader: one that is
-# late gets a chunk of several intervals. The reader adds each chunk to the histograms of the run,
-# so the intervals together are the whole run exactly. Without intervals the loop records into the
-# histograms of the run itself.
+# The loop records into one of two chunks; at the end of an interval it goes on with the other one,
+# if the reader has emptied that. So the loop never waits for the reader: one that is late gets a
+# chunk of several intervals. A third chunk has what comes after the window. The reader adds each
+# chunk to the histograms of the run, so the intervals together are the whole run exactly. Without
+# intervals the loop records into the histograms of the run itself.
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -19,9 +19,12 @@ cdef enum:                          # what a recorder of a chunk holds
     CONNECTS                        # from connect() to connected
     TAGS
 
+cdef enum:
+    AFTER_WINDOW = 2                # the chunk for it
+    CHUNKS = 3
+
 cdef struct Chunk:
     int64_t first, last             # numbers of its intervals, the first of the window being 0
-    bint after_window               # it has what came after the window
     uint64_t messages, errors
     int64_t outstanding             # messages, at its end
     Recorder *recorders[TAGS]
@@ -30,19 +33,20 @@ cdef struct Intervals:
     int64_t length                  # ns; 0: there are no intervals
     int64_t ends_at                 # when the interval ends, ns; NEVER after the window
     int64_t number                  # of the interval
-    bint after_window
     int recording                   # which chunk the loop records into
-    int is_full                     # whether the other one waits for the reader
-    int has_ended                   # whether both are the reader's
+    int last                        # the window's last chunk, once that is over
+    int full                        # the chunk that waits for the reader
+    int is_full                     # whether one does
+    int has_ended                   # whether all are the reader's
     uint64_t messages, errors       # of all earlier chunks
-    Chunk chunks[2]
+    Chunk chunks[CHUNKS]
 
 
 cdef inline int allocate(Intervals *intervals, int64_t length, bint open_loop) except -1:
     cdef int chunk, tag
     intervals.ends_at = clock.NEVER
     intervals.length = length
-    for chunk in range(2 if length else 0):
+    for chunk in range(CHUNKS if length else 0):
         for tag in range(TAGS):
             if tag == INTENDED and not open_loop:
                 continue
@@ -54,7 +58,7 @@ cdef inline int allocate(Intervals *intervals, int64_t length, bint open_loop) e
 
 cdef inline void release(Intervals *intervals) noexcept nogil:
     cdef int chunk, tag
-    for chunk in range(2):
+    for chunk in range(CHUNKS):
         for tag in range(TAGS):
             free(intervals.chunks[chunk].recorders[tag])
             intervals.chunks[chunk].recorders[tag] = NULL
@@ -66,18 +70,19 @@ cdef inline void begin(Intervals *intervals, int64_t window_start,
         intervals.ends_at = min(window_start + intervals.length, window_end)
 
 
+cdef inline bint is_window_over(Intervals *intervals) noexcept nogil:
+    return intervals.recording == AFTER_WINDOW
+
+
 cdef inline void go_on(Intervals *intervals, int64_t window_start, int64_t window_end,
                        int64_t now) noexcept nogil:
     """An interval has ended: the loop is in the one of `now`."""
     intervals.chunks[intervals.recording].last = intervals.number
     if now >= window_end:
-        intervals.number += 1
-        intervals.after_window = True
         intervals.ends_at = clock.NEVER
-    else:
-        intervals.number = (now - window_start) // intervals.length
-        intervals.ends_at = min(
-            window_start + (intervals.number + 1) * intervals.length, window_end)
+        return
+    intervals.number = (now - window_start) // intervals.length
+    intervals.ends_at = min(window_start + (intervals.number + 1) * intervals.length, window_end)
 
 
 cdef inline void close_chunk(Intervals *intervals, uint64_t messages, uint64_t errors,
@@ -91,23 +96,29 @@ cdef inline void close_chunk(Intervals *intervals, uint64_t messages, uint64_t e
 
 cdef inline bint hand_over(Intervals *intervals, uint64_t messages, uint64_t errors,
                            int64_t outstanding) noexcept nogil:
-    """Give the chunk to the reader, and take the other one; False if the reader still has it."""
-    cdef Chunk *chunk
-    if atomic.load_int(&intervals.is_full, atomic.ACQUIRE):
-        intervals.chunks[intervals.recording].after_window |= intervals.after_window
+    """Give the chunk to the reader, and take another one; False if the reader is late.
+
+    The window's last chunk waits, if it must, until the run has ended.
+    """
+    cdef bint is_free = not atomic.load_int(&intervals.is_full, atomic.ACQUIRE)
+    cdef bint is_over = intervals.ends_at == clock.NEVER
+    if not is_free and not is_over:
         return False
     close_chunk(intervals, messages, errors, outstanding)
-    intervals.recording ^= 1
-    chunk = &intervals.chunks[intervals.recording]
-    chunk.first = intervals.number
-    chunk.after_window = intervals.after_window
-    atomic.store_int(&intervals.is_full, True, atomic.RELEASE)
+    intervals.last = intervals.recording
+    intervals.recording = AFTER_WINDOW if is_over else 1 - intervals.recording
+    intervals.chunks[intervals.recording].first = intervals.number
+    if is_free and not is_over:
+        intervals.full = intervals.last
+        atomic.store_int(&intervals.is_full, True, atomic.RELEASE)
     return True
 
 
 cdef inline void end(Intervals *intervals, uint64_t messages, uint64_t errors,
                      int64_t outstanding) noexcept nogil:
-    """After the loop: the last chunk is the reader's too."""
-    intervals.chunks[intervals.recording].last = intervals.number
+    """After the loop: all chunks are the reader's."""
+    if not is_window_over(intervals):
+        intervals.last = intervals.recording
+        intervals.chunks[intervals.last].last = intervals.number
     close_chunk(intervals, messages, errors, outstanding)
     atomic.store_int(&intervals.has_ended, True, atomic.RELEASE)

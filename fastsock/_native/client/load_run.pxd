@@ -268,6 +268,9 @@ cdef inline int64_t read_clock(LoadRun *run) noexcept nogil:
 
 
 cdef inline void next_interval(LoadRun *run, int64_t now) noexcept nogil:
+    if run.phase == FINISHING and run.quota and not run.open_loop and run.outstanding == 0:
+        run.intervals.ends_at = clock.NEVER     # the window has ended with the last message
+        return
     intervals.go_on(&run.intervals, run.window_start, run.window_end, now)
     if intervals.hand_over(&run.intervals, run.recorded, run.errors, run.outstanding):
         record_in_chunk(run)
@@ -441,17 +444,23 @@ cdef inline dict open_histograms(LoadRun *run, bint with_stages):
 
 cdef inline list take_chunks(LoadRun *run, dict whole, bint last):
     """What is there for the reader, oldest first; it is added to the histograms of the run."""
-    cdef bint has_ended = atomic.load_int(&run.intervals.has_ended, atomic.ACQUIRE)
+    cdef Intervals *each = &run.intervals
+    cdef bint has_ended = atomic.load_int(&each.has_ended, atomic.ACQUIRE)
     taken = []
+    if each.length == 0:
+        return taken                # everything was taken
     if last and not has_ended:      # the run was ended before its loop began
         end_intervals(run)
         has_ended = True
-    if atomic.load_int(&run.intervals.is_full, atomic.ACQUIRE):
-        taken.append(chunk_dict(&run.intervals.chunks[1 - run.intervals.recording], whole))
-        atomic.store_int(&run.intervals.is_full, False, atomic.RELEASE)
-    if has_ended and run.intervals.length:
-        taken.append(chunk_dict(&run.intervals.chunks[run.intervals.recording], whole))
-        run.intervals.length = 0                # once
+    if atomic.load_int(&each.is_full, atomic.ACQUIRE):
+        taken.append(chunk_dict(&each.chunks[each.full], whole))
+        atomic.store_int(&each.is_full, False, atomic.RELEASE)
+    if has_ended:
+        taken.append(chunk_dict(&each.chunks[each.last], whole))
+        if intervals.is_window_over(each):
+            taken.append(chunk_dict(&each.chunks[intervals.AFTER_WINDOW], whole)
+                         | {"after_window": True})
+        each.length = 0
     return taken
 
 
@@ -471,7 +480,6 @@ cdef inline dict chunk_dict(Chunk *chunk, dict whole):
     return {
         "first": chunk.first,
         "last": chunk.last,
-        "after_window": bool(chunk.after_window),
         "messages": chunk.messages,
         "errors": chunk.errors,
         "outstanding": chunk.outstanding,

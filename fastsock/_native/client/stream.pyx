@@ -145,6 +145,11 @@ cdef class Loader:
         return load_run.take_chunks(&self.run_state.base, self.histograms, last)
 
     @property
+    def intervals_taken(self) -> bool:
+        """Whether the run has ended and every interval was taken."""
+        return self.run_state.base.intervals.length == 0
+
+    @property
     def opened(self) -> int:
         """How often a connection was opened."""
         return self.run_state.opened
