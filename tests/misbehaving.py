@@ -7,10 +7,12 @@ is a wait for that event, and nothing outlives the ``with`` block.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -272,6 +274,43 @@ def serves_slowly(size: int, pause: float) -> Behaviour:
         while data := connection.recv(size):
             connection.sendall(data)
             server.stopping.wait(pause)
+
+    return behave
+
+
+def serves_at(rate: float, size: int) -> Behaviour:
+    """Echo messages of `size` bytes one after the other, each of which takes 1 / `rate` seconds.
+
+    The times are kept, not slept: a thread that wakes up late answers all that is due, so that the
+    capacity is exact however busy the machine is.
+    """
+
+    def behave(server: MisbehavingServer, connection: socket.socket) -> None:
+        waiting, due, ready = bytearray(), deque[float](), 0.0
+        connection.setblocking(False)
+        is_open = True
+        while is_open or due:
+            timeout = max(due[0] - time.monotonic(), 0.0) if due else 1.0
+            if not is_open:
+                time.sleep(timeout)
+            elif select.select([connection], [], [], timeout)[0]:
+                data = connection.recv(CHUNK)
+                is_open = bool(data)
+                before = len(waiting) // size
+                waiting += data
+                for _ in range(len(waiting) // size - before):
+                    ready = max(ready, time.monotonic()) + 1 / rate
+                    due.append(ready)
+            now, answered = time.monotonic(), 0
+            while due and due[0] <= now:
+                due.popleft()
+                answered += size
+            connection.setblocking(True)
+            connection.sendall(waiting[:answered])
+            connection.setblocking(False)
+            del waiting[:answered]
+            if server.stopping.is_set():
+                return
 
     return behave
 

@@ -19,7 +19,7 @@ from fastsock.cli.output import (
 )
 from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
 from fastsock.cli.report import check_drawable
-from fastsock.cli.series import run_series, series_options
+from fastsock.cli.series import options_of_search, run_search, run_series, series_options
 from fastsock.client import load as client
 from fastsock.client.exports import latency_by_percentile
 from fastsock.client.options import LoadOptions
@@ -45,6 +45,7 @@ def load(
     endpoint: str,
     repeat: int | None,
     confidence: Confidence | None,
+    find_max: bool,
     json_path: str | None,
     html_path: str | None,
     timeline_path: str | None,
@@ -60,18 +61,27 @@ def load(
     """
     files = Files(json_path, html_path, hgrm_path, hlog_path, timeline_path)
     is_series = repeat is not None or confidence is not None
+    start = options["rate"]
+    if find_max:
+        options = options_of_search(options, repeat=repeat, confidence=confidence)
     with usage_errors():
         checked = from_given(LoadOptions, options)
         checked.check_target(Endpoint.parse(endpoint))
-        files.check(checked.mode, is_series=is_series)
+        files.check(checked.mode, is_series=is_series or find_max)
     warning = too_many_spinning(checked, len(os.sched_getaffinity(0)))
     if warning and not quiet:
         warn(warning)
 
-    def run() -> LoadReport:
-        with usage_errors(), observed(checked, files, quiet) as observer:
-            return observer.load(endpoint, options)
+    def run(**changed: Any) -> LoadReport:
+        given = {**options, **changed}
+        with (
+            usage_errors(),
+            observed(from_given(LoadOptions, given), files, quiet) as observer,
+        ):
+            return observer.load(endpoint, given)
 
+    if find_max:
+        return run_search(run, checked, start, files, show, quiet=quiet)
     if is_series:
         return run_series(run, repeat, confidence, files, show)
     try:

@@ -40,6 +40,7 @@ _DEFAULT_DURATION = 5.0  # seconds
 _MAX_IN_FLIGHT = 16 << 20  # bytes; more than the socket buffers of both ends ever hold
 _MAX_SECONDS = 30 * 86400.0
 _MAX_PID = 1 << 22  # proc(5)
+LOWEST_RATE, HIGHEST_RATE = 0.001, 1e9  # messages per second
 
 _TIME = Seconds(0.001, _MAX_SECONDS)
 _MESSAGES = Count(1, 1 << 48, units=True)
@@ -72,7 +73,7 @@ class LoadOptions:
     )
     rate: float | None = option(
         None,
-        Rate(0.001, 1e9),
+        Rate(LOWEST_RATE, HIGHEST_RATE),
         flags=("-r",),
         help="Send on schedule, this many messages per second in all (open loop).",
         more="Over all connections in turn, whether or not answers came. Not to receive.",

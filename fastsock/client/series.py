@@ -94,20 +94,33 @@ class Series:
 
     def as_dict(self) -> dict[str, Any]:
         """As a ``fastsock.series/1`` document."""
-        first = self.runs[0]
-        return {
-            "schema": SERIES_SCHEMA,
-            "label": first.label,
-            "kind": "repeat" if self.confidence is None else "confidence",
-            "started_at": first.started_at,
-            "endpoint": first.endpoint,
-            "runs": [document.of(run) for run in self.runs],
-            "confidence": self.confidence and _known(self, self.confidence),
-            "find_max": None,
-        }
+        kind = "repeat" if self.confidence is None else "confidence"
+        known = None if self.confidence is None else _known(self, self.confidence)
+        return as_document(self.runs, kind, confidence=known)
 
     def __str__(self) -> str:
         return "\n".join(_lines_of(self))
+
+
+def as_document(
+    runs: Sequence[LoadReport],
+    kind: str,
+    *,
+    confidence: dict[str, Any] | None = None,
+    find_max: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The ``fastsock.series/1`` document of these runs."""
+    first = runs[0]
+    return {
+        "schema": SERIES_SCHEMA,
+        "label": first.label,
+        "kind": kind,
+        "started_at": first.started_at,
+        "endpoint": first.endpoint,
+        "runs": [document.of(run) for run in runs],
+        "confidence": confidence,
+        "find_max": find_max,
+    }
 
 
 def repeat(run: Run, most: int, confidence: Confidence | None = None) -> Series:
@@ -211,7 +224,7 @@ def _lines_of(series: Series) -> Iterator[str]:
     yield from head_of(series.runs[0])
     yield f"{'run':>9}" + "".join(f"{metric:>11}" for metric in _SHOWN) + "  valid"
     for number, run in enumerate(series.runs, 1):
-        cells = "".join(f"{_shown(metric, figure_of(run, metric)):>11}" for metric in _SHOWN)
+        cells = "".join(f"{shown(metric, figure_of(run, metric)):>11}" for metric in _SHOWN)
         codes = ", ".join(dict.fromkeys(each.code for each in run.reasons))
         valid = "yes" if run.valid else f"NO: {codes}"
         line = f"{number:>9}{cells}  {valid}"
@@ -220,7 +233,7 @@ def _lines_of(series: Series) -> Iterator[str]:
     for metric in _SHOWN:
         if interval := series.interval(metric):
             low, estimate, high = (
-                _shown(metric, each) for each in (interval.low, interval.estimate, interval.high)
+                shown(metric, each) for each in (interval.low, interval.estimate, interval.high)
             )
             within = f"within {interval.half_width * 100:.3g}%"
             yield f"{metric:9} {estimate}, {level:g}% interval {low} to {high}, {within}"
@@ -258,7 +271,7 @@ def _unknown(series: Series, confidence: Confidence) -> Iterator[str]:
             yield f"{metric} of a run has fewer than {SIGNIFICANT} answers above it"
 
 
-def _shown(metric: str, value: float | None) -> str:
+def shown(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
     return format_rate(value) if metric == "rate" else format_duration(value / 1e6)

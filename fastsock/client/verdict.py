@@ -37,6 +37,8 @@ _TREND_SLOPE = 0.0005
 _FIRST_PART = 4  # of 16: a run starts with empty queues
 
 _CAUSES = ("client_away", "client_delayed", "sent_late")
+#: Of the client or of its machine: they say nothing about the server.
+CLIENT_CODES = (*_CAUSES, "throttled", "stolen", "too_many_spinning")
 _BUSY = 0.97  # of the window: the client has no idle time
 
 _MISMATCH = {
