@@ -23,6 +23,8 @@ _DISTRIBUTIONS = {
     "send_delay": "send delay",
     "connect": "connect",
 }
+#: Whether a step of a search was kept.
+_KEPT = {True: "yes", False: "no", None: "unknown"}
 _NOT_SHOWN = "- where fewer than ten answers are above: a matter of chance."
 
 
@@ -378,23 +380,12 @@ def _several(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Iterator[
         title = cut(series.get("label") or kinds.get(str(series.get("kind")), "Series of runs"))
         where = f"{plural(len(runs), 'run')} of {cut(series.get('endpoint') or '?')}"
     yield _header(title, where)
-    wrong = [run for run in runs if not run.valid]
-    missed = [run for run in runs if run.missed]
-    unknown = [run for run in runs if run.verdict == "Validity unknown"]
-    text = "Every run is valid"
-    if wrong:
-        text = f"{len(wrong)} of {plural(len(runs), 'run')} not valid"
-    elif unknown:
-        text = f"The validity of {plural(len(unknown), 'run')} is unknown"
-    if any(run.targets for run in runs):
-        text += (
-            f"; {plural(len(missed), 'run')} missed a target" if missed else "; no target missed"
-        )
-    look = "bad" if wrong or missed else "doubt" if unknown else ""
-    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
-    yield _list(f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons)
-    yield "</div>"
-    yield from _series(series)
+    search = (series or {}).get("find_max")
+    if isinstance(search, dict):
+        yield from _search(search)
+    else:
+        yield from _verdicts(runs)
+        yield from _confidence((series or {}).get("confidence"))
     loads = {run.load() for run in runs}
     if len(loads) == 1:
         yield f"<p>Each: {_text(loads.pop())}</p>"
@@ -438,16 +429,53 @@ def _told(run: Run) -> Iterator[str]:
     yield from _end(run)
 
 
-def _series(series: Mapping[str, Any] | None) -> Iterator[str]:
-    """What a series says of itself beside its runs: its plain values."""
-    for key in ("confidence", "find_max"):
-        told = (series or {}).get(key)
-        if isinstance(told, dict):
-            yield _facts(
-                (cut(name, 60).replace("_", " "), _plain(value))
-                for name, value in told.items()
-                if isinstance(value, str | int | float)
-            )
+def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
+    wrong = [run for run in runs if not run.valid]
+    missed = [run for run in runs if run.missed]
+    unknown = [run for run in runs if run.verdict == "Validity unknown"]
+    text = "Every run is valid"
+    if wrong:
+        text = f"{len(wrong)} of {plural(len(runs), 'run')} not valid"
+    elif unknown:
+        text = f"The validity of {plural(len(unknown), 'run')} is unknown"
+    if any(run.targets for run in runs):
+        text += (
+            f"; {plural(len(missed), 'run')} missed a target" if missed else "; no target missed"
+        )
+    look = "bad" if wrong or missed else "doubt" if unknown else ""
+    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
+    yield _list(f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons)
+    yield "</div>"
+
+
+def _confidence(told: object) -> Iterator[str]:
+    """How well the figures are known: the plain values."""
+    if isinstance(told, dict):
+        yield _facts(
+            (cut(name, 60).replace("_", " "), _plain(value))
+            for name, value in told.items()
+            if isinstance(value, str | int | float)
+        )
+
+
+def _search(search: Mapping[str, Any]) -> Iterator[str]:
+    """What a search has found, and its steps: the runs but for a closed loop at the start."""
+    looks = {"found": "", "highest": "", "client_limited": "doubt"}
+    look = looks.get(cut(search.get("stopped")), "bad")
+    text = _text(cut(search.get("text") or "?"))
+    yield f'<div class="verdict {look}"><strong>{text}</strong></div>'
+    try:
+        rows = [
+            f"<tr><td>run {step['run'] + 1:d}</td>"
+            f'<td class="number">{format_rate(step["rate"])}</td>'
+            f"<td>{_KEPT[step['kept']]}</td><td>{_text(cut(step['why'] or ''))}</td></tr>"
+            for step in search["steps"]
+        ]
+    except (LookupError, TypeError, ValueError):
+        rows = []  # damaged: the runs are told all the same
+    if rows:
+        yield "<h2>Steps</h2>"
+        yield _scrolled("Steps", ["step", "rate", "kept", "why not"], rows, texts=2)
 
 
 def _plain(value: object) -> str:
@@ -559,11 +587,15 @@ def _table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> s
     )
 
 
-def _scrolled(name: str, titles: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that is scrolled sideways by itself where it is too wide."""
-    first, *others = titles
-    head = f'<th scope="col">{_text(first)}</th>' + "".join(
-        f'<th scope="col" class="number">{_text(title)}</th>' for title in others
+def _scrolled(name: str, titles: Sequence[str], rows: Sequence[str], texts: int = 0) -> str:
+    """A table that is scrolled sideways by itself where it is too wide.
+
+    The first column and the last `texts` are text.
+    """
+    look = [' class="number"' * (0 < at < len(titles) - texts) for at in range(len(titles))]
+    head = "".join(
+        f'<th scope="col"{each}>{_text(title)}</th>'
+        for each, title in zip(look, titles, strict=True)
     )
     facts = ' class="facts"' if len(titles) == 2 else ""
     return (

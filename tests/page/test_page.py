@@ -228,6 +228,29 @@ def test_a_series(runs: dict[str, Document]) -> None:
     assert "converged</th><td>yes" in text
 
 
+def test_a_search(runs: dict[str, Document]) -> None:
+    steps: list[Document] = [
+        {"rate": 1000.0, "kept": True, "why": None, "run": 0},
+        {"rate": 2000.0, "kept": False, "why": "p99<1ms: 2ms", "run": 1},
+    ]
+    told = {
+        "rate": 1000.0,
+        "precision": 0.01,
+        "stopped": "found",
+        "text": "1k/s is",
+        "steps": steps,
+    }
+    for damaged in (False, True):
+        if damaged:
+            steps.append({"rate": EVIL})
+        whole = series([runs["open"], documents.failed(runs["open"])], "find_max", find_max=told)
+        text = page.of(page.runs_of([Saved("series.json", tuple(whole["runs"]), whole)]), whole)
+        check(text)
+        assert "<strong>1k/s is</strong>" in text
+        assert "not valid; " not in text  # that is part of a search
+        assert ("<td>no</td><td>p99&lt;1ms: 2ms</td>" in text) is not damaged
+
+
 @pytest.mark.parametrize(
     "nanoseconds",
     [
