@@ -208,8 +208,14 @@ def test_a_client_that_is_the_limit_at_once(real: LoadReport) -> None:
     loads = Loads(real, capacity(0, reasons=(DELAYED,)))
     found = loads.search(1000.0)
     assert found.stopped == "client" and found.rate is None
-    assert loads.rates == [1000] * 5
+    assert loads.rates == [1000] * 5 + [500] * 5 + [250] * 5
     assert "no rate was kept" in " ".join(str(found).split())
+
+
+def test_a_start_beyond_the_clients_limit(real: LoadReport) -> None:
+    """As the rate of a closed loop may be, where client and server share the CPUs."""
+    found = Loads(real, capacity(700, reasons=(DELAYED,))).search(1000.0)
+    assert found.stopped == "client" and found.rate == 700
 
 
 @pytest.mark.parametrize("where", ["kept", "not kept"])
@@ -474,9 +480,9 @@ BUSY = ("client", "most_steps", "client_limited")
 
 @pytest.mark.timeout(240)
 def test_a_server_of_5000_messages_a_second(tmp_path: Path) -> None:
-    """Found within 2 %; a third try where the machine was too busy for two."""
+    """Found within 2 %; a second try where the machine was too busy for the first."""
     with paced(5000) as target:
-        for _ in range(3):
+        for _ in range(2):
             found = searched(target, tmp_path, "-d", "1s", "--rate", "3k")
             if found["stopped"] == "found" and abs(found["rate"] / 5000 - 1) <= 0.02:
                 return
@@ -490,7 +496,7 @@ def test_a_target_on_latency_is_missed_below_the_capacity(tmp_path: Path) -> Non
     """Random arrivals queue: 1 % of them waits longer than 5 ms from a load of about 0.9 on."""
     options = ("--target", "p99<5ms", "--arrivals", "poisson", "-d", "1s", "--rate", "3k")
     with paced(5000) as target:
-        for _ in range(3):
+        for _ in range(2):
             found = searched(target, tmp_path, *options)
             if found["stopped"] == "found" and 4000 < found["rate"] < 5000:
                 return

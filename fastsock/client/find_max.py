@@ -18,6 +18,7 @@ from fastsock.units import format_duration, format_rate, format_size, plural
 PRECISION = 0.01  # how far the rate that is not kept may be above the one that is found
 MOST_STEPS = 50
 _SPOILED = 5  # runs that the client spoils make a rate the client's limit
+_SPOILED_RATES = 3  # on the way down: then it is the machine, and not the rate
 _SURE = 2  # equal outcomes decide about a rate: the best of three
 _HALVINGS = 10
 _PROBE = 1.0  # seconds of the closed loop that finds a start
@@ -128,7 +129,8 @@ def following(steps: Sequence[Step], start: float, lowest: float) -> float | str
             return min(_rounded(low * 2), HIGHEST_RATE)
         return "highest" if bracket.is_sure(low) else low
     assert high is not None
-    if bracket.is_clients_limit(high):
+    spoiled = sum(map(bracket.is_clients_limit, bracket.outcomes))
+    if spoiled >= _SPOILED_RATES or (spoiled and high <= lowest):
         return "client"
     if high > lowest:
         return max(_rounded(high / 2), lowest)

@@ -468,14 +468,15 @@ def _search(search: Mapping[str, Any]) -> Iterator[str]:
         rows = [
             f"<tr><td>run {step['run'] + 1:d}</td>"
             f'<td class="number">{format_rate(step["rate"])}</td>'
-            f"<td>{_KEPT[step['kept']]}</td><td>{_text(cut(step['why'] or ''))}</td></tr>"
+            f'<td class="number">{_KEPT[step["kept"]]}</td>'
+            f"<td>{_text(cut(step['why'] or ''))}</td></tr>"
             for step in search["steps"]
         ]
     except (LookupError, TypeError, ValueError):
         rows = []  # damaged: the runs are told all the same
     if rows:
         yield "<h2>Steps</h2>"
-        yield _scrolled("Steps", ["step", "rate", "kept", "why not"], rows, texts=2)
+        yield _scrolled("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
 
 
 def _plain(value: object) -> str:
