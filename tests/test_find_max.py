@@ -474,31 +474,30 @@ def searched(target: str, tmp_path: Path, *options: str) -> dict[str, Any]:
     return found
 
 
-#: Ends that a busy machine may force on a search: it then does not claim to have found a rate.
-BUSY = ("client", "most_steps", "client_limited")
+def searched_twice(rate: float, low: float, high: float, tmp_path: Path, *options: str) -> None:
+    """Search until a rate between these is found; skip where the machine is too busy for that.
+
+    A busy machine ends a search without a claim, and rarely with a rate that is too low.
+    """
+    with paced(rate) as target:
+        for _ in range(2):
+            found = searched(target, tmp_path, "--rate", "3k", *options)
+            if found["stopped"] != "found":
+                assert found["stopped"] in ("client", "most_steps", "lowest"), found["text"]
+                assert (found["rate"] or 0) <= high, found["text"]
+                pytest.skip(found["text"])
+            if low <= found["rate"] <= high:
+                return
+    pytest.fail(found["text"])
 
 
 @pytest.mark.timeout(240)
 def test_a_server_of_5000_messages_a_second(tmp_path: Path) -> None:
-    """Found within 2 %; a second try where the machine was too busy for the first."""
-    with paced(5000) as target:
-        for _ in range(2):
-            found = searched(target, tmp_path, "-d", "1s", "--rate", "3k")
-            if found["stopped"] == "found" and abs(found["rate"] / 5000 - 1) <= 0.02:
-                return
-            assert found["stopped"] in (*BUSY, "found", "lowest"), found["text"]
-    # Above its capacity no rate is kept, however busy the machine is.
-    assert found["rate"] is None or found["rate"] < 5100, found["text"]
+    searched_twice(5000, 4900, 5100, tmp_path, "-d", "1s")
 
 
 @pytest.mark.timeout(240)
 def test_a_target_on_latency_is_missed_below_the_capacity(tmp_path: Path) -> None:
     """Random arrivals queue: 1 % of them waits longer than 5 ms from a load of about 0.9 on."""
-    options = ("--target", "p99<5ms", "--arrivals", "poisson", "-d", "1s", "--rate", "3k")
-    with paced(5000) as target:
-        for _ in range(2):
-            found = searched(target, tmp_path, *options)
-            if found["stopped"] == "found" and 4000 < found["rate"] < 5000:
-                return
-            assert found["stopped"] in (*BUSY, "found", "lowest"), found["text"]
-    assert found["rate"] is None or found["rate"] < 5000, found["text"]
+    options = ("--target", "p99<5ms", "--arrivals", "poisson", "-d", "500ms")
+    searched_twice(5000, 4000, 5000, tmp_path, *options)

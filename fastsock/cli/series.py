@@ -127,7 +127,8 @@ def _code_of_search(found: Found) -> int:
             complain(found.failure)
         return FAILED
     if found.stopped == "lowest":
-        return NOT_VALID if not found.runs[-1].valid else TARGET_MISSED
+        last = found.runs[-1]
+        return TARGET_MISSED if last.valid and last.missed else NOT_VALID
     return NOT_VALID if found.stopped in ("client", "most_steps") else OK
 
 
