@@ -198,9 +198,9 @@ def test_the_clients_limit_is_not_the_servers(real: LoadReport) -> None:
     loads = Loads(real, capacity(5000, reasons=(DELAYED,)))
     found = loads.search(1000.0)
     assert found.stopped == "client" and found.rate == 5000
-    assert loads.rates.count(5030) == 5
+    assert loads.rates == [1000, 2000, 4000, *[8000] * 5, *[6000] * 5, 5000]
     text = " ".join(str(found).split())
-    assert "not found: the client or the machine is the limit; 5 runs at 5.03k/s say noth" in text
+    assert "not found: the client or the machine is the limit; 5 runs at 6k/s say nothing" in text
     assert "the highest rate kept is 5k/s" in text
 
 
@@ -215,7 +215,7 @@ def test_a_client_that_is_the_limit_at_once(real: LoadReport) -> None:
 def test_a_start_beyond_the_clients_limit(real: LoadReport) -> None:
     """As the rate of a closed loop may be, where client and server share the CPUs."""
     found = Loads(real, capacity(700, reasons=(DELAYED,))).search(1000.0)
-    assert found.stopped == "client" and found.rate == 700
+    assert found.stopped == "client" and found.rate == 625
 
 
 @pytest.mark.parametrize("where", ["kept", "not kept"])
@@ -482,13 +482,14 @@ def searched_twice(rate: float, low: float, high: float, tmp_path: Path, *option
     with paced(rate) as target:
         for _ in range(2):
             found = searched(target, tmp_path, "--rate", "3k", *options)
-            if found["stopped"] != "found":
+            if found["stopped"] == "found":
+                if low <= found["rate"] <= high:
+                    return
+            else:
                 assert found["stopped"] in ("client", "most_steps", "lowest"), found["text"]
                 assert (found["rate"] or 0) <= high, found["text"]
-                pytest.skip(found["text"])
-            if low <= found["rate"] <= high:
-                return
-    pytest.fail(found["text"])
+    assert found["stopped"] != "found", found["text"]
+    pytest.skip(found["text"])
 
 
 @pytest.mark.timeout(240)

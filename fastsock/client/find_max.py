@@ -16,6 +16,7 @@ from fastsock.client.verdict import CLIENT_CODES, SIGNIFICANT
 from fastsock.units import format_duration, format_rate, format_size, plural
 
 PRECISION = 0.01  # how far the rate that is not kept may be above the one that is found
+_CLIENTS_PRECISION = 0.25  # the same of the client's limit, which is not searched for
 MOST_STEPS = 50
 _SPOILED = 5  # runs that the client spoils make a rate the client's limit
 _SPOILED_RATES = 3  # on the way down: then it is the machine, and not the rate
@@ -116,6 +117,8 @@ def following(steps: Sequence[Step], start: float, lowest: float) -> float | str
     if last.kept is UNKNOWN and not bracket.is_sure(last.rate):
         return last.rate
     if low is not None and high is not None:
+        if bracket.is_clients_limit(high) and high <= low * (1 + _CLIENTS_PRECISION):
+            return "client"
         middle = _rounded((low + high) / 2)
         if high > low * (1 + PRECISION) and low < middle < high:
             return middle
@@ -123,7 +126,7 @@ def following(steps: Sequence[Step], start: float, lowest: float) -> float | str
         for rate in (high, low):
             if not bracket.is_sure(rate):
                 return rate
-        return "client" if bracket.is_clients_limit(high) else "found"
+        return "found"
     if low is not None:
         if low < HIGHEST_RATE:
             return min(_rounded(low * 2), HIGHEST_RATE)
