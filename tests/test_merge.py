@@ -6,6 +6,7 @@ import copy
 import json
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -107,6 +108,81 @@ def test_four_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     assert report_of(document).as_dict() == document
+
+
+def test_figures_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Intervals, stages, targets and percentiles of four runs at once, that lose no message."""
+    files = [str(tmp_path / f"{number}.json") for number in range(4)]
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+
+        def load(number: int) -> None:
+            report = fastsock.load(
+                server.endpoint,
+                stages=f"300ms@{500 * (number + 1)}, 300ms@1k..2k",
+                warmup=0,
+                wait="block",
+                connections=2,
+                interval=0.1,
+                targets=["p75<9s", "p50>9s", "rate>1", *["max<9s"] * (number == 3)],
+                percentiles=[50, 75, 99] if number else [50, 75, 90],
+                sources=[f"127.0.0.{number + 1}"],
+            )
+            Path(files[number]).write_text(json.dumps(report.as_dict()))
+
+        threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        served = server.stats()
+    assert run(["merge", *files, "--json", str(tmp_path / "all.json")]) in (3, 4)
+    document = read(str(tmp_path / "all.json")).runs[0]
+    assert not [each.message for each in Draft202012Validator(SCHEMA).iter_errors(document)]
+    assert report_of(document).as_dict() == document
+    parts = [read(file).runs[0] for file in files]
+    assert document["messages"] == 3300
+    assert 0 <= served.bytes_out // 64 - 3300 <= 4  # with those that are due when the window ends
+
+    rows = document["intervals"]["rows"]
+    assert sum(each["messages"] for each in rows) == document["messages"]
+    assert (
+        max(each["max"] or 0 for each in rows)
+        == document["latency_us"]["from_intended_send"]["max"]
+    )
+    inside = [each for each in rows if not each["after_window"]]
+    assert inside[0]["start_s"] == 0 and inside[-1]["end_s"] == pytest.approx(0.6)
+    for before, after in pairwise(inside):
+        assert before["end_s"] == pytest.approx(after["start_s"])
+
+    stages = document["stages"]
+    assert [each["stage"] for each in stages] == ["300ms@5k/s", "300ms@4k/s..8k/s"]
+    assert document["options"]["stages"] == ", ".join(each["stage"] for each in stages)
+    assert [each["messages"] for each in stages] == [1500, 1800]
+    assert [each["offered"] for each in stages] == [1500, 1800]
+    assert {each["latency_us"] for each in stages} == {None}
+    assert [(each["rate_from"], each["rate_to"]) for each in stages] == [(5000, 5000), (4000, 8000)]
+
+    everything = Histogram()
+    for each in parts:
+        everything.add_counts(hdr.decode(each["histograms"]["latency"]).counts())
+    latency = document["latency_us"]["from_intended_send"]
+    for percent in (50, 75, 90, 99, 99.9, 99.99):
+        expected = min(everything.percentile(percent) / 1e3, latency["max"])
+        assert latency[f"p{percent:g}"] == expected
+    assert document["options"]["percentiles"] == [50, 75]
+    assert len(document["options"]["sources"]) == 4
+
+    seen = {each["target"]: each for each in document["targets"]}
+    assert [each["met"] for each in seen.values()] == [True, False, True]
+    assert seen["p75<9s"]["seen"] == pytest.approx(latency["p75"] / 1e6)
+    assert seen["rate>1"]["seen"] == document["messages_per_s"]
+    notes = [each["text"] for each in document["notes"]]
+    assert "targets of some runs alone are left out: max<9s" in notes
+    assert any(each.startswith("the stages have no latency") for each in notes)
+    text = capsys.readouterr().out
+    assert "target    p50>9s: MISSED" in text
+    assert "stage     300ms@5k/s: " in text
+    assert text.splitlines()[3].split() == ["min", "mean", "p50", "p75", "max"]
 
 
 def test_percentiles_are_those_of_one_histogram(
@@ -265,6 +341,25 @@ def test_a_percentile_that_all_together_have(
     assert "p99.9 would be 20" in reason["text"]
 
 
+def test_a_failure_that_not_every_run_decides(
+    written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A target on it makes it no reason; without one in the other run it is one of both."""
+    errors = dict.fromkeys(LOAD_ERRORS, 0) | {"reset": 2}
+    note = {"code": "errors", "text": "connections reset by the server: 2"}
+    failed = {"errors": errors, "notes": [note], "options_targets": ["errors<3"]}
+    first = written("a", **failed)
+    document = merged(capsys, first, written("b"), code=1)
+    assert document["reasons"] == [{"code": "errors", "text": f"a: {note['text']}"}]
+    assert document["targets"] is None
+    second = written("b", options_targets=["errors<3"])
+    document = merged(capsys, first, second)
+    assert document["valid"] and document["notes"][0]["code"] == "errors"
+    assert document["targets"][0]["seen"] == 2
+    document = merged(capsys, first, written("b", **failed), code=3)
+    assert document["targets"][0]["text"] == "errors<3: 4"
+
+
 # --- time ---------------------------------------------------------------------------------------
 
 
@@ -305,10 +400,10 @@ def intervals(*ends: float, highest: float | None = 5.0) -> Document:
             "messages": 10,
             "errors": 1,
             "outstanding": 2,
-            "p50": 3.0,
-            "p99": 4.0,
+            "p50": highest and 3.0,
+            "p99": highest and 4.0,
             "max": highest,
-            "after_window": end == ends[-1],
+            "after_window": end > 0.5,
         }
         for start, end in zip((0.0, *ends), ends, strict=False)
     ]
@@ -316,13 +411,12 @@ def intervals(*ends: float, highest: float | None = 5.0) -> Document:
 
 
 def test_intervals(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows with equal boundaries are added; others are left out, and a note says so."""
-    first = written("a", intervals=intervals(0.25, 0.5))
-    second = written("b", intervals=intervals(0.25, 0.5, highest=None))
-    assert run(["merge", first, second, "--json", "-"]) == 0
-    rows = json.loads(capsys.readouterr().out)["intervals"]["rows"]
-    assert [each["end_s"] for each in rows] == [0.25, 0.5]
-    assert rows[1] == {
+    """From one boundary that all have to the next; what came after the window is a row too."""
+    first = written("a", intervals=intervals(0.25, 0.5, 0.5002))
+    second = written("b", intervals=intervals(0.25, 0.5, 0.5004, highest=7.0))
+    rows = merged(capsys, first, second)["intervals"]["rows"]
+    assert [each["end_s"] for each in rows] == [0.25, 0.5, 0.5004]
+    expected = {
         "start_s": 0.25,
         "end_s": 0.5,
         "messages": 20,
@@ -330,10 +424,19 @@ def test_intervals(written: Written, capsys: pytest.CaptureFixture[str]) -> None
         "outstanding": 4,
         "p50": None,
         "p99": None,
-        "max": 5.0,
-        "after_window": True,
+        "max": 7.0,
+        "after_window": False,
     }
-    for other in (intervals(0.2, 0.5), intervals(0.5), None):
+    assert rows[1] == expected
+    late = intervals(0.5, highest=8.0)
+    rows = merged(capsys, first, written("b", intervals=late))["intervals"]["rows"]
+    assert [each["end_s"] for each in rows] == [0.5, 0.5002]
+    assert rows[0] == expected | {"start_s": 0.0, "messages": 30, "errors": 3, "max": 8.0}
+    assert [each["after_window"] for each in rows] == [False, True]
+    # Without an answer in the other run its percentiles are those of both.
+    silent = written("b", intervals=intervals(0.25, 0.5, highest=None))
+    assert merged(capsys, first, silent)["intervals"]["rows"][0]["p99"] == 4.0
+    for other in (intervals(0.25, 0.4), intervals(0.3), None):
         document = merged(capsys, first, written("b", intervals=other))
         assert document["intervals"] is None
         assert "intervals" in document["notes"][0]["text"]
@@ -353,7 +456,7 @@ def test_intervals(written: Written, capsys: pytest.CaptureFixture[str]) -> None
         ({"options_rate": None, "offered": None}, "loop differs: open in"),
         ({"options_duration": 3.0}, "duration differs: 0.5 in"),
         ({"options_arrivals": "poisson"}, "arrivals differs: uniform in"),
-        ({"options_stages": "1s@1k"}, "stages differs: None in"),
+        ({"options_stages": "1s@1k"}, "length of the stages differs: none in"),
     ],
 )
 def test_what_cannot_be_merged(

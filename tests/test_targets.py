@@ -341,8 +341,9 @@ def histogram(*values: int) -> Histogram:
 )
 def test_what_is_shown_tells_the_same_as_the_verdict(target: str, seen: int, says: str) -> None:
     """A figure is not rounded to the other side of its limit."""
-    report = LoadReport("", {}, 1.0, 1, 1, Latency(), Latency())
-    (result,) = results_of([Target(target)], report, {"latency": histogram(seen)}) or ()
+    latency = histogram(seen)
+    report = LoadReport("", {}, 1.0, 1, 1, Latency.of(latency), Latency())
+    (result,) = results_of([Target(target)], report, {"latency": latency}) or ()
     assert str(result) == f"{target}: {says}"
 
 

@@ -40,12 +40,11 @@ def merge(files: tuple[str, ...], not_at_once: bool, json_path: str | None) -> i
     try:
         with file_errors():
             report = merging.merge(parts, at_once=not not_at_once)
-            document = merging.document_of(report, parts)
     except merging.NotMergeableError as error:
         for reason in error.reasons:
             complain(reason)
         return FAILED
-    code = write_json(document, json_path) if json_path else OK
+    code = write_json(report.as_dict(), json_path) if json_path else OK
     if json_path != "-" and code == OK:
         write_result(str(report))
     return code or code_of(report)

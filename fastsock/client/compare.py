@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastsock.client import series, student_t
-from fastsock.client.document_reader import report_of
+from fastsock.client.document_reader import reports_of
 from fastsock.client.report import LoadReport
 from fastsock.client.saved import Saved
 from fastsock.client.text import filled
@@ -77,14 +77,7 @@ class Side:
     @classmethod
     def of(cls, saved: Saved) -> Side:
         """The side that is in a file or a directory; ValueError if a run is damaged."""
-        reports = []
-        for number, run in enumerate(saved.runs, 1):
-            try:
-                reports.append(report_of(run))
-            except ValueError as error:
-                which = f"run {number} of it: " if len(saved.runs) > 1 else ""
-                raise ValueError(f"{saved.path} is damaged: {which}{error}") from None
-        return cls(saved.path, tuple(reports))
+        return cls(saved.path, tuple(report for _, report in reports_of(saved)))
 
     @property
     def not_valid(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,8 @@ LATENCIES = {
     "connect_latency": "connect",
     "send_delay": "send_delay",
 }
+#: The same fields, and the names of their histograms.
+HISTOGRAMS = {name: name.removesuffix("_latency") for name in LATENCIES}
 PERCENTILE_FIELDS = {"p99_9": "p99.9", "p99_99": "p99.99"}
 
 
@@ -92,11 +95,16 @@ def row_of(row: Interval) -> dict[str, Any]:
         "messages": row.messages,
         "errors": row.errors,
         "outstanding": row.outstanding,
-        "p50": latency.p50 if latency.count else None,
-        "p99": latency.p99 if latency.count else None,
-        "max": latency.max if latency.count else None,
+        "p50": _known(latency.p50),
+        "p99": _known(latency.p99),
+        "max": _known(latency.max),
         "after_window": row.after_window,
     }
+
+
+def _known(value: float) -> float | None:
+    """None for NaN: nothing was answered, or it cannot be known of merged runs."""
+    return None if math.isnan(value) else value
 
 
 def _stage(stage: StageFigures) -> dict[str, Any]:

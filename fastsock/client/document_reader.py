@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeVar, get_args
 
 from fastsock.client.document import LATENCIES, PERCENTILE_FIELDS
 from fastsock.client.evidence import ClientEvidence
 from fastsock.client.options import Mode
+from fastsock.client.percentiles import Percentiles
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
     FIXED,
@@ -23,6 +25,9 @@ from fastsock.client.report import (
     TargetResult,
     TcpStory,
 )
+from fastsock.client.saved import Saved
+from fastsock.client.stages import Stages
+from fastsock.client.targets import Targets
 
 _Record = TypeVar("_Record", Latency, Outages, TcpStory, ClientEvidence)
 
@@ -50,9 +55,23 @@ def report_of(document: dict[str, Any]) -> LoadReport:
             raise ValueError(f"the distribution {place!r} is not usable") from None
     found["options"]["label"] = found.pop("label")
     report = LoadReport(**found)
+    stages = ", ".join(each.stage for each in report.stages or ())
+    if stages and stages != report.options.get("stages"):
+        raise ValueError("'stages' does not agree with 'options'")
     if report.valid is not document.get("valid"):
         raise ValueError("'valid' does not agree with 'reasons'")
     return report
+
+
+def reports_of(saved: Saved) -> Iterator[tuple[str, LoadReport]]:
+    """Name and report of each run of a file or a directory; ValueError if one is damaged."""
+    for number, document in enumerate(saved.runs, 1):
+        name = saved.path if len(saved.runs) == 1 else f"{saved.path} (run {number})"
+        try:
+            report = report_of(document)
+        except ValueError as error:
+            raise ValueError(f"{name} is damaged: {error}") from None
+        yield name, report
 
 
 def _latency(found: dict[str, Any] | None) -> Latency:
@@ -118,9 +137,16 @@ def _options(found: Any) -> dict[str, Any]:
         _optional(_number)(found.get(name))
     if found.get("mode", "echo") not in get_args(Mode):
         raise ValueError
-    return {
+    options = {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
     }
+    if options.get("stages"):
+        Stages().check("stages", options["stages"])
+    if options.get("targets"):
+        options["targets"] = Targets().check("targets", options["targets"])
+    if options.get("percentiles"):
+        options["percentiles"] = Percentiles().check("percentiles", options["percentiles"])
+    return options
 
 
 def _rows(found: Any) -> tuple[dict[str, Any], ...]:
@@ -135,35 +161,48 @@ def _read_findings(found: Any) -> tuple[Finding, ...]:
 
 
 def _read_intervals(found: Any) -> Intervals:
-    rows = (
-        Interval(
-            start=_number(row["start_s"]),
-            end=_number(row["end_s"]),
-            messages=_count(row["messages"]),
-            errors=_count(row["errors"]),
-            outstanding=_count(row["outstanding"]),
-            latency=Latency()
-            if row["p50"] is None
-            else Latency(row["messages"], p50=row["p50"], p99=row["p99"], max=row["max"]),
-            after_window=bool(row["after_window"]),
-        )
-        for row in found["rows"]
+    return Intervals(
+        _number(found["interval_s"]), _count(found["joined"]), tuple(map(_read_row, found["rows"]))
     )
-    return Intervals(_number(found["interval_s"]), _count(found["joined"]), tuple(rows))
+
+
+def _read_row(row: Any) -> Interval:
+    messages, latency = _count(row["messages"]), Latency()
+    if row["max"] is not None:  # of merged runs it alone is known
+        p50, p99 = (
+            math.nan if row[name] is None else _number(row[name]) for name in ("p50", "p99")
+        )
+        latency = Latency(messages, p50=p50, p99=p99, max=_number(row["max"]))
+    return Interval(
+        start=_number(row["start_s"]),
+        end=_number(row["end_s"]),
+        messages=messages,
+        errors=_count(row["errors"]),
+        outstanding=_count(row["outstanding"]),
+        latency=latency,
+        after_window=bool(row["after_window"]),
+    )
 
 
 def _read_stages(found: Any) -> tuple[StageFigures, ...]:
-    names = {"start": "start_s", "end": "end_s"}
-    return tuple(
-        StageFigures(
-            **{
-                each.name: stage[names.get(each.name, each.name)]
-                for each in fields(StageFigures)
-                if each.name != "latency"
-            },
-            latency=_latency(stage["latency_us"]),
-        )
-        for stage in found
+    return tuple(map(_read_stage, found))
+
+
+def _read_stage(stage: Any) -> StageFigures:
+    start, end, rate_from, rate_to = (
+        _number(stage[name]) for name in ("start_s", "end_s", "rate_from", "rate_to")
+    )
+    if start >= end:
+        raise ValueError
+    return StageFigures(
+        stage=_text(stage["stage"]),
+        start=start,
+        end=end,
+        rate_from=rate_from,
+        rate_to=rate_to,
+        offered=_count(stage["offered"]),
+        messages=_count(stage["messages"]),
+        latency=_latency(stage["latency_us"]),
     )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.histogram import Histogram
@@ -148,7 +147,7 @@ class Collector:
             messages=seen.messages,
             errors=seen.errors,
             outstanding=seen.outstanding,
-            latency=Latency(**latency.summary_us()),
+            latency=Latency.of(latency),
             after_window=seen.after_window,
             histograms=_named(seen.histograms),
         )
@@ -174,7 +173,7 @@ class _Rows:
         self._after: list[Interval] = []
 
     def add(self, row: Interval, latency: Histogram) -> None:
-        row = _without_histograms(row)
+        row = replace(row, histograms={})
         if row.after_window:
             self._after.append(row)
             return
@@ -216,17 +215,14 @@ class _Rows:
         return round(row.start / self._interval) // self._joined
 
 
-def _without_histograms(row: Interval) -> Interval:
-    values = {name: getattr(row, name) for name in row.__slots__}
-    return Interval(**values | {"histograms": {}})
-
-
 def _joined(one: Latency, other: Latency, both: Histogram) -> Latency:
     """The summary of both, with the exact least, mean and greatest value."""
     if not (one.count and other.count):
         return one if one.count else other
-    summary: dict[str, Any] = both.summary_us()
-    summary["min"], summary["max"] = min(one.min, other.min), max(one.max, other.max)
     total = one.mean * one.count + other.mean * other.count
-    summary["mean"] = total / (one.count + other.count)
-    return Latency(**summary)
+    return replace(
+        Latency.of(both),
+        min=min(one.min, other.min),
+        mean=total / (one.count + other.count),
+        max=max(one.max, other.max),
+    )

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from fastsock._native.client.histogram import Histogram
-from fastsock.client import hdr, verdict
-from fastsock.client.document import LATENCIES
-from fastsock.client.document_reader import report_of
+from fastsock.client import hdr, target_results, verdict
+from fastsock.client.document import HISTOGRAMS
+from fastsock.client.document_reader import reports_of
 from fastsock.client.evidence import ClientEvidence
-from fastsock.client.report import Finding, Latency, LoadReport, Outages, TcpStory
+from fastsock.client.report import (
+    Finding,
+    Interval,
+    Intervals,
+    Latency,
+    LoadReport,
+    Outages,
+    StageFigures,
+    TcpStory,
+)
 from fastsock.client.saved import Saved
-from fastsock.client.stages import Stage
-from fastsock.client.targets import Target
+from fastsock.client.stages import Stage, Stages
+from fastsock.client.targets import COUNTS, Target, metrics_of
+from fastsock.client.text import SHOWN
 from fastsock.units import format_duration
 
 NOTE = "merged"
 
 #: Options that must be the same, for the runs to be parts of one load.
-_SAME = ("mode", "size", "depth", "arrivals", "duration", "warmup", "stages")
-#: Options of which the merged run has the sum.
-_SUMMED = ("connections", "rate", "threads", "messages")
-#: Distributions in LoadReport, and their names in `histograms`.
-_HISTOGRAMS = {name: name.removesuffix("_latency") for name in LATENCIES}
+_SAME = ("mode", "size", "depth", "arrivals", "duration", "warmup")
 
 _MOST = 0.9  # of the longest window, in which all runs should overlap
-_CLOCK = 1e-6  # seconds by which boundaries of intervals may differ: they are printed numbers
+_DIGITS = 6  # of the seconds of a boundary between intervals: it is a printed number
 
 
 class NotMergeableError(Exception):
@@ -43,23 +51,20 @@ class NotMergeableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One run: its name, its document and its report."""
+    """One run: its name and its report."""
 
     name: str
-    document: dict[str, Any]
     report: LoadReport
 
     @classmethod
     def all_of(cls, saved: Saved) -> Iterator[Part]:
         """The runs of a file or a directory; ValueError if one is damaged."""
-        for number, document in enumerate(saved.runs, 1):
-            name = saved.path if len(saved.runs) == 1 else f"{saved.path} (run {number})"
+        for name, report in reports_of(saved):
             try:
-                report = report_of(document)
                 _window(report)
             except (ValueError, OverflowError) as error:
                 raise ValueError(f"{name} is damaged: {error}") from None
-            yield cls(name, document, report)
+            yield cls(name, report)
 
 
 def merge(parts: Sequence[Part], *, at_once: bool = True) -> LoadReport:
@@ -74,11 +79,12 @@ def merge(parts: Sequence[Part], *, at_once: bool = True) -> LoadReport:
         raise NotMergeableError(reasons)
     reports = [part.report for part in parts]
     first, options = reports[0], _options(reports)
-    histograms = {name: _histogram(parts, name) for name in LATENCIES}
+    histograms = {name: _histogram(parts, name) for name in HISTOGRAMS}
     latencies = {
-        name: _latency([getattr(each, name) for each in reports], histogram)
+        name: _latency([getattr(each, name) for each in reports], histogram, options)
         for name, histogram in histograms.items()
     }
+    shown = {HISTOGRAMS[name]: each for name, each in histograms.items() if len(each)}
     report = LoadReport(
         endpoint=first.endpoint,
         options=options,
@@ -86,9 +92,7 @@ def merge(parts: Sequence[Part], *, at_once: bool = True) -> LoadReport:
         messages=sum(each.messages for each in reports),
         bytes=sum(each.bytes for each in reports),
         **latencies,  # type: ignore[arg-type]
-        histograms={
-            _HISTOGRAMS[name]: hdr.encode(each) for name, each in histograms.items() if len(each)
-        },
+        histograms={name: hdr.encode(each) for name, each in shown.items()},
         started_at=min(each.started_at for each in reports),
         address=first.address,
         offered_per_s=_sum([each.offered_per_s for each in reports]),
@@ -103,20 +107,26 @@ def merge(parts: Sequence[Part], *, at_once: bool = True) -> LoadReport:
         tcp=_tcp([each.tcp for each in reports if each.tcp]),
         client=_client(reports),
         server_cpu=_server_cpu(reports),
+        intervals=_intervals(reports),
+        stages=_stages(reports),
         host=first.host,
-        merged=tuple(row for part in parts for row in _rows(part)),
+        merged=tuple(row for part in parts for row in _runs_of(part)),
     )
-    reasons_of_parts = tuple(_findings(parts, lambda report: report.reasons))
+    targets = options.get("targets") or ()
+    report = replace(report, targets=target_results.results_of(targets, report, shown))
+    failures = _failures(metrics_of(targets))
+    found = tuple(_findings(parts, lambda each: (*each.reasons, *filter(failures, each.notes))))
+    notes = _findings(parts, lambda each: (note for note in each.notes if not failures(note)))
     return replace(
         report,
-        reasons=reasons_of_parts or verdict.reasons_of_merged(_seen(report, histograms)),
-        notes=(*_findings(parts, lambda report: report.notes), *_notes(parts)),
+        reasons=found or verdict.reasons_of_merged(_seen(report, histograms, targets)),
+        notes=(*notes, *_notes(parts, report)),
     )
 
 
-def document_of(report: LoadReport, parts: Sequence[Part]) -> dict[str, Any]:
-    """The document of a merged report, with the intervals of its parts."""
-    return {**report.as_dict(), "intervals": _intervals(parts)}
+def _failures(decided: set[str]) -> Callable[[Finding], bool]:
+    """Whether a note is a failure that a target of its own run alone decides."""
+    return lambda note: note.code in COUNTS and note.code not in decided
 
 
 # --- what can be merged -------------------------------------------------------------------------
@@ -125,7 +135,7 @@ def document_of(report: LoadReport, parts: Sequence[Part]) -> dict[str, Any]:
 def _why_not(parts: Sequence[Part]) -> Iterator[str]:
     for number, part in enumerate(parts):
         for earlier in parts[:number]:
-            if part.document == earlier.document:
+            if part.report == earlier.report:
                 yield f"{part.name} is the same run as {earlier.name}"
                 break
     for name, read in _loads():
@@ -144,10 +154,16 @@ def _loads() -> Iterator[tuple[str, Callable[[LoadReport], Any]]]:
     yield "loop", lambda report: "closed" if report.offered is None else "open"
     for name in _SAME:
         yield name, _option(name)
+    yield "length of the stages", _lengths
 
 
 def _option(name: str) -> Callable[[LoadReport], Any]:
     return lambda report: report.options.get(name)
+
+
+def _lengths(report: LoadReport) -> str:
+    stages = report.options.get("stages") or "none"
+    return ", ".join(stage.partition("@")[0].strip() for stage in stages.split(","))
 
 
 def _not_at_once(parts: Sequence[Part]) -> Iterator[str]:
@@ -178,14 +194,48 @@ def _clock(time: datetime) -> str:
 
 
 def _options(reports: Sequence[LoadReport]) -> dict[str, Any]:
-    """Those that the runs have in common; null for others, but for the sums."""
+    """Those that the runs have in common; null for others, but for those that are joined."""
     options: dict[str, Any] = {}
     for name in reports[0].options:
         values = [report.options.get(name) for report in reports]
-        options[name] = values[0] if all(each == values[0] for each in values) else None
-        if name in _SUMMED and None not in values:
-            options[name] = sum(values)
+        if name in _JOINED and None not in values:
+            options[name] = _JOINED[name](values)
+        else:
+            options[name] = values[0] if all(each == values[0] for each in values) else None
     return options
+
+
+def _common(values: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    return tuple(each for each in values[0] if all(each in others for others in values))
+
+
+def _all(values: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(each for some in values for each in some))
+
+
+def _summed(values: Sequence[str]) -> str:
+    """Stages of which each has the sum of the rates."""
+    runs = [Stages().check("stages", each) for each in values]
+    return ", ".join(
+        str(
+            Stage(
+                stages[0].duration,
+                sum(each.rate_from for each in stages),
+                sum(each.rate_to for each in stages),
+            )
+        )
+        for stages in zip(*runs, strict=True)
+    )
+
+
+#: Options of which the merged run has what this makes of those of the runs.
+_JOINED: dict[str, Callable[[Sequence[Any]], Any]] = {
+    **dict.fromkeys(("connections", "rate", "threads", "messages"), sum),
+    "stages": _summed,
+    "sources": _all,
+    "targets": _common,
+    "percentiles": lambda values: _common(values) or SHOWN,
+}
 
 
 def _histogram(parts: Sequence[Part], name: str) -> Histogram:
@@ -194,38 +244,39 @@ def _histogram(parts: Sequence[Part], name: str) -> Histogram:
     for part in parts:
         count, text = (
             getattr(part.report, name).count,
-            part.report.histograms.get(_HISTOGRAMS[name]),
+            part.report.histograms.get(HISTOGRAMS[name]),
         )
         if not count:
             continue
         if not isinstance(text, str):
-            raise ValueError(f"{part.name} has no histogram {_HISTOGRAMS[name]!r} to merge")
+            raise ValueError(f"{part.name} has no histogram {HISTOGRAMS[name]!r} to merge")
         try:
             histogram = hdr.decode(text)
             if len(histogram) != count:
                 raise ValueError(f"it has {len(histogram)} values, where {count} are announced")
             merged.add_counts(histogram.counts())
         except ValueError as error:
-            raise ValueError(f"{part.name}: histogram {_HISTOGRAMS[name]!r}: {error}") from None
+            raise ValueError(f"{part.name}: histogram {HISTOGRAMS[name]!r}: {error}") from None
     return merged
 
 
-def _latency(parts: Sequence[Latency], histogram: Histogram) -> Latency:
+def _latency(parts: Sequence[Latency], histogram: Histogram, options: Mapping[str, Any]) -> Latency:
     """The histogram's percentiles, with the exact extremes and mean of the parts."""
     recorded = [each for each in parts if each.count]
     if not recorded:
         return Latency()
-    found = Latency(**histogram.summary_us())
+    found = Latency.of(histogram, options.get("percentiles") or ())
     highest = max(each.max for each in recorded)
-    exact = {
+    exact: dict[str, Any] = {
         "min": min(each.min for each in recorded),
         "mean": math.fsum(each.mean * each.count for each in recorded) / found.count,
         "max": highest,
+        "others": tuple((percent, min(value, highest)) for percent, value in found.others),
     }
     for each in fields(Latency):
         if each.name.startswith("p"):
             exact[each.name] = min(getattr(found, each.name), highest)
-    return replace(found, **exact)  # type: ignore[arg-type]
+    return replace(found, **exact)
 
 
 def _counted(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -294,7 +345,7 @@ def _server_cpu(reports: Sequence[LoadReport]) -> float | None:
     return max(known) if len(known) == 1 or (known and same) else None
 
 
-def _rows(part: Part) -> Iterator[Mapping[str, Any]]:
+def _runs_of(part: Part) -> Iterator[Mapping[str, Any]]:
     """A row for each run of the part, which may be merged itself."""
     report = part.report
     if report.merged:
@@ -329,7 +380,9 @@ class _Load:
     targets: Sequence[Target] = ()
 
 
-def _seen(report: LoadReport, histograms: Mapping[str, Histogram]) -> verdict.Seen:
+def _seen(
+    report: LoadReport, histograms: Mapping[str, Histogram], targets: Sequence[Target]
+) -> verdict.Seen:
     """What the machines have seen together, as far as it is judged again."""
     options = report.options
     return verdict.Seen(
@@ -338,6 +391,7 @@ def _seen(report: LoadReport, histograms: Mapping[str, Histogram]) -> verdict.Se
             report.offered is not None,
             options.get("threads") or 1,
             options.get("wait") or "",
+            targets=targets,
         ),
         where=report.address,
         duration=report.duration,
@@ -371,13 +425,14 @@ def _findings(
         yield from (Finding(each.code, f"{name}: {each.text}") for each in read(part.report))
 
 
-def _notes(parts: Sequence[Part]) -> Iterator[Finding]:
-    endpoints = list(dict.fromkeys(part.report.endpoint for part in parts))
+def _notes(parts: Sequence[Part], report: LoadReport) -> Iterator[Finding]:
+    reports = [part.report for part in parts]
+    endpoints = list(dict.fromkeys(each.endpoint for each in reports))
     if len(endpoints) > 1:
         yield Finding(NOTE, f"the runs loaded several endpoints: {', '.join(endpoints)}")
-    windows = [_window(part.report) for part in parts]
+    windows = [_window(each) for each in reports]
     common = min(end for _, end in windows) - max(begin for begin, _ in windows)
-    overlap, longest = common.total_seconds(), max(part.report.duration for part in parts)
+    overlap, longest = common.total_seconds(), max(each.duration for each in reports)
     if overlap <= 0:
         yield Finding(NOTE, "the runs were not at the same time: their summed rate is of no time")
     elif overlap < longest * _MOST:
@@ -386,48 +441,93 @@ def _notes(parts: Sequence[Part]) -> Iterator[Finding]:
             f"all runs overlap for {format_duration(overlap)} of {format_duration(longest)} only: "
             "their summed rate is that of this time at most",
         )
-    if _intervals(parts) is None and any(part.document.get("intervals") for part in parts):
-        yield Finding(NOTE, "the intervals have other boundaries in each run: they are left out")
-    if any(part.document.get("stages") for part in parts):
-        yield Finding(NOTE, "the stages have no histograms to merge: they are left out")
+    if report.intervals is None and any(each.intervals for each in reports):
+        yield Finding(
+            NOTE, "the intervals are left out: a run has none, or none that end at the same times"
+        )
+    if report.stages is None and any(each.stages for each in reports):
+        yield Finding(NOTE, "the stages are left out: a run does not have the figures of each")
+    elif any(stage.messages and not stage.latency.count for stage in report.stages or ()):
+        yield Finding(NOTE, "the stages have no latency: a run keeps no histogram of a stage")
+    every = _all([each.options.get("targets") or () for each in reports])
+    if alone := [each for each in every if each not in (report.options.get("targets") or ())]:
+        yield Finding(NOTE, f"targets of some runs alone are left out: {', '.join(alone)}")
 
 
-# --- intervals ----------------------------------------------------------------------------------
+# --- intervals and stages -----------------------------------------------------------------------
 
 
-def _intervals(parts: Sequence[Part]) -> dict[str, Any] | None:
-    """Those of all parts, row by row; None where their boundaries are not equal."""
-    found: list[Any] = [part.document.get("intervals") for part in parts]
-    if not all(found):
+def _intervals(reports: Sequence[LoadReport]) -> Intervals | None:
+    """The sums of all parts, from one boundary that all have to the next; None without such."""
+    found = [each.intervals for each in reports if each.intervals]
+    if len(found) < len(reports):
         return None
-    try:
-        rows = [each["rows"] for each in found]
-        if len({len(each) for each in rows}) > 1 or not all(map(_aligned, zip(*rows, strict=True))):
-            return None
-        merged = [_row(each) for each in zip(*rows, strict=True)]
-        settings = {name: found[0][name] for name in ("interval_s", "joined")}
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(
-            f"{parts[0].name}: its intervals, or those of another, are damaged"
-        ) from None
-    return {**settings, "rows": merged}
-
-
-def _aligned(rows: Sequence[Mapping[str, Any]]) -> bool:
-    first = rows[0]
-    return all(
-        abs(row[edge] - first[edge]) <= _CLOCK for row in rows for edge in ("start_s", "end_s")
+    inside = [[row for row in each.rows if not row.after_window] for each in found]
+    ends = sorted(set.intersection(*({_end(row) for row in rows} for rows in inside)))
+    if not ends or any(_end(rows[-1]) > ends[-1] for rows in inside):
+        return None
+    groups: dict[float, list[Interval]] = {end: [] for end in ends}
+    for each in inside:
+        for end, group in groupby(each, lambda row: ends[bisect_left(ends, _end(row))]):
+            rows = list(group)
+            groups[end].append(_row(rows, rows[-1].outstanding))
+    late = [row for each in found for row in each.rows if row.after_window]
+    return Intervals(
+        max(each.interval_s for each in found),
+        max(each.joined for each in found),
+        tuple(
+            _row(rows, sum(each.outstanding for each in rows))
+            for rows in (*groups.values(), late)
+            if rows
+        ),
     )
 
 
-def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentiles of one row are not known: it has no histogram."""
-    highest = [row["max"] for row in rows if row["max"] is not None]
-    return {
-        **{name: rows[0][name] for name in ("start_s", "end_s")},
-        **{name: sum(row[name] for row in rows) for name in ("messages", "errors", "outstanding")},
-        "p50": None,
-        "p99": None,
-        "max": max(highest, default=None),
-        "after_window": rows[0]["after_window"],
-    }
+def _end(row: Interval) -> float:
+    return round(row.end, _DIGITS)
+
+
+def _row(rows: Sequence[Interval], outstanding: int) -> Interval:
+    return Interval(
+        start=min(each.start for each in rows),
+        end=max(each.end for each in rows),
+        messages=sum(each.messages for each in rows),
+        errors=sum(each.errors for each in rows),
+        outstanding=outstanding,
+        latency=_without_histograms([each.latency for each in rows]),
+        after_window=rows[0].after_window,
+    )
+
+
+def _without_histograms(parts: Sequence[Latency]) -> Latency:
+    """Count and maximum, unless one part alone has answers: percentiles cannot be added."""
+    one = _of_one(parts)
+    recorded = [each for each in parts if each.count]
+    if one.count or not recorded:
+        return one
+    return Latency(sum(each.count for each in recorded), max=max(each.max for each in recorded))
+
+
+def _stages(reports: Sequence[LoadReport]) -> tuple[StageFigures, ...] | None:
+    found = [each.stages for each in reports if each.stages]
+    if len(found) < len(reports):
+        return None
+    texts = _summed([each.options["stages"] for each in reports]).split(", ")
+    return tuple(
+        replace(
+            parts[0],
+            stage=text,
+            rate_from=sum(each.rate_from for each in parts),
+            rate_to=sum(each.rate_to for each in parts),
+            offered=sum(each.offered for each in parts),
+            messages=sum(each.messages for each in parts),
+            latency=_of_one([each.latency for each in parts]),
+        )
+        for text, *parts in zip(texts, *found, strict=True)
+    )
+
+
+def _of_one(parts: Sequence[Latency]) -> Latency:
+    """The latency, if one part alone has answers."""
+    recorded = [each for each in parts if each.count]
+    return recorded[0] if len(recorded) == 1 else Latency()

@@ -6,7 +6,7 @@ Times are seconds and latencies microseconds, both from CLOCK_MONOTONIC.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,15 @@ class Latency:
     p99_99: float = math.nan
     max: float = math.nan
     others: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    def of(cls, histogram: Histogram, percentiles: Iterable[float] = ()) -> Latency:
+        """The summary of a histogram, with these percentiles."""
+        others = (each for each in percentiles if each not in FIXED)
+        return cls(
+            **histogram.summary_us(),
+            others=tuple((each, histogram.percentile(each) / 1e3) for each in others),
+        )
 
     def __eq__(self, other: object) -> bool:
         """Two in which nothing was recorded are equal, although NaN is not equal to NaN."""

@@ -17,7 +17,6 @@ from fastsock.client.intervals import Collector
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import (
     DATAGRAM_COUNTS,
-    FIXED,
     Latency,
     LoadReport,
     Outages,
@@ -56,7 +55,7 @@ class Results:
     ) -> LoadReport:
         seen = self._seen(target, options, tried, taken, interrupted_by)
         shown = self._shown(options, seen.latency_without_away)
-        latencies = {name: _latency(each, options.percentiles) for name, each in shown.items()}
+        latencies = {name: Latency.of(each, options.percentiles) for name, each in shown.items()}
         report = LoadReport(
             endpoint=str(target),
             options=options.as_dict(),
@@ -164,7 +163,7 @@ class Results:
                     rate_to=stage.rate_to,
                     offered=sum(each["offered"] for each in seen),
                     messages=sum(each["messages"] for each in seen),
-                    latency=_latency(latency, options.percentiles),
+                    latency=Latency.of(latency, options.percentiles),
                 )
             )
             start += stage.duration
@@ -236,14 +235,6 @@ def _added(trends: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, flo
         (sum(count for count, _ in part), sum(total for _, total in part))
         for part in zip(*trends, strict=True)
     ]
-
-
-def _latency(histogram: Histogram, percentiles: Sequence[float]) -> Latency:
-    others = [each for each in percentiles if each not in FIXED]
-    return Latency(
-        **histogram.summary_us(),
-        others=tuple((each, histogram.percentile(each) / 1e3) for each in others),
-    )
 
 
 def _server_cpu(ns: int | None) -> float | None:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 
 from fastsock._native.client.histogram import Histogram
-from fastsock.client.report import LoadReport, TargetResult
+from fastsock.client.report import Latency, LoadReport, TargetResult
 from fastsock.client.targets import Target
 from fastsock.client.verdict import SIGNIFICANT
 from fastsock.units import format_duration, format_rate
@@ -19,6 +19,8 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
 }
 _NOTHING = "nothing was measured"
+#: Distributions whose field in the report has another name.
+_FIELDS = {"connect": "connect_latency"}
 
 
 def results_of(
@@ -37,7 +39,7 @@ def _result(
 ) -> TargetResult:
     seen: float | None
     if target.distribution:
-        seen, why = _of_distribution(target, histograms.get(target.distribution, Histogram()))
+        seen, why = _of_distribution(target, report, histograms)
     else:
         seen, why = _of_report(target, report), _NOTHING
     met = seen is not None and _HOLDS[target.operator](seen, target.limit)
@@ -52,17 +54,23 @@ def _result(
     )
 
 
-def _of_distribution(target: Target, histogram: Histogram) -> tuple[float | None, str]:
+def _of_distribution(
+    target: Target, report: LoadReport, histograms: Mapping[str, Histogram]
+) -> tuple[float | None, str]:
     """Seconds; or None and the reason."""
-    if not len(histogram):
+    place = target.distribution
+    latency: Latency = getattr(report, _FIELDS.get(place, place))
+    if not latency.count:
         return None, _NOTHING
     if target.percent is None:
-        figure = target.metric.rpartition(".")[2]
-        return histogram.summary_us()[figure] / 1e6, ""
+        figure: float = getattr(latency, target.metric.rpartition(".")[2])
+        return figure / 1e6, ""
+    histogram = histograms[place]
     above = histogram.count_above(target.percent)
     if above < SIGNIFICANT:
         return None, f"too few values, {above} above it where {SIGNIFICANT} are needed"
-    return histogram.percentile(target.percent) / 1e9, ""
+    # A histogram that was read has the steps of its values: the percentile could be above max.
+    return min(histogram.percentile(target.percent), round(latency.max * 1e3)) / 1e9, ""
 
 
 def _of_report(target: Target, report: LoadReport) -> float | None:

@@ -111,7 +111,9 @@ def reasons_of_merged(seen: Seen) -> tuple[Finding, ...]:
 
     Together they have enough answers for a percentile that none of them was judged by.
     """
-    return (*_datagrams(seen), *_nothing(seen), *_client(seen))
+    decided = metrics_of(seen.options.targets)
+    lost = (each for each in _datagrams(seen) if each.code not in decided)
+    return (*lost, *_nothing(seen), *_client(seen))
 
 
 def notes_of(seen: Seen) -> tuple[Finding, ...]:
