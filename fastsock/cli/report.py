@@ -11,6 +11,7 @@ from fastsock.cli.command import Command, GroupedOption
 from fastsock.cli.exits import OK
 from fastsock.cli.output import check_writable, write_file, write_result
 from fastsock.client import saved
+from fastsock.client.document_reader import reports_of
 from fastsock.client.text import columns_of
 from fastsock.page import charts, page
 from fastsock.page.run import Run
@@ -45,7 +46,7 @@ def check_drawable(value: str | None) -> str | None:
     callback=lambda context, parameter, value: check_drawable(value),
 )
 def report(files: tuple[str, ...], output: str | None) -> int:
-    """Show the runs that fastsock load --json wrote, as a page or as a table.
+    """Show the runs that fastsock load --json wrote: one as text, several as a table, or a page.
 
     RUN.json is a run, a series of runs, or a directory of both. The exit code says whether they
     could be read and the page be written, not whether they are valid.
@@ -57,10 +58,11 @@ def report(files: tuple[str, ...], output: str | None) -> int:
     try:
         read = [saved.read(file) for file in files]
         runs = page.runs_of(read)
+        reports = [report for each in read for _, report in reports_of(each)]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if output is None:
-        write_result("\n".join(table(runs)))
+        write_result(str(reports[0]) if len(reports) == 1 else "\n".join(table(runs)))
         return OK
     return write_file(page.of(runs, read[0].series if len(read) == 1 else None), output)
 

@@ -21,7 +21,7 @@ from fastsock.client.saved import Saved
 from fastsock.client.text import filled
 from fastsock.client.verdict import SIGNIFICANT
 from fastsock.suggestions import near
-from fastsock.units import format_duration, format_rate, plural
+from fastsock.units import plural
 
 COMPARE_SCHEMA = "fastsock.compare/1"
 LEVEL = 0.99
@@ -349,12 +349,14 @@ def _lines_of(comparison: Comparison) -> Iterator[str]:
         yield from filled(title, text, (side.path,))
     yield f"{'':7}{'before':>9}{'after':>10}{'change':>10}{'99% interval':>21}"
     for figure in comparison.figures:
-        shown = format_rate if figure.metric == "rate" else _duration
         interval = "-"
         if figure.interval_percent is not None:
             interval = " to ".join(map(_percent, figure.interval_percent))
+        first, second = (
+            series.shown(figure.metric, each) for each in (figure.before, figure.after)
+        )
         line = (
-            f"{figure.metric:7}{shown(figure.before):>9}{shown(figure.after):>10}"
+            f"{figure.metric:7}{first:>9}{second:>10}"
             f"{_percent(figure.change_percent):>10}{interval:>21}"
         )
         yield f"{line}  {_VERDICTS[figure.verdict]}"
@@ -369,10 +371,6 @@ def _lines_of(comparison: Comparison) -> Iterator[str]:
             why = run["reasons"][0]["text"]
             text = f"NO: {title}, run {run['run']}, started {run['started_at']}: {why}"
             yield from filled("valid", text)
-
-
-def _duration(microseconds: float) -> str:
-    return format_duration(microseconds / 1e6)
 
 
 def _percent(change: float | None) -> str:

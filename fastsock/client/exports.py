@@ -21,7 +21,7 @@ _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compresse
 _TICKS = 5  # lines of the percentile text for each halving of the distance to 100 %
 _LAST = 100 - 1e-11  # percent; nearer to 100 a float has too few digits for the next level
 _MS = 1e6  # ns
-_HALF_BITS, _UNIT_BITS, _BUCKETS = 10, 6, 24  # of the layout (histogram.pxd)
+_BUCKETS = 24  # of the layout (histogram.pxd)
 
 
 # --- the log ------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def latency_by_percentile(report: LoadReport) -> str:
 def percentile_text(histogram: Histogram) -> str:
     """The distribution by percentile, in ms; mean and deviation are those of the steps."""
     total = len(histogram)
-    steps = [(*_step(index), count) for index, count in histogram.counts()]
+    steps = [(*hdr.step_of(index), count) for index, count in histogram.counts()]
     mean = sum(middle * count for _, middle, count in steps) / total if total else 0.0
     variance = sum((middle - mean) ** 2 * count for _, middle, count in steps) / max(total, 1)
     longest = steps[-1][0] if steps else 0
@@ -84,7 +84,7 @@ def percentile_text(histogram: Histogram) -> str:
             *_lines([(value, count) for value, _, count in steps], total),
             f"#[Mean    = {mean / _MS:12.6f}, StdDeviation   = {math.sqrt(variance) / _MS:12.6f}]",
             f"#[Max     = {longest / _MS:12.6f}, Total count    = {total:12d}]",
-            f"#[Buckets = {_BUCKETS:12d}, SubBuckets     = {2 << _HALF_BITS:12d}]\n",
+            f"#[Buckets = {_BUCKETS:12d}, SubBuckets     = {2 << hdr.HALF_BITS:12d}]\n",
         )
     )
 
@@ -110,11 +110,3 @@ def _line(value: int, level: float, count: int) -> str:
 def _next_level(level: float) -> float:
     halvings = int(math.log2(100 / (100 - level))) + 1
     return level + 100 / (_TICKS * 2.0**halvings)
-
-
-def _step(index: int) -> tuple[int, int]:
-    """The highest value of a step of the layout, and the one in its middle."""
-    bucket = max((index >> _HALF_BITS) - 1, 0)
-    step = index - (bucket << _HALF_BITS)
-    width = 1 << (bucket + _UNIT_BITS)
-    return (step + 1) * width - 1, step * width + width // 2

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from fastsock._native.client.histogram import Histogram
 
+HALF_BITS, _UNIT_BITS = 10, 6  # of the layout (histogram.pxd)
 _COMPRESSED, _PLAIN = 0x1C849304, 0x1C849303
 _WORD_SIZE = 0xF0  # bits of a cookie; V2 writes 1 there and reads any number
 _OUTER = struct.Struct(">II")  # cookie, length of the zlib data
@@ -58,6 +59,14 @@ def decode(text: str) -> Histogram:
     except (ValueError, OverflowError, struct.error, zlib.error) as error:
         raise ValueError(f"not a histogram in HdrHistogram's V2 format: {error}") from None
     return histogram
+
+
+def step_of(index: int) -> tuple[int, int]:
+    """The highest value of a step, by its index, and the one in its middle; nanoseconds."""
+    bucket = max((index >> HALF_BITS) - 1, 0)
+    step = index - (bucket << HALF_BITS)
+    width = 1 << (bucket + _UNIT_BITS)
+    return (step + 1) * width - 1, step * width + width // 2
 
 
 def _plain_data(text: str) -> bytes:

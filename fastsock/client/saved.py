@@ -75,8 +75,24 @@ def _read_file(path: Path) -> Saved:
         runs = document.get("runs")
         if not isinstance(runs, list) or not runs:
             raise ValueError(f"{path} is a series without runs")
+        if not _is_confidence(document.get("confidence")):
+            raise ValueError(f"{path} is damaged: it has no usable field 'confidence'")
         return Saved(str(path), tuple(_checked(path, run) for run in runs), document)
     raise ValueError(f"{path} {_why_not(schema)}")
+
+
+def _is_confidence(found: Any) -> bool:
+    """Whether all that is told of it can be told, or nothing is."""
+    if found is None:
+        return True
+    try:
+        numbers = [found[name] for name in ("level_percent", "within_percent", "most")]
+        for interval in (found["rate"], found["p99"]):
+            names = ("estimate", "low", "high", "half_width_percent")
+            numbers += [interval[name] for name in names] if interval is not None else []
+        return isinstance(found["converged"], bool) and all(0 <= each < 1e30 for each in numbers)
+    except (TypeError, LookupError):
+        return False
 
 
 def _finite(text: str) -> float:

@@ -237,11 +237,21 @@ def _lines_of(series: Series) -> Iterator[str]:
             )
             within = f"within {interval.half_width * 100:.3g}%"
             yield f"{metric:9} {estimate}, {level:g}% interval {low} to {high}, {within}"
+    yield from _targets(series)
     if len(series.runs) < FEWEST:
         yield from filled("note", f"fewer than {FEWEST} runs have no interval")
     yield from filled("valid", "yes" if series.valid else "NO")
     for reason in _reasons(series):
         yield from filled("", reason)
+
+
+def _targets(series: Series) -> Iterator[str]:
+    for target in [each.target for each in series.runs[0].targets or ()]:
+        missed = sum(target in [each.target for each in run.missed] for run in series.runs)
+        of = plural(len(series.runs), "run")
+        yield from filled(
+            "target", f"{target}: {f'MISSED in {missed} of' if missed else 'met in'} {of}"
+        )
 
 
 def _reasons(series: Series) -> Iterator[str]:
@@ -272,6 +282,7 @@ def _unknown(series: Series, confidence: Confidence) -> Iterator[str]:
 
 
 def shown(metric: str, value: float | None) -> str:
+    """A figure as text, from messages per second or microseconds."""
     if value is None:
         return "-"
     return format_rate(value) if metric == "rate" else format_duration(value / 1e6)

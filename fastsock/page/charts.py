@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsock.page.run import Run, edges, label_of
+from fastsock.client.percentiles import name_of
+from fastsock.page.run import Run, edges
 from fastsock.units import format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def check() -> None:
 
 
 #: The looks of p50, p99 and max of one run.
-PART_COLORS = ("s1", "s2", "s7")
-PARTS: tuple[dict[str, Any], ...] = tuple({"color": _STANDS_FOR[each]} for each in PART_COLORS)
+PART_COLORS = {"p50": "s1", "p99": "s2", "max": "s7"}
+PARTS: dict[str, Any] = {key: {"color": _STANDS_FOR[each]} for key, each in PART_COLORS.items()}
 
 
 def look(number: int) -> tuple[str, bool]:
@@ -121,7 +122,7 @@ def percentiles(curves: Sequence[Curve], label: str) -> str:
         labels = [f"{100 - 100 / way:.12g}" for way in nines]
         if size.name == "narrow" and len(nines) > 6:  # no room for all
             labels[-2::-2] = [""] * len(labels[-2::-2])
-        _ticks(axes.xaxis, nines, labels)
+        _x_ticks(axes, nines, labels)
         _latencies(axes, [y for each in found for y in (each.percentile(0), each.percentile(100))])
 
     return _picture("percentiles", label, [Panel("latency", 190, paint)], "percentile")
@@ -153,7 +154,7 @@ def histogram(runs: Sequence[Run], label: str) -> str:
         tens = tens[:: math.ceil(len(tens) / 5)]
         _ticks(axes.yaxis, tens, [format_rate(ten).removesuffix("/s") for ten in tens])
         places = round_values(borders[0], borders[-1], 5 if size.name == "narrow" else 9)
-        _ticks(axes.xaxis, places, [format_duration(place / 1e6) for place in places])
+        _x_ticks(axes, places, [format_duration(place / 1e6) for place in places])
         if len(runs) == 1:
             _mark_percentiles(axes, runs[0])
 
@@ -167,6 +168,7 @@ def over_time(numbered: Sequence[tuple[int, Run]], label: str, *, alone: bool) -
     """
     runs = [run for _, run in numbered]
     one = runs[0] if alone else None
+    known = parts_of(runs, alone=alone)
     start = min(run.rows[0].start for run in runs)
     end = max(run.rows[-1].end for run in runs)
     unit, name = _unit_of_time(end)
@@ -199,14 +201,14 @@ def over_time(numbered: Sequence[tuple[int, Run]], label: str, *, alone: bool) -
         values = []
         for number, run in numbered:
             places = [(row.start + row.end) / 2 / unit for row in run.rows]
-            for place, key in enumerate(("p50", "p99", "max") if alone else ("p99",)):
-                known = [getattr(row, key) for row in run.rows]
-                values += [value for value in known if value is not None]
-                style = PARTS[place] if alone else _line(number)
+            for key in known:
+                seen = [getattr(row, key) for row in run.rows]
+                values += [value for value in seen if value is not None]
+                style = PARTS[key] if alone else _line(number)
                 mark: dict[str, Any] = (
                     {"marker": "o", "markersize": 2.5} if len(places) <= 30 else {}
                 )
-                heights = [math.nan if value is None else max(value, _LOWEST) for value in known]
+                heights = [math.nan if value is None else max(value, _LOWEST) for value in seen]
                 axes.plot(places, heights, **style, **mark)
                 late = one.after_window if one else None
                 if late is not None and getattr(late, key) is not None:
@@ -244,18 +246,26 @@ def over_time(numbered: Sequence[tuple[int, Run]], label: str, *, alone: bool) -
         for stage in one.stages[::2] if one else ():
             axes.axvspan(stage.start / unit, stage.end / unit, color=SHADE, linewidth=0, zorder=0)
         places = even_values((end - start) / unit, 5 if size.name == "narrow" else 10)
-        _ticks(axes.xaxis, places, [f"{place:g}" for place in places])
+        _x_ticks(axes, places, [f"{place:g}" for place in places])
 
-    latency = "latency: p50, p99, max" if alone else "latency: p99"
     panels = [Panel("messages per second", 100, rates, False)]
-    some = any(row.max is not None for run in runs for row in run.rows)
     failed = any(row.errors for run in runs for row in run.rows)
-    if some:
-        panels.append(Panel(latency, 130, latencies, False))
+    if known:
+        panels.append(Panel(f"latency: {', '.join(known)}", 130, latencies, False))
     if failed:
         panels.append(Panel("errors", 40, errors, False))
     panels[-1] = panels[-1]._replace(has_x_labels=True)
     return _picture("over-time", label, panels, f"{name} since the window began")
+
+
+def parts_of(runs: Sequence[Run], *, alone: bool) -> list[str]:
+    """The latencies over time that are drawn: of merged runs the largest alone is known."""
+    found = [
+        key
+        for key in PART_COLORS
+        if any(getattr(row, key) is not None for run in runs for row in run.rows)
+    ]
+    return found if alone else found[-2:][:1]  # of p99 and max
 
 
 # --- axes ---------------------------------------------------------------------------------------
@@ -298,6 +308,15 @@ def _ticks(axis: Any, places: Sequence[float], labels: Sequence[str]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def _x_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+    """The last label ends at its place where the middle of it would leave the picture."""
+    _ticks(axes.xaxis, places, labels)
+    for place, tick in zip(places, axes.xaxis.get_major_ticks(), strict=True):
+        across, _ = axes.transLimits.transform(axes.transScale.transform((place, 1)))
+        if across > 0.96:
+            tick.label1.set_horizontalalignment("right")
+
+
 def _mark_percentiles(axes: Axes, run: Run) -> None:
     low, high = axes.get_xlim()
     for percent in (50.0, 99.0):
@@ -306,7 +325,7 @@ def _mark_percentiles(axes: Axes, run: Run) -> None:
             last = math.log(value / low) > 0.85 * math.log(high / low)
             axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (3, 2)))
             axes.annotate(
-                label_of(percent),
+                name_of(percent),
                 (value, 1),
                 (-4 if last else 4, 0),
                 xycoords=("data", "axes fraction"),

@@ -8,9 +8,11 @@ from html import escape
 from itertools import chain
 from typing import Any
 
+from fastsock.client.percentiles import name_of
 from fastsock.client.saved import Saved
+from fastsock.client.series import shown
 from fastsock.page import charts
-from fastsock.page.run import PERCENTS, Run, count, cut, duration, edges, label_of
+from fastsock.page.run import Run, count, cut, duration, edges
 from fastsock.page.style import CSS
 from fastsock.units import format_duration, format_rate, format_size, plural
 
@@ -141,8 +143,8 @@ def _latency(run: Run) -> Iterator[str]:
         shown.append("latency_from_send")
     names = [_DISTRIBUTIONS[each] if run.open_loop else "latency" for each in shown]
     told = ", ".join(
-        f"{label_of(percent)} {duration(run.percentile(percent))}"
-        for percent in PERCENTS
+        f"{name_of(percent)} {duration(run.percentile(percent))}"
+        for percent in run.percents
         if run.percentile(percent) is not None
     )
     curves = [charts.Curve(run, each, number) for number, each in enumerate(shown)]
@@ -175,13 +177,13 @@ def _distributions(run: Run) -> str:
     rows: list[list[str]] = [["count", *(count(each.count) for each in known.values())]]
     for key in ("min", "mean"):
         rows.append([key, *(_summary(summaries, fields.get(n, n), key) for n in known)])
-    for percent in PERCENTS:
+    for percent in run.percents:
         values = [
             "-" if each.is_chance(percent) else duration(each.percentile(percent))
             for each in known.values()
         ]
         if percent <= 99.9 or set(values) != {"-"}:
-            rows.append([label_of(percent), *values])
+            rows.append([name_of(percent), *values])
     rows.append(["max", *(_summary(summaries, fields.get(n, n), "max") for n in known)])
     return _table("Percentiles", ["", *names], rows) + f'<p class="small">{_NOT_SHOWN}</p>'
 
@@ -206,7 +208,7 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
     )
     joined = max(run.joined for run in shown)
     captions = []
-    key = _run_key(runs, shown) if alone is None else _parts_key()
+    key = _run_key(runs, shown) if alone is None else _parts_key(alone)
     if alone is not None:
         if alone.open_loop:
             captions.append("Dashed: the offered rate.")
@@ -329,6 +331,9 @@ def _evidence(run: Run) -> Iterator[str]:
         ):
             value = client.get(key)
             facts.append((title, "not told" if value is None else _rounded(value)))
+    if run.document.get("merged"):  # of several machines
+        yield _facts(facts)
+        return
     quota = host.get("cpu_quota")
     for title, value in (
         ("CPU", f"{host.get('cpu')}, {host.get('cpus')} usable"),
@@ -363,8 +368,29 @@ def _options(run: Run) -> Iterator[tuple[str, str]]:
         yield cut(name, 60).replace("_", " "), text
 
 
+def _merged(run: Run) -> Iterator[str]:
+    parts = run.document.get("merged")
+    if not parts:
+        return
+    rows = [
+        [
+            cut(part["label"] or part["file"]),
+            cut(part["host"].get("cpu"), 60),
+            count(part["connections"] or 0),
+            count(part["messages"]),
+            format_rate(part["messages_per_s"]),
+            "yes" if part["valid"] else "NO",
+        ]
+        for part in parts
+    ]
+    yield "<h2>Merged runs</h2>"
+    titles = ["run", "CPU", "connections", "messages", "rate", "valid"]
+    yield _table("Merged runs", titles, rows)
+
+
 def _end(run: Run) -> Iterator[str]:
     yield from _counters(run)
+    yield from _merged(run)
     yield "<h2>The client and its machine</h2>"
     yield from _evidence(run)
     yield _details("Options of the run", _facts(_options(run)))
@@ -384,8 +410,10 @@ def _several(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Iterator[
     if isinstance(search, dict):
         yield from _search(search)
     else:
-        yield from _verdicts(runs)
-        yield from _confidence((series or {}).get("confidence"))
+        asked = (series or {}).get("confidence")
+        yield from _verdicts(runs, asked)
+        if asked:
+            yield from _confidence(asked, len(runs))
     loads = {run.load() for run in runs}
     if len(loads) == 1:
         yield f"<p>Each: {_text(loads.pop())}</p>"
@@ -429,7 +457,7 @@ def _told(run: Run) -> Iterator[str]:
     yield from _end(run)
 
 
-def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
+def _verdicts(runs: Sequence[Run], confidence: Mapping[str, Any] | None) -> Iterator[str]:
     wrong = [run for run in runs if not run.valid]
     missed = [run for run in runs if run.missed]
     unknown = [run for run in runs if run.verdict == "Validity unknown"]
@@ -442,20 +470,24 @@ def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
         text += (
             f"; {plural(len(missed), 'run')} missed a target" if missed else "; no target missed"
         )
-    look = "bad" if wrong or missed else "doubt" if unknown else ""
+    unsure = confidence is not None and not confidence["converged"]
+    if unsure:
+        text += "; the figures are not known as well as was asked for"
+    look = "bad" if wrong or missed or unsure else "doubt" if unknown else ""
     yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
     yield _list(f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons)
     yield "</div>"
 
 
-def _confidence(told: object) -> Iterator[str]:
-    """How well the figures are known: the plain values."""
-    if isinstance(told, dict):
-        yield _facts(
-            (cut(name, 60).replace("_", " "), _plain(value))
-            for name, value in told.items()
-            if isinstance(value, str | int | float)
-        )
+def _confidence(asked: Mapping[str, Any], runs: int) -> Iterator[str]:
+    """How well the figures were to be known, and are."""
+    reached = "Reached" if asked["converged"] else "Not reached"
+    yield (
+        f"<p>Asked for: the rate, and p99 where there are latencies, within "
+        f"{asked['within_percent']:g}% at {asked['level_percent']:g}%, with at most "
+        f"{plural(asked['most'], 'run')}. {reached} after {plural(runs, 'run')}.</p>"
+    )
+    yield _facts((metric, _known(metric, asked[metric])) for metric in ("rate", "p99"))
 
 
 def _search(search: Mapping[str, Any]) -> Iterator[str]:
@@ -479,6 +511,13 @@ def _search(search: Mapping[str, Any]) -> Iterator[str]:
         yield _scrolled("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
 
 
+def _known(metric: str, interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "not known"
+    low, estimate, high = (shown(metric, interval[key]) for key in ("low", "estimate", "high"))
+    return f"{estimate}, between {low} and {high}: within {interval['half_width_percent']:.3g}%"
+
+
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -498,11 +537,12 @@ def _table_of(runs: Sequence[Run]) -> str:
 
 
 def _percentiles_of(runs: Sequence[Run]) -> str:
-    titles = ["run", *(label_of(percent) for percent in PERCENTS), "max"]
+    percents = sorted({percent for run in runs for percent in run.percents})
+    titles = ["run", *map(name_of, percents), "max"]
     rows = [
         [
             run.name,
-            *(duration(run.percentile(percent)) for percent in PERCENTS),
+            *(duration(run.percentile(percent)) for percent in percents),
             duration(run.max),
         ]
         for run in runs
@@ -549,10 +589,11 @@ def _swatch(number: int) -> str:
     return f'<span class="swatch{" dashed" * dashed}" style="border-color: var(--{color})"></span>'
 
 
-def _parts_key() -> str:
+def _parts_key(run: Run) -> str:
     items = "".join(
         f'<li><span class="swatch" style="border-color: var(--{color})"></span>{name}</li>'
-        for name, color in zip(("p50", "p99", "max"), charts.PART_COLORS, strict=True)
+        for name in charts.parts_of([run], alone=True)
+        for color in (charts.PART_COLORS[name],)
     )
     return f'<ul class="key">{items}</ul>'
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from fastsock.client.hdr import decode
+from fastsock.client.hdr import decode, step_of
+from fastsock.client.percentiles import name_of
 from fastsock.client.verdict import SIGNIFICANT
 from fastsock.units import format_bits, format_duration, format_rate, format_size, plural
 
@@ -45,19 +46,10 @@ class Distribution:
         found = [0] * (len(edges) - 1)
         ratio = math.log(edges[-1] / edges[0])
         for index, count in self._histogram.counts():
-            place = math.log(max(_value_of(index), edges[0]) / edges[0]) / ratio * len(found)
+            value = max(step_of(index)[1] / 1e3, edges[0])
+            place = math.log(value / edges[0]) / ratio * len(found)
             found[min(int(place), len(found) - 1)] += count
         return found
-
-
-def _value_of(index: int) -> float:
-    """The middle of a step of HdrHistogram's array with our settings, in microseconds."""
-    bucket, step = (index >> 10) - 1, index & 1023
-    if bucket < 0:
-        bucket = 0
-    else:
-        step += 1024
-    return (step + 0.5) * (64 << bucket) / 1e3
 
 
 class Row(NamedTuple):
@@ -185,6 +177,11 @@ class Run:
         return self.offered is not None or bool(self.stages)
 
     @property
+    def percents(self) -> list[float]:
+        """Those of the tables, and others that the run was to show."""
+        return sorted({*PERCENTS, *map(float, self.options.get("percentiles") or ())})
+
+    @property
     def latency(self) -> Distribution | None:
         """From the intended send time; in a closed loop also from the actual one."""
         return self.distributions.get("latency")
@@ -254,7 +251,7 @@ class Run:
         found = [("rate", format_rate(self.rate), rate)]
         if self.latency is not None:
             found += [
-                (label_of(percent), duration(self.percentile(percent)), "")
+                (name_of(percent), duration(self.percentile(percent)), "")
                 for percent in (50.0, 99.0, 99.9)
             ]
             found.append(("max", duration(self.max), ""))
@@ -333,10 +330,6 @@ def count(number: float) -> str:
 
 def duration(microseconds: float | None) -> str:
     return "-" if microseconds is None else format_duration(float(microseconds) / 1e6)
-
-
-def label_of(percent: float) -> str:
-    return f"p{percent:g}"
 
 
 def edges(runs: Sequence[Run]) -> list[float]:

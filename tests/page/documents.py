@@ -102,6 +102,11 @@ def staged(document: Document) -> Document:
     rows.append(row(60, 60.2, 3, p50=900.0, p99=1500.0, max=1600.0, after_window=True))
     return {
         **judged(document),
+        "options": {
+            **document["options"],
+            "rate": None,
+            "stages": "10s@1k, 30s@1k..10k, 20s@10k",
+        },
         "label": "Echo through haproxy, ramp to 10k/s",
         "duration_s": 60.0,
         "intervals": {"interval_s": 1.0, "joined": 1, "rows": rows},

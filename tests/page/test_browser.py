@@ -13,7 +13,7 @@ from typing import Any
 
 import documents
 import pytest
-from documents import Document, failed, judged, staged
+from documents import Document, failed, judged, staged, with_latencies
 from layers import ROOT
 
 from fastsock.client.saved import Saved
@@ -75,6 +75,7 @@ def pages() -> dict[str, list[Document]]:
         "sent": [runs["sent"]],
         "refused": [runs["refused"]],
         "several": [staged(opened), failed(opened), runs["sent"], *others],
+        "stall": [with_latencies(opened, [50_000] * 5000 + [301_000_000] * 20)],
         "long names": [{**staged(opened), "label": "x" * 200, "endpoint": f"unix:///{'y' * 90}"}],
     }
 
@@ -115,7 +116,7 @@ def browser() -> Iterator[Any]:
 )
 @pytest.mark.parametrize(
     "name",
-    ["stages", "failed", "open", "closed", "sent", "refused", "several", "long names"],
+    ["stages", "failed", "open", "closed", "sent", "refused", "several", "stall", "long names"],
 )
 def test_a_page(browser: Any, files: dict[str, Path], name: str, width: int, scheme: str) -> None:
     """It stands alone, fits the screen, and can be read."""

@@ -19,9 +19,11 @@ from documents import Document, judged, row, series, stage, staged, target, with
 import fastsock
 from fastsock._native.client.histogram import Histogram
 from fastsock.cli import run
+from fastsock.client.document_reader import report_of
+from fastsock.client.hdr import step_of
 from fastsock.client.saved import Saved
 from fastsock.page import charts, page
-from fastsock.page.run import Run, _value_of
+from fastsock.page.run import Run
 
 VOID = {"meta", "link", "br"}
 MOST = 1_000_000  # bytes
@@ -154,6 +156,33 @@ def test_a_run_that_is_not_valid_says_why(runs: dict[str, Document]) -> None:
     assert "connections: reset" in text
 
 
+def test_merged_runs(runs: dict[str, Document]) -> None:
+    """Of intervals only the largest latency is known; the machines are told in a table."""
+    one = staged(runs["open"])
+    for each in one["intervals"]["rows"]:
+        each |= {"p50": None, "p99": None}
+    for each in one["stages"]:
+        each["latency_us"] = None
+    part = {
+        **{name: one[name] for name in ("label", "started_at", "duration_s", "messages")},
+        **{name: one[name] for name in ("messages_per_s", "valid", "host")},
+        "file": "a.json",
+        "connections": 4,
+    }
+    one["merged"] = [part, {**part, "label": None}]
+    parsed = check(drawn(one))
+    assert "latency: max" in parsed.text
+    assert "<h2>Merged runs</h2>" in drawn(one)
+    assert "a.json" in parsed.text
+    drawn(one, runs["closed"])
+
+
+def test_percentiles_that_the_run_was_to_show(runs: dict[str, Document]) -> None:
+    one = {**runs["open"], "options": {**runs["open"]["options"], "percentiles": [12.5, 99.0]}}
+    assert ">p12.5<" in drawn(one)
+    assert ">p12.5<" in drawn(one, runs["open"])
+
+
 def test_a_client_that_does_not_observe_itself(runs: dict[str, Document]) -> None:
     assert "Validity unknown" in drawn({**runs["open"], "client": None})
 
@@ -218,14 +247,23 @@ def test_many_runs_fit_one_page(runs: dict[str, Document]) -> None:
 
 
 def test_a_series(runs: dict[str, Document]) -> None:
-    told = {"percent": 5.0, "converged": True, "runs": 2}
+    rate = {"estimate": 2000.0, "low": 1900.0, "high": 2105.0, "half_width_percent": 5.25}
+    told = {"level_percent": 95.0, "within_percent": 5.0, "most": 2, "converged": False}
+    told |= {"rate": rate, "p99": None}
     whole = series([runs["open"], runs["open"]], kind="confidence", confidence=told)
     text = page.of(page.runs_of([Saved("series.json", tuple(whole["runs"]), whole)]), whole)
     assert "<summary><span" in text
     assert "</span>run 2</summary>" in text
     check(text)
     assert "Runs to a confidence" in text
-    assert "converged</th><td>yes" in text
+    assert "the figures are not known as well as was asked for" in text
+    assert "within 5% at 95%, with at most 2 runs. Not reached after 2 runs." in text
+    assert ">rate</th><td>2k/s, between 1.9k/s and 2.1k/s: within 5.25%</td>" in text
+    assert ">p99</th><td>not known</td>" in text
+    told["converged"] = True
+    assert "95%, with at most 2 runs. Reached after 2 runs." in page.of(
+        page_runs(*whole["runs"]), whole
+    )
 
 
 def test_a_search(runs: dict[str, Document]) -> None:
@@ -339,7 +377,7 @@ def test_steps_of_the_histogram_are_where_hdrhistogram_has_them() -> None:
         histogram = Histogram()
         histogram.record(value)
         ((index, _),) = histogram.counts()
-        assert abs(_value_of(index) * 1000 - value) <= max(64, value / 1000)
+        assert abs(step_of(index)[1] - value) <= max(64, value / 1000)
 
 
 @pytest.mark.parametrize("high", [1e-9, 0.3, 1.0, 7.0, 60.0, 99.0, 1e6, 3e17])
@@ -375,6 +413,14 @@ def test_report_writes_a_page_to_stdout(
 ) -> None:
     assert run(["report", files["open"], "-o", "-"]) == 0
     check(capsys.readouterr().out)
+
+
+def test_report_prints_one_run_as_load_does(
+    runs: dict[str, Document], files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("open", "closed", "sent", "refused"):
+        assert run(["report", files[name]]) == 0
+        assert capsys.readouterr().out == f"{report_of(runs[name])}\n"
 
 
 def test_report_prints_a_table_of_80_columns(
