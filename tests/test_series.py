@@ -20,9 +20,10 @@ from referencing import Registry, Resource
 
 import fastsock
 from fastsock.cli import run
+from fastsock.cli.series import _code_of as code_of
 from fastsock.client import series
 from fastsock.client.load import LoadInterrupted
-from fastsock.client.report import Finding, Latency, LoadReport
+from fastsock.client.report import Finding, Latency, LoadReport, TargetResult
 from fastsock.client.saved import read
 from fastsock.client.series import Confidence, Series
 from fastsock.signals import Ended
@@ -199,6 +200,21 @@ def test_repeat(server: fastsock.Server, tmp_path: Path, capsys: Any) -> None:
     assert len(read(str(path)).runs) == 4
     assert run(["compare", str(path), str(path)]) in SERVED
     assert capsys.readouterr().out.count("no difference shown") == 4
+
+
+def test_a_target_that_some_run_missed(real: LoadReport) -> None:
+    """It is exit code 3 of the series, and its text has how many runs missed it."""
+    runs = tuple(
+        replace(each, targets=(TargetResult("p50<1ms", "p50", "<", 1e-3, 1e-4, met, "p50<1ms"),))
+        for each, met in zip(of(real, 1.0, 1.0, 1.0), (True, False, True), strict=True)
+    )
+    for made, code, text in (
+        (Series(runs, 3), 3, "target    p50<1ms: MISSED in 1 of 3 runs"),
+        (Series(runs[::2], 2), 0, "target    p50<1ms: met in 2 runs"),
+        (Series((*runs, replace(runs[0], errors={"reset": 1})), 4), 1, "MISSED in 1 of 4 runs"),
+    ):
+        assert code_of(made) == code
+        assert text in str(made)
 
 
 def test_confidence(server: fastsock.Server, capsys: Any) -> None:

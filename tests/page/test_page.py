@@ -501,6 +501,21 @@ def test_load_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         json.loads(capsys.readouterr().out)
 
 
+def test_load_writes_a_page_of_a_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its text has the targets; report draws the same page of its file."""
+    out, saved, again = (tmp_path / name for name in ("page.html", "series.json", "again.html"))
+    words = [*SHORT, "--repeat", "3", "--target", "rate>1000M", "--target", "p50<10s"]
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        files = ["--html", str(out), "--json", str(saved)]
+        assert run(["load", str(server.endpoint), *words, *files]) in (3, 4)
+    text = capsys.readouterr().out
+    assert "target    rate>1000M: MISSED in 3 of 3 runs\ntarget    p50<10s: met in 3 runs" in text
+    assert "; 3 runs missed a target" in out.read_text()
+    assert check(out.read_text()).text.count("1 of 2 targets missed") == 3
+    assert run(["report", str(saved), "-o", str(again)]) == 0
+    assert again.read_text() == out.read_text()
+
+
 def test_load_finds_before_the_run_that_a_page_cannot_be_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
