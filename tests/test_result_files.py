@@ -70,7 +70,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     report = merge.merge(parts, at_once=False)
     assert report.intervals is not None
     found["merged"] = write("merged.json", valid(report))
-    assert None in [row["p99"] for row in valid(report)["intervals"]["rows"]]
+    assert {row["p99"] for row in valid(report)["intervals"]["rows"]} == {None}
     # Here, because matplotlib keeps its fonts open.
     assert run(["report", found["merged"], "-o", str(folder / "page.html")]) == 0
     return found

@@ -494,17 +494,16 @@ def _row(rows: Sequence[Interval], outstanding: int) -> Interval:
         messages=sum(each.messages for each in rows),
         errors=sum(each.errors for each in rows),
         outstanding=outstanding,
-        latency=_without_histograms([each.latency for each in rows]),
+        latency=_largest([each.latency for each in rows]),
         after_window=rows[0].after_window,
     )
 
 
-def _without_histograms(parts: Sequence[Latency]) -> Latency:
-    """Count and maximum, unless one part alone has answers: percentiles cannot be added."""
-    one = _of_one(parts)
+def _largest(parts: Sequence[Latency]) -> Latency:
+    """Count and maximum: percentiles without histograms cannot be added."""
     recorded = [each for each in parts if each.count]
-    if one.count or not recorded:
-        return one
+    if not recorded:
+        return Latency()
     return Latency(sum(each.count for each in recorded), max=max(each.max for each in recorded))
 
 
@@ -521,13 +520,7 @@ def _stages(reports: Sequence[LoadReport]) -> tuple[StageFigures, ...] | None:
             rate_to=sum(each.rate_to for each in parts),
             offered=sum(each.offered for each in parts),
             messages=sum(each.messages for each in parts),
-            latency=_of_one([each.latency for each in parts]),
+            latency=Latency(),
         )
         for text, *parts in zip(texts, *found, strict=True)
     )
-
-
-def _of_one(parts: Sequence[Latency]) -> Latency:
-    """The latency, if one part alone has answers."""
-    recorded = [each for each in parts if each.count]
-    return recorded[0] if len(recorded) == 1 else Latency()
