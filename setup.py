@@ -36,7 +36,9 @@ COMPILING |= {"install"}
 COMPILES = bool(COMPILING & set(sys.argv))
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
-MODULES = [f"server.{name}" for name in ["listener", "datagram_socket", "worker", *ENGINES]]
+MODULES = [
+    f"server.{name}" for name in ["listener", "datagram_socket", "faults", "worker", *ENGINES]
+]
 MODULES += [
     f"client.{name}" for name in ["histogram", "stream", "datagram", "floor", "process_tree"]
 ]

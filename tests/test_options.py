@@ -36,6 +36,7 @@ from fastsock.options import (
     declared,
 )
 from fastsock.server import engines
+from fastsock.server.faults import Faults
 from fastsock.server.options import ServerKeywords, ServerOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
@@ -61,6 +62,7 @@ GIVEN: dict[type, Any] = {
     Text: str,
     Targets: Iterable[str],
     Percentiles: Iterable[float],
+    Faults: Iterable[str],
 }
 
 

@@ -7,6 +7,7 @@ cdef extern from * nogil:
     int RELAXED "__ATOMIC_RELAXED"
     int ACQUIRE "__ATOMIC_ACQUIRE"
     int RELEASE "__ATOMIC_RELEASE"
+    int ACQ_REL "__ATOMIC_ACQ_REL"
     int SEQ_CST "__ATOMIC_SEQ_CST"
 
     int load_int "__atomic_load_n"(const int *source, int order)
@@ -15,6 +16,7 @@ cdef extern from * nogil:
     int64_t load_i64 "__atomic_load_n"(const int64_t *source, int order)
     void store_i64 "__atomic_store_n"(int64_t *target, int64_t value, int order)
     uint64_t load_u64 "__atomic_load_n"(const uint64_t *source, int order)
+    uint64_t add_u64 "__atomic_add_fetch"(uint64_t *target, uint64_t amount, int order)
     void store_u64 "__atomic_store_n"(uint64_t *target, uint64_t value, int order)
     bint swap_i64 "__atomic_compare_exchange_n"(int64_t *target, int64_t *expected, int64_t value,
                                                 bint weak, int success, int failure)

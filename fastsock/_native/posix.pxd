@@ -38,9 +38,13 @@ cdef extern from "<sys/socket.h>" nogil:
     int AF_INET, AF_INET6, AF_UNIX
     int SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT, SO_RCVBUF, SO_SNDBUF, SO_ERROR
-    int SO_RCVTIMEO, SO_SNDTIMEO, SO_DOMAIN
+    int SO_RCVTIMEO, SO_SNDTIMEO, SO_DOMAIN, SO_LINGER
     int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_TRUNC, MSG_WAITFORONE
     int SHUT_RD, SHUT_WR, SHUT_RDWR
+
+    ctypedef struct linger_t "struct linger":
+        int l_onoff
+        int l_linger
 
     struct sockaddr:
         sa_family_t sa_family
@@ -178,7 +182,7 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
 
 cdef extern from "<poll.h>" nogil:
-    short POLLIN, POLLOUT, POLLHUP, POLLRDHUP
+    short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLRDHUP
     ctypedef unsigned long nfds_t
 
     struct pollfd:
@@ -187,6 +191,7 @@ cdef extern from "<poll.h>" nogil:
         short revents
 
     int poll(pollfd *list, nfds_t count, int timeout_ms)
+    int ppoll(pollfd *list, nfds_t count, const timespec *timeout, const void *mask)
 
 cdef extern from "<sys/epoll.h>" nogil:
     unsigned int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP

@@ -19,6 +19,7 @@ from fastsock.cli.parameters import json_option, options_of
 from fastsock.cli.user import USER, User, become, check_root
 from fastsock.line_writer import say
 from fastsock.server import inherited
+from fastsock.server.faults import Fault
 from fastsock.server.options import ServerOptions
 from fastsock.server.server import Server, listening
 from fastsock.server.stats import ServerStats
@@ -46,6 +47,7 @@ from fastsock.signals import Ended
 def serve(
     endpoints: tuple[str, ...],
     fds: tuple[int, ...],
+    faults: tuple[Fault, ...],
     user: User | None,
     json_path: str | None,
     **options: object,
@@ -61,7 +63,8 @@ def serve(
         check_root(user)
     with usage_errors():
         passed = {**dict.fromkeys(fds, ""), **inherited.listen_fds()}
-        server = Server(*endpoints, fds=passed, **options)  # type: ignore[arg-type]
+        # Of an option that can be repeated click makes () where none is given.
+        server = Server(*endpoints, fds=passed, faults=faults or None, **options)  # type: ignore[arg-type]
     try:
         with usage_errors():  # a host name may have more addresses than max_connections
             server.serve_forever(

@@ -12,7 +12,7 @@ from fastsock._native.server.fork import ForkWorker
 from fastsock._native.server.poll import PollWorker
 from fastsock._native.server.serial import SerialWorker
 from fastsock._native.server.threads import ThreadsWorker
-from fastsock.server.options import ENGINES
+from fastsock.server.options import ENGINES, FAULTS_ENGINE
 
 if TYPE_CHECKING:
     from fastsock._native.server.worker import Worker
@@ -58,7 +58,10 @@ AUTO_REASON = (
 )
 
 
-def choose(name: str) -> str:
+FAULTS_REASON = "the one with faults: a stalled connection costs the others nothing"
+
+
+def choose(name: str, *, with_faults: bool = False) -> str:
     """Return the engine that `name`, one of `NAMES`, stands for; only "auto" chooses.
 
     Raises:
@@ -66,16 +69,18 @@ def choose(name: str) -> str:
 
     """
     if name == "auto":
-        return AUTO
+        return FAULTS_ENGINE if with_faults else AUTO
     if name in MISSING:
         usable = ", ".join(("auto", *WORKERS))
         raise ValueError(f"engine {name!r} is {MISSING[name]}; usable here: {usable}")
     return name
 
 
-def reason(name: str) -> str:
-    """Why `choose(name)` is that engine."""
-    return AUTO_REASON if name == "auto" else "asked for"
+def reason(name: str, *, with_faults: bool = False) -> str:
+    """Why `choose()` picked that engine."""
+    if name != "auto":
+        return "asked for"
+    return FAULTS_REASON if with_faults else AUTO_REASON
 
 
 def doubt(name: str) -> str:

@@ -23,6 +23,8 @@ from fastsock.options import (
     check_all,
     option,
 )
+from fastsock.server import faults as fault_specs
+from fastsock.server.faults import Fault, Faults
 
 if TYPE_CHECKING:
     from fastsock.endpoint import Endpoint
@@ -34,6 +36,9 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 
 #: Engines whose connections wait one by one, each in a recv() that blocks. "auto" picks neither.
 BLOCKING = ("threads", "fork")
+
+#: The one engine whose streams can have faults: a stalled connection costs the others nothing.
+FAULTS_ENGINE = "threads"
 
 DRAIN_TIME = Seconds(0, 86400)
 
@@ -191,12 +196,28 @@ class ServerOptions:
         help="Serve connections for up to this long after the first signal.",
         more="stop() does so too. The second signal stops at once.",
     )
+    faults: tuple[Fault, ...] | None = option(
+        None,
+        Faults(),
+        flags=("--fault",),
+        help="Misbehave on purpose, as in reset_peer:after=4k,probability=0.1.",
+        more="docs/faults.md lists what there is. Streams need the engine threads, which auto then "
+        "picks. In Python [] is no fault yet: server.faults can be set while it runs.",
+        group="Faults",
+    )
+    seed: int = option(
+        1,
+        Count(0, (1 << 63) - 1),
+        help="Draw what faults leave to chance from this number.",
+        more="The same number and the same clients give the same faults.",
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
         if self.close_on and self.service != "echo":
             raise ValueError(f"close_on goes with the service echo, not with {self.service}")
-        busy_poll = _busy_poll(self.busy_poll, self.engine, self.workers)
+        engine = FAULTS_ENGINE if self.engine == "auto" and self.faults is not None else self.engine
+        busy_poll = _busy_poll(self.busy_poll, engine, self.workers)
         object.__setattr__(self, "busy_poll", busy_poll)
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
@@ -215,6 +236,27 @@ class ServerOptions:
         for endpoint in (*asked, *inherited):
             if given and not endpoint.is_stream:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
+        if self.faults is not None:
+            self.check_faults(self.faults, (*asked, *inherited))
+
+    def check_faults(self, faults: Sequence[Fault], endpoints: Sequence[Endpoint]) -> None:
+        """Raise ValueError if these options and endpoints cannot have these faults."""
+        fault_specs.check_endpoints(faults, endpoints)
+        if not any(endpoint.is_stream for endpoint in endpoints):
+            return
+        if self.faults is None and self.engine == "auto":
+            raise ValueError(
+                "faults need the engine 'threads', and auto picked another; "
+                "make the server with faults=[], to set them while it runs"
+            )
+        if self.engine not in ("auto", FAULTS_ENGINE):
+            raise ValueError(
+                f"faults of streams are not for engine {self.engine!r}; "
+                f"expected {FAULTS_ENGINE!r} or 'auto'"
+            )
+        if self.service != "echo" or self.close_on:
+            other = "close_on" if self.close_on else f"the service {self.service}"
+            raise ValueError(f"faults go with the service echo, not with {other}")
 
     def check_shares(self, workers: int, why: str = "") -> None:
         """Raise ValueError if `max_connections` cannot be shared by that many workers."""
@@ -249,6 +291,8 @@ class ServerKeywords(TypedDict, total=False):
     allow: Iterable[str]
     loop_guard: bool
     drain_timeout: float | str
+    faults: Iterable[str] | None
+    seed: int
 
 
 def _busy_poll(value: float | str, engine: str, workers: int) -> float | str:

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from fastsock import line_writer
 from fastsock._native.server.datagram import DatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
+from fastsock._native.server.faults import FaultTable
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
 from fastsock.interruptible import CancelledError, in_thread
 from fastsock.options import from_given, takes
 from fastsock.server import binding, engines, inherited
+from fastsock.server.faults import KINDS as FAULT_KINDS
+from fastsock.server.faults import Fault, Faults
 from fastsock.server.options import DRAIN_TIME, ServerKeywords, ServerOptions
 from fastsock.server.signals import stop_signals
 from fastsock.server.stats import CLOSE_REASONS, DROPPED, ServerStats
@@ -80,10 +83,14 @@ class Server:
         self._options = from_given(ServerOptions, options)
         default = () if self._options.fds else (DEFAULT_ENDPOINT,)
         self._asked = tuple(Endpoint.parse(endpoint) for endpoint in endpoints or default)
-        self.engine = engines.choose(self._options.engine)
+        self._with_faults = self._options.faults is not None
+        self.engine = engines.choose(self._options.engine, with_faults=self._with_faults)
         borrowed = [inherited.endpoint_of(fd) for fd in self._options.fds]
         self._options.check_endpoints(self._asked, borrowed)
         self._borrowed = tuple(borrowed)
+        self._faults = self._options.faults or ()
+        self._fault_table = self._new_fault_table()
+        self._faults_lock = threading.Lock()  # over the two, and giving them to the workers
         #: Native threads per tcp or udp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
@@ -125,6 +132,7 @@ class Server:
                 if bound is not None:
                     bound(self)
                 self._workers = self._start_workers(made.sockets)
+                self._give_faults()
             except BaseException:
                 self._bound, self._addresses = (), ()
                 made.undo()
@@ -232,6 +240,34 @@ class Server:
         return f"\0{path[1:]}" if path.startswith("@") else path
 
     @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What new connections and new datagrams are treated with; it may be set at any time.
+
+        Setting it takes a list such as ``["reset_peer:after=4k"]`` and checks it as `Server()`
+        does. Connections that are open keep their faults. New ones are numbered from 0 again, so
+        that they have the faults that they would have at the start.
+        """
+        return self._faults
+
+    @faults.setter
+    def faults(self, value: Iterable[str]) -> None:
+        self._check_process()
+        checked = Faults().check("faults", value)
+        self._options.check_faults(checked, (*self._asked, *self._borrowed))
+        with self._faults_lock:
+            self._faults = checked
+            self._fault_table = self._new_fault_table()
+        self._give_faults()
+
+    def _new_fault_table(self) -> FaultTable:
+        return FaultTable([each.numbers() for each in self._faults], self._options.seed)
+
+    def _give_faults(self) -> None:
+        with self._faults_lock:
+            for worker in self._workers:
+                worker.set_faults(self._fault_table)
+
+    @property
     def host(self) -> str:
         """The host of `endpoint`; RuntimeError if that is a Unix one."""
         return self._inet_endpoint("host").host
@@ -286,7 +322,7 @@ class Server:
         accepted = sum(c["accepted"] for c in counters)
         return ServerStats(
             engine=self.engine,
-            engine_reason=engines.reason(self._options.engine),
+            engine_reason=engines.reason(self._options.engine, with_faults=self._with_faults),
             endpoints=tuple(map(str, self._bound)),
             accepted=accepted,
             open=accepted - closed.total(),
@@ -301,6 +337,11 @@ class Server:
             datagrams_out=sum(c["datagrams_out"] for c in counters),
             dropped={reason: sum(c["dropped"][reason] for c in counters) for reason in DROPPED},
             busy_poll=tuple(c["busy_poll"] for c in counters if c["busy_poll"]),
+            faults={
+                kind: times
+                for number, kind in enumerate(FAULT_KINDS)
+                if (times := sum(c["faults"][number] for c in counters))
+            },
         )
 
     def __enter__(self) -> Server:
@@ -349,9 +390,13 @@ class Server:
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):
-            return DatagramWorker(bound, self._options, cpu=cpu)
-        worker = engines.WORKERS[self.engine]
-        return worker(bound, self._options, max_connections=max_connections, cpu=cpu)
+            made: Worker = DatagramWorker(bound, self._options, cpu=cpu)
+        else:
+            of_engine = engines.WORKERS[self.engine]
+            made = of_engine(bound, self._options, max_connections=max_connections, cpu=cpu)
+        if self._with_faults:
+            made.set_faults(self._fault_table)
+        return made
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
         most, cpus = self._options.max_connections, self._options.cpus

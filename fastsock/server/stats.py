@@ -9,7 +9,7 @@ from typing import Any
 from fastsock.units import format_size, plural
 
 #: Every way in which a connection of a server can end.
-CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on")
+CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on", "fault")
 
 #: Every reason for which a server leaves a datagram unanswered.
 DROPPED = ("loop_guard", "truncated", "unnamed", "send_error")
@@ -21,10 +21,11 @@ class ServerStats:
 
     ``closed`` counts connections by the reason of their end: "eof" (the client half-closed and got
     everything back), "reset" (ECONNRESET or EPIPE), "error" (any other errno), "stopped" (still
-    open when the server stopped), "idle" (``idle_timeout``) and "close_on" (the client sent that
-    line). ``rejected`` counts connections from outside ``allow``, which are closed before they
-    count as accepted. ``errors`` counts failed calls by errno name. ``accept_pauses`` counts how
-    often accepting was paused because descriptors or memory ran out.
+    open when the server stopped), "idle" (``idle_timeout``), "close_on" (the client sent that line)
+    and "fault" (a fault that was asked for cut it). ``rejected`` counts connections from outside
+    ``allow``, which are closed before they count as accepted. ``errors`` counts failed calls by
+    errno name. ``accept_pauses`` counts how often accepting was paused because descriptors or
+    memory ran out.
 
     ``datagrams_in`` counts datagrams received and ``datagrams_out`` datagrams answered. The
     difference is in ``dropped``, by reason: "loop_guard" (it may have been a server's answer, or
@@ -40,6 +41,10 @@ class ServerStats:
     polling ("blocking") and with it ("busy_polling"), each a mapping of "bytes_per_s" received
     (with the service chargen, sent) and "cpu_us_per_kib". Where few events come, the verdict is
     not to poll, without a trial.
+
+    ``faults`` counts what was done wrong on request, by kind: blocks for corrupt, duplicate and
+    drop of streams, datagrams on datagram sockets, else connections. A kind that did nothing is
+    not in it.
     """
 
     engine: str
@@ -58,6 +63,7 @@ class ServerStats:
     dropped: Mapping[str, int] = field(default_factory=dict)
     engine_reason: str = "asked for"
     busy_poll: tuple[Mapping[str, Any], ...] = ()
+    faults: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The line with which ``fastsock serve`` ends."""
@@ -68,9 +74,11 @@ class ServerStats:
         if self.datagrams_in:
             dropped = sum(self.dropped.values())
             served.append(f"{plural(self.datagrams_out, 'datagram')} ({dropped} more dropped)")
+        faults = ", ".join(f"{name} {times}" for name, times in self.faults.items())
+        ended = f"errors: {errors}; faults: {faults}" if faults else f"errors: {errors}"
         return (
             f"served {', '.join(served)}: {format_size(self.bytes_in)} in, "
-            f"{format_size(self.bytes_out)} out; errors: {errors}"
+            f"{format_size(self.bytes_out)} out; {ended}"
         )
 
     def as_dict(self) -> dict[str, Any]:

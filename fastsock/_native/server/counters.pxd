@@ -15,6 +15,7 @@ cdef enum:                          # why a connection ended
     CLOSED_STOPPED                  # still open when the server stopped
     CLOSED_IDLE                     # no byte came or went for `idle_timeout`
     CLOSED_LINE                     # the client sent the `close_on` line
+    CLOSED_FAULT                    # a fault that was asked for has cut it
     CLOSE_REASONS
 
 cdef enum:                          # why a datagram got no answer
@@ -23,6 +24,26 @@ cdef enum:                          # why a datagram got no answer
     DROPPED_UNNAMED                 # its sender is a Unix socket that is not bound
     DROPPED_SENDING                 # the answer could not be sent
     DROP_REASONS
+
+cdef enum:                          # what is done wrong on request: KINDS of server/faults.py
+    FAULT_LATENCY
+    FAULT_BANDWIDTH
+    FAULT_SLICER
+    FAULT_LIMIT_DATA
+    FAULT_RESET_PEER
+    FAULT_TIMEOUT
+    FAULT_SLOW_CLOSE
+    FAULT_CORRUPT
+    FAULT_DUPLICATE
+    FAULT_DROP
+    FAULT_NO_READ
+    FAULT_HALF_CLOSE
+    FAULT_REFUSE
+    FAULT_ACCEPT_DELAY
+    FAULT_LOSS
+    FAULT_REORDER
+    FAULT_TRUNCATE
+    FAULT_KINDS
 
 cdef struct Counters:
     uint64_t accepted
@@ -35,6 +56,7 @@ cdef struct Counters:
     uint64_t dropped[DROP_REASONS]
     uint64_t closed[CLOSE_REASONS]
     uint64_t errors[ERRNO_LIMIT]
+    uint64_t faults[FAULT_KINDS]
 
 
 cdef inline void count_error(Counters *counters, int error) noexcept nogil:
@@ -64,6 +86,8 @@ cdef inline void add(Counters *total, Counters *more) noexcept nogil:
     total.datagrams_out += atomic.load_u64(&more.datagrams_out, atomic.RELAXED)
     for i in range(DROP_REASONS):
         total.dropped[i] += atomic.load_u64(&more.dropped[i], atomic.RELAXED)
+    for i in range(FAULT_KINDS):
+        total.faults[i] += atomic.load_u64(&more.faults[i], atomic.RELAXED)
     for i in range(ERRNO_LIMIT):
         total.errors[i] += atomic.load_u64(&more.errors[i], atomic.RELAXED)
 

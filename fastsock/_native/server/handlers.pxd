@@ -31,6 +31,7 @@ cdef struct Handler:
     bint counting                   # `state.counters` are not in `past` yet
     pthread_t thread
     char *buffer
+    void *faulty                    # of faulty.pxd; NULL: this connection has no faults
     void *loop
     HandlerState *state
 

@@ -1,6 +1,7 @@
 from fastsock._native.posix cimport pthread_t
 from fastsock._native.server.context cimport Context
 from fastsock._native.server.counters cimport Counters
+from fastsock._native.server.faults cimport Table
 
 
 cdef class Worker:
@@ -12,6 +13,7 @@ cdef class Worker:
     cdef bint running                           # a thread exists that was not joined
 
     cdef int prepare(self) except -1
+    cdef void take_faults(self, Table *table) noexcept
     cdef void wake(self) noexcept
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept

@@ -21,6 +21,7 @@ cimport fastsock._native.server.unsent as unsent
 cimport fastsock._native.wakeup as wakeup
 from fastsock._native.server.counters cimport Counters
 from fastsock._native.server.debug cimport must_hold
+from fastsock._native.server.faults cimport FaultTable, Table
 from fastsock._native.server.listener cimport BoundSocket
 
 import errno as errno_names
@@ -69,6 +70,10 @@ cdef class Worker:
     def notice_fd(self) -> int:
         """Readable when `notice()` has something new, at most once a second."""
         return self.context.notice_fd
+
+    def set_faults(self, FaultTable table not None) -> None:
+        """Serve new connections with these faults, also while the loop runs."""
+        self.take_faults(table.table)
 
     def start(self) -> None:
         """Prepare the engine and start its thread.
@@ -123,7 +128,7 @@ cdef class Worker:
         """Copy the counters, each read whole, without stopping the loop."""
         cdef Counters total
         cdef dict errors = {}
-        cdef int error
+        cdef int error, kind
         memset(&total, 0, sizeof(total))
         self.snapshot(&total)
         for error in range(1, counting.ERRNO_LIMIT):
@@ -137,6 +142,7 @@ cdef class Worker:
                 "stopped": total.closed[counting.CLOSED_STOPPED],
                 "idle": total.closed[counting.CLOSED_IDLE],
                 "close_on": total.closed[counting.CLOSED_LINE],
+                "fault": total.closed[counting.CLOSED_FAULT],
             },
             "accepted": total.accepted,
             "bytes_in": total.bytes_in,
@@ -152,6 +158,7 @@ cdef class Worker:
             "rejected": total.rejected,
             "accept_pauses": total.accept_pauses,
             "errors": errors,
+            "faults": [total.faults[kind] for kind in range(counting.FAULT_KINDS)],
             "busy_poll": busy_poll.results(&self.context.busy_poll),
         }
 
@@ -169,6 +176,9 @@ cdef class Worker:
     cdef int prepare(self) except -1:
         """Engine: get everything the loop needs, and set `main` and `argument`."""
         raise NotImplementedError
+
+    cdef void take_faults(self, Table *table) noexcept:
+        """Engine: keep a reference of the table, instead of the one before."""
 
     cdef void wake(self) noexcept:
         """Engine: end a wait of the loop that `wake_fd` does not end; takes no lock."""
