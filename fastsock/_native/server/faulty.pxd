@@ -37,6 +37,7 @@ cdef enum:
 cdef struct Piece:
     Piece *next
     int64_t due                     # when it may leave
+    int64_t link_from               # bandwidth: since when it may be on its way
     size_t size, done               # bytes behind this struct, and those of them that were sent
 
 cdef struct Faulty:
@@ -52,6 +53,7 @@ cdef struct Faulty:
     short events                    # of the next wait
     # What comes in
     int64_t received
+    int64_t waiting_since           # what is received next was there then, or 0: it came later
     bint eof
     bint not_reading                       # no_read acts
     bint dropping, corrupting, duplicating      # the block that is coming in
@@ -68,7 +70,7 @@ cdef struct Faulty:
     int64_t chunk_due
     int64_t link_free               # bandwidth: when the last bit of the last chunk has left
     int64_t slice_due               # slicer: when the next slice may leave
-    bint silent                       # timeout, half_close or limit_data acts: nothing leaves any more
+    bint silent                     # timeout, half_close or limit_data acts: nothing more leaves
     int64_t close_at                # limit_data and slow_close
 
 
@@ -156,7 +158,11 @@ cdef inline bint may_receive(Faulty *c) noexcept nogil:
 
 
 cdef inline size_t queue_limit(Faulty *c) noexcept nogil:
-    return QUEUE_MAX if has(c, counters.FAULT_LATENCY) else 1
+    if has(c, counters.FAULT_LATENCY):
+        return QUEUE_MAX
+    # With a bandwidth the next piece must be there before the last one has left: a link that is
+    # idle meanwhile would be slower.
+    return 2 * c.context.buffer_size if has(c, counters.FAULT_BANDWIDTH) else 1
 
 
 cdef inline int receive(Faulty *c) noexcept nogil:
@@ -173,6 +179,8 @@ cdef inline int receive(Faulty *c) noexcept nogil:
         if not c.silent and not enqueue(c, c.buffer, received):
             return blocking.fail(c.state, posix.ENOMEM)
         c.received += received
+        # A full buffer: more bytes were waiting then, and the link was not idle.
+        c.waiting_since = c.now if <size_t>received == most else 0
     elif received == 0:
         c.eof = True
         if c.copied and not c.silent and not append(c, c.copy, c.copied):
@@ -283,6 +291,9 @@ cdef inline void link(Faulty *c, Piece *piece) noexcept nogil:
             piece.due += <int64_t>(latency.jitter_ns * (2 * faults.fraction(
                 faults.derived(~c.plan.key, c.pieces)) - 1))
             c.pieces += 1
+    piece.link_from = piece.due
+    if c.waiting_since:
+        piece.link_from -= c.now - c.waiting_since
     if c.last == NULL:
         c.first = piece
     else:
@@ -364,9 +375,9 @@ cdef inline void choose_chunk(Faulty *c) noexcept nogil:
                                            <double>CHUNK_MAX)), <int64_t>1))
     if bandwidth != NULL:
         # From the end of the last chunk, so that what a wait is late by is made good.
-        c.chunk_due = max(c.chunk_due, max(c.link_free, c.now - CATCH_UP_NS))
-        c.chunk_due += <int64_t>(size * 1e9 / bandwidth.rate)
-        c.link_free = c.chunk_due
+        c.link_free = max(max(c.link_free, c.first.link_from), c.now - CATCH_UP_NS)
+        c.link_free += <int64_t>(size * 1e9 / bandwidth.rate)
+        c.chunk_due = max(c.chunk_due, c.link_free)
     c.chunk = size
 
 
