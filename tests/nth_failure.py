@@ -215,11 +215,13 @@ class Streams:
 
     clips = (0, CLIP)
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, faults: list[str] | None = None) -> None:
+        self.engine, self.faults = engine, faults
 
     def server(self) -> Any:
-        return fastsock.Server("tcp://127.0.0.1:0", engine=self.engine, buffer_size=BUFFER_SIZE)
+        return fastsock.Server(
+            "tcp://127.0.0.1:0", engine=self.engine, faults=self.faults, buffer_size=BUFFER_SIZE
+        )
 
     def exchange(self, server: Any, stack: ExitStack, shim: Shim) -> list[Client]:
         clients = self._exchange(server.endpoint, stack)
@@ -396,7 +398,12 @@ class Loop:
 
 
 def main(kind: str, library: str, complete: str) -> None:
-    loop = Loop(Datagrams() if kind == "datagram" else Streams(kind), Shim(library))
+    served: Streams | Datagrams
+    if kind == "faults":  # that lose nothing
+        served = Streams("threads", ["latency:delay=1ms", "slicer:size=500", "bandwidth:rate=1M/s"])
+    else:
+        served = Datagrams() if kind == "datagram" else Streams(kind)
+    loop = Loop(served, Shim(library))
     started = time.monotonic()
     loop.run_all(bool(int(complete)))
     seconds = time.monotonic() - started

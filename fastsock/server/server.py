@@ -89,8 +89,8 @@ class Server:
         self._options.check_endpoints(self._asked, borrowed)
         self._borrowed = tuple(borrowed)
         self._faults = self._options.faults or ()
-        self._fault_table = self._new_fault_table()
-        self._faults_lock = threading.Lock()  # over the two, and giving them to the workers
+        self._fault_table: FaultTable | None = None  # of them, made when a worker needs it
+        self._faults_lock = threading.Lock()  # over the two; never held for long
         #: Native threads per tcp or udp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
@@ -132,7 +132,8 @@ class Server:
                 if bound is not None:
                     bound(self)
                 self._workers = self._start_workers(made.sockets)
-                self._give_faults()
+                if self._with_faults:  # they may have been set meanwhile
+                    self._give_faults(*self._workers)
             except BaseException:
                 self._bound, self._addresses = (), ()
                 made.undo()
@@ -255,16 +256,15 @@ class Server:
         checked = Faults().check("faults", value)
         self._options.check_faults(checked, (*self._asked, *self._borrowed))
         with self._faults_lock:
-            self._faults = checked
-            self._fault_table = self._new_fault_table()
-        self._give_faults()
+            self._faults, self._fault_table = checked, None
+        self._give_faults(*self._workers)
 
-    def _new_fault_table(self) -> FaultTable:
-        return FaultTable([each.numbers() for each in self._faults], self._options.seed)
-
-    def _give_faults(self) -> None:
+    def _give_faults(self, *workers: Worker) -> None:
         with self._faults_lock:
-            for worker in self._workers:
+            for worker in workers:
+                if self._fault_table is None:
+                    numbers = [each.numbers() for each in self._faults]
+                    self._fault_table = FaultTable(numbers, self._options.seed)
                 worker.set_faults(self._fault_table)
 
     @property
@@ -395,7 +395,7 @@ class Server:
             of_engine = engines.WORKERS[self.engine]
             made = of_engine(bound, self._options, max_connections=max_connections, cpu=cpu)
         if self._with_faults:
-            made.set_faults(self._fault_table)
+            self._give_faults(made)
         return made
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:
