@@ -246,17 +246,18 @@ class ServerOptions:
             return
         if self.faults is None and self.engine == "auto":
             raise ValueError(
-                "faults need the engine 'threads', and auto picked another; "
-                "make the server with faults=[], to set them while it runs"
+                f"engine 'auto' picked one that cannot have faults of streams, not "
+                f"{FAULTS_ENGINE!r}; make the server with faults=[] to set them while it runs"
             )
         if self.engine not in ("auto", FAULTS_ENGINE):
             raise ValueError(
-                f"faults of streams are not for engine {self.engine!r}; "
+                f"engine {self.engine!r} cannot have faults of streams; "
                 f"expected {FAULTS_ENGINE!r} or 'auto'"
             )
-        if self.service != "echo" or self.close_on:
-            other = "close_on" if self.close_on else f"the service {self.service}"
-            raise ValueError(f"faults go with the service echo, not with {other}")
+        if self.service != "echo":
+            raise ValueError(f"service {self.service!r} cannot have faults; expected 'echo'")
+        if self.close_on:
+            raise ValueError("close_on cannot be given with faults")
 
     def check_shares(self, workers: int, why: str = "") -> None:
         """Raise ValueError if `max_connections` cannot be shared by that many workers."""
