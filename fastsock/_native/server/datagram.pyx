@@ -34,13 +34,11 @@ from libc.string cimport memcmp
 cimport fastsock._native.ancillary as ancillary
 cimport fastsock._native.atomic as atomic
 cimport fastsock._native.busy_poll as busy_poll
-cimport fastsock._native.check as check
 cimport fastsock._native.clock as clock
 cimport fastsock._native.posix as posix
 cimport fastsock._native.server.acceptor as acceptor
-cimport fastsock._native.server.counters as counters
+cimport fastsock._native.server.datagram_rules as datagram_rules
 cimport fastsock._native.server.deadlines as deadlines
-cimport fastsock._native.server.loop_guard as loop_guard
 cimport fastsock._native.server.poll_list as poll_list
 cimport fastsock._native.server.run_limits as run_limits
 cimport fastsock._native.server.transient as transient
@@ -48,8 +46,8 @@ cimport fastsock._native.wakeup as wakeup
 from fastsock._native.ancillary cimport Arrival, Control
 from fastsock._native.busy_poll cimport BusyPoll
 from fastsock._native.server.context cimport Context
+from fastsock._native.server.datagram_rules cimport ANSWERED, BUFFER_STRIDE, SIZE_MAX, AnswerRules
 from fastsock._native.server.datagram_socket cimport DatagramSocket
-from fastsock._native.server.loop_guard cimport SocketName
 from fastsock._native.server.run_limits cimport RunLimits
 from fastsock._native.server.worker cimport Worker
 
@@ -61,17 +59,11 @@ cdef enum:
     # FULL_BATCH_EVERY has room for more. If several wait then, a few of them go alone.
     SINGLE_MIN = 16
     FULL_BATCH_EVERY = 4
-    SIZE_MAX = 65535                # bytes; no UDP datagram is longer
     RUN_BYTES = 65507               # of a run: sent as one datagram of IPv4 as far as the card
-    # From one buffer to the next. With a power of 2 the first bytes of all buffers would share a
-    # few lines of the caches and entries of the TLB. Pages that no datagram reaches are not used.
-    BUFFER_STRIDE = 17 * 4096 + 64
 
 cdef struct Loop:
     Context *context
-    bint guarded
-    bint shares_port                # other sockets have it too: each gets a copy of a broadcast
-    SocketName own
+    AnswerRules rules
     size_t control_size             # of the buffer for control messages
     bint can_block                  # recvmmsg() may wait: shutdown() ends that
     int *waking                     # see DatagramWorker
@@ -97,20 +89,14 @@ cdef class DatagramWorker(Worker):
     """
 
     cdef Loop *loop
-    cdef bint guarded
-    cdef bint shares_port
-    cdef SocketName own
+    cdef AnswerRules rules
     cdef str where
     cdef int waking                 # threads that may shut the socket down just now
     cdef int pid                    # of the process that serves; 0: nothing to shut down
 
     def __init__(self, DatagramSocket socket not None, object options, *, int cpu=-1):
-        self.guarded = options.loop_guard
-        self.shares_port = options.workers > 1 or options.reuse_port
         self.where = socket.where
-        self.own.size = sizeof(self.own.address)
-        if posix.getsockname(socket.fd, <posix.sockaddr *>&self.own.address, &self.own.size) != 0:
-            raise check.os_error(posix.errno, "getsockname", socket.where)
+        datagram_rules.read_rules(&self.rules, socket.fd, socket.where, options)
         Worker.__init__(self, socket, options, cpu=cpu)
 
     cdef int prepare(self) except -1:
@@ -120,14 +106,12 @@ cdef class DatagramWorker(Worker):
             raise MemoryError
         self.loop = loop
         loop.context = &self.context
-        loop.guarded = self.guarded
-        loop.shares_port = self.shares_port
         self.context.sweep_at = clock.NEVER     # there are no connections to sweep
-        loop.own = self.own
-        if self.own.address.ss_family != posix.AF_UNIX:
+        loop.rules = self.rules
+        if self.rules.own.address.ss_family != posix.AF_UNIX:
             loop.control_size = sizeof(Control)
         loop.can_block = (not self.context.inherited
-                          and self.own.address.ss_family != posix.AF_UNIX
+                          and self.rules.own.address.ss_family != posix.AF_UNIX
                           and shutdown_is_seen() and make_blocking(self.context.bound_fd))
         loop.waking = &self.waking
         self.pid = posix.getpid() if loop.can_block else 0
@@ -137,23 +121,9 @@ cdef class DatagramWorker(Worker):
             raise MemoryError
         for i in range(BATCH):
             make_ready(loop, i)
-        self.probe()
+        datagram_rules.probe(self.context.bound_fd, self.where)
         self.main = run
         self.argument = loop
-        return 0
-
-    cdef int probe(self) except -1:
-        """Make the loop's calls once, with no datagram: what is forbidden is known at the start."""
-        cdef int fd = self.context.bound_fd, error
-        if posix.recvmmsg(fd, self.loop.received, 0, posix.MSG_DONTWAIT, NULL) < 0:
-            error = posix.errno
-            if not transient.can_pass(error):
-                raise check.os_error(error, "recvmmsg", self.where, check.forbidden(error))
-        if posix.sendmmsg(fd, self.loop.answers, 0, posix.MSG_DONTWAIT) < 0:
-            error = posix.errno
-            # With no answer to send, no firewall forbids one.
-            if error == posix.EPERM or not transient.ends_one_answer(error):
-                raise check.os_error(error, "sendmmsg", self.where, check.forbidden(error))
         return 0
 
     cdef void wake(self) noexcept:
@@ -259,7 +229,7 @@ cdef void wait(Loop *loop) noexcept nogil:
     list[0].revents = list[1].revents = 0
     if (posix.poll(list, 2, deadlines.timeout_ms(loop.context)) < 0
             and not poll_list.may_work_again(loop.context, posix.errno)):
-        fail(loop, transient.POLL, posix.errno)
+        datagram_rules.fail(loop.context, transient.POLL, posix.errno)
     if list[1].revents:
         wakeup.clear(loop.context.wake_fd)
     # Another holder of an inherited socket has shut it down: it stays readable, with nothing to
@@ -267,7 +237,7 @@ cdef void wait(Loop *loop) noexcept nogil:
     # wake() shuts one down that is not inherited.
     if (list[0].revents & (posix.POLLHUP | posix.POLLRDHUP)
             and not deadlines.stop_requested(loop.context)):
-        fail(loop, transient.RECVMMSG, posix.EINVAL)
+        datagram_rules.fail(loop.context, transient.RECVMMSG, posix.EINVAL)
     loop.context.resume_at = clock.NEVER
 
 
@@ -283,13 +253,13 @@ cdef int receive(Loop *loop, int flags) noexcept nogil:
     cdef int count = posix.recvmmsg(loop.context.bound_fd, loop.received, 1 if only_one else BATCH,
                                     flags, NULL)
     if count < 0:
-        return receive_failed(loop, posix.errno)
+        return datagram_rules.receive_failed(loop.context, posix.errno)
     loop.context.failures = 0
     loop.single_receives = loop.single_receives + 1 if count == 1 else 0
     if count == 1 and loop.can_block and is_wakeup(&loop.received[0]):
         make_ready(loop, 0)
         if not deadlines.stop_requested(loop.context):      # another program has shut it down
-            fail(loop, transient.RECVMMSG, posix.EINVAL)
+            datagram_rules.fail(loop.context, transient.RECVMMSG, posix.EINVAL)
         return 0
     return count
 
@@ -350,25 +320,17 @@ cdef inline bint prepare_answer(Loop *loop, int i, int answer) noexcept nogil:
     cdef posix.msghdr *message = &loop.received[i].msg_hdr
     cdef size_t size = loop.received[i].msg_len
     cdef uint64_t datagrams
+    cdef int reason
     cdef Arrival arrival
     if loop.can_block and is_wakeup(&loop.received[i]):
         return False                # datagrams came behind it
     ancillary.read_arrival(message, &arrival)
-    datagrams = datagrams_in(size, arrival.segment)
-    atomic.count(&loop.context.counters.datagrams_in, datagrams)
-    atomic.count(&loop.context.counters.bytes_in, size)
-    if message.msg_flags & posix.MSG_TRUNC:
-        return drop(loop, counters.DROPPED_TRUNCATED, datagrams)
-    if message.msg_namelen == 0:
-        return drop(loop, counters.DROPPED_UNNAMED, datagrams)
-    if loop.guarded and loop_guard.may_loop(message, &arrival, &loop.own):
-        return drop(loop, counters.DROPPED_GUARD, datagrams)
-    # SO_REUSEPORT spreads clients over the sockets, but not what is sent to a group of hosts: one
-    # datagram would get the answers of all workers.
-    if loop.shares_port and loop_guard.asked_group(&arrival):
-        return drop(loop, counters.DROPPED_GUARD, datagrams)
-    # The kernel adds a NUL to a path of 108 bytes, which makes the name too long for sendmsg().
-    message.msg_namelen = min(message.msg_namelen, <posix.socklen_t>sizeof(posix.sockaddr_un))
+    datagrams = datagram_rules.datagrams_in(size, arrival.segment)
+    datagram_rules.count_received(loop.context, datagrams, size)
+    reason = datagram_rules.why_unanswered(&loop.rules, message, &arrival)
+    if reason != ANSWERED:
+        return datagram_rules.drop(loop.context, reason, datagrams)
+    message.msg_namelen = datagram_rules.sendable_name(message.msg_namelen)
     loop.pieces[i].iov_len = size
     ancillary.answer_from_asked(message, &arrival)
     if datagrams > 1:
@@ -398,11 +360,6 @@ cdef inline bint continues_run(Loop *loop, int answer) noexcept nogil:
             and run_limits.may_send(&loop.limits, run, size))
 
 
-cdef inline uint64_t datagrams_in(size_t size, int segment) noexcept nogil:
-    """How many datagrams the kernel has merged into one (UDP_GRO)."""
-    return 1 if segment <= 0 or size <= <size_t>segment else (size - 1) // segment + 1
-
-
 cdef void send_all(Loop *loop, int count) noexcept nogil:
     """Send the answers; one that cannot be sent is dropped, and the next one is tried."""
     cdef int next = 0, i, sent, error
@@ -410,7 +367,7 @@ cdef void send_all(Loop *loop, int count) noexcept nogil:
         sent = posix.sendmmsg(loop.context.bound_fd, loop.answers + next, count - next,
                               posix.MSG_DONTWAIT)
         for i in range(next, next + sent):
-            count_sent(loop, loop.datagrams[i], loop.answers[i].msg_len)
+            datagram_rules.count_sent(loop.context, loop.datagrams[i], loop.answers[i].msg_len)
         if sent > 0:
             next += sent            # if it stopped before one that fails, the next call says why
             continue
@@ -418,12 +375,12 @@ cdef void send_all(Loop *loop, int count) noexcept nogil:
         if error == posix.EINTR:
             continue
         if not transient.ends_one_answer(error):
-            note_send_failure(loop, error, loop.datagrams[next])
-            fail(loop, transient.SENDMMSG, error)
+            datagram_rules.note_send_failure(loop.context, error, loop.datagrams[next])
+            datagram_rules.fail(loop.context, transient.SENDMMSG, error)
         elif loop.datagrams[next] > 1:
             send_apart(loop, next, error)
         else:
-            note_send_failure(loop, error, 1)
+            datagram_rules.note_send_failure(loop.context, error, 1)
         next += 1
 
 
@@ -458,45 +415,6 @@ cdef inline void send_one(Loop *loop, const posix.msghdr *message) noexcept nogi
         sent = posix.sendmsg(loop.context.bound_fd, message, posix.MSG_DONTWAIT)
         error = posix.errno
     if sent < 0:
-        note_send_failure(loop, error, 1)
+        datagram_rules.note_send_failure(loop.context, error, 1)
     else:
-        count_sent(loop, 1, sent)
-
-
-cdef inline void count_sent(Loop *loop, uint64_t datagrams, size_t size) noexcept nogil:
-    atomic.count(&loop.context.counters.datagrams_out, datagrams)
-    atomic.count(&loop.context.counters.bytes_out, size)
-
-
-cdef inline void note_send_failure(Loop *loop, int error, uint64_t datagrams) noexcept nogil:
-    counters.count_error(&loop.context.counters, error)
-    drop(loop, counters.DROPPED_SENDING, datagrams)
-
-
-cdef inline bint drop(Loop *loop, int reason, uint64_t datagrams) noexcept nogil:
-    atomic.count(&loop.context.counters.dropped[reason], datagrams)
-    return False
-
-
-cdef int receive_failed(Loop *loop, int error) noexcept nogil:
-    if error == posix.EAGAIN:
-        loop.context.failures = 0
-        return 0
-    if error == posix.EINTR:
-        return -1
-    counters.count_error(&loop.context.counters, error)
-    if not transient.can_pass(error):
-        fail(loop, transient.RECVMMSG, error)
-        return 0
-    # Most errors report an answer that did not arrive (ICMP), once. One that stays, such as
-    # ENOMEM, would make the loop spin.
-    loop.context.failures += 1
-    if loop.context.failures >= acceptor.FAILURES_MAX:
-        acceptor.pause(loop.context, transient.RECVMMSG, error)
-        return 0
-    return -1
-
-
-cdef void fail(Loop *loop, int call, int error) noexcept nogil:
-    atomic.lower_i64(&loop.context.stop_at, 0)
-    acceptor.note_failure(loop.context, call, error)
+        datagram_rules.count_sent(loop.context, 1, sent)
