@@ -35,7 +35,7 @@ COMPILING = {"build", "build_ext", "bdist_egg", "bdist_wheel", "develop", "edita
 COMPILING |= {"install"}
 COMPILES = bool(COMPILING & set(sys.argv))
 
-ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram"]
+ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram", "datagram_faults"]
 MODULES = [
     f"server.{name}" for name in ["listener", "datagram_socket", "faults", "worker", *ENGINES]
 ]

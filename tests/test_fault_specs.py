@@ -36,7 +36,8 @@ GOOD = {
     "refuse": {"probability": 1.0},
     "accept_delay:delay=1s": {"delay": 1.0, "probability": 1.0},
     "loss:probability=0": {"probability": 0.0},
-    "reorder": {"delay": 0.01, "probability": 1.0},
+    "reorder": {"gap": 1, "delay": 0.01, "probability": 1.0},
+    "reorder:gap=3,delay=1s": {"gap": 3, "delay": 1.0, "probability": 1.0},
     "truncate:size=10": {"size": 10, "probability": 1.0},
 }
 

@@ -18,6 +18,7 @@ cdef extern from * nogil:
     uint64_t load_u64 "__atomic_load_n"(const uint64_t *source, int order)
     uint64_t add_u64 "__atomic_add_fetch"(uint64_t *target, uint64_t amount, int order)
     void store_u64 "__atomic_store_n"(uint64_t *target, uint64_t value, int order)
+    void *swap_pointer "__atomic_exchange_n"(void **target, void *value, int order)
     bint swap_i64 "__atomic_compare_exchange_n"(int64_t *target, int64_t *expected, int64_t value,
                                                 bint weak, int success, int failure)
 

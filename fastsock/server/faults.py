@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsock import suggestions, units
-from fastsock.options import Kind, Seconds, Size
+from fastsock.options import Count, Kind, Seconds, Size
 
 if TYPE_CHECKING:
     from fastsock.endpoint import Endpoint
@@ -80,7 +80,10 @@ _DATAGRAM: dict[str, dict[str, _Parameter]] = {
     "corrupt": {},
     "duplicate": {},
     "loss": {},
-    "reorder": {"delay": _Parameter(_TIME, "10ms", 0.01)},
+    "reorder": {
+        "gap": _Parameter(Count(1, 1000, units=True), "3", 1),
+        "delay": _Parameter(_TIME, "10ms", 0.01),
+    },
     "truncate": {"size": _Parameter(Size(0, 65535), "64", required=True)},
 }
 
@@ -156,8 +159,8 @@ class Fault(str):
         """The fault as native code takes it.
 
         That is: its place in `KINDS`; the probability; the bytes and the ns after which it acts, or
-        NEVER (`bytes` of limit_data is the former); size; delay and jitter in ns; rate in bytes per
-        second.
+        NEVER (`bytes` of limit_data is the former); size, or the gap; delay and jitter in ns; rate
+        in bytes per second.
         """
         given = self.parameters
         after_time = given.get("after_time")
@@ -167,7 +170,7 @@ class Fault(str):
             float(given["probability"]),
             int(after),
             NEVER if after_time is None else _ns(after_time),
-            int(given.get("size", 0)),
+            int(given.get("size", given.get("gap", 0))),
             _ns(given.get("delay", 0)),
             _ns(given.get("jitter", 0)),
             float(given.get("rate", 0)),

@@ -242,6 +242,11 @@ class ServerOptions:
     def check_faults(self, faults: Sequence[Fault], endpoints: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options and endpoints cannot have these faults."""
         fault_specs.check_endpoints(faults, endpoints)
+        if self.faults is None and not all(endpoint.is_stream for endpoint in endpoints):
+            raise ValueError(
+                "datagrams are served without faults; "
+                "make the server with faults=[], to set them while it runs"
+            )
         if not any(endpoint.is_stream for endpoint in endpoints):
             return
         if self.faults is None and self.engine == "auto":

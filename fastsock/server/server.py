@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from fastsock import line_writer
 from fastsock._native.server.datagram import DatagramWorker
+from fastsock._native.server.datagram_faults import FaultyDatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
 from fastsock._native.server.faults import FaultTable
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
@@ -390,7 +391,8 @@ class Server:
 
     def _worker(self, bound: BoundSocket, max_connections: int, cpu: int) -> Worker:
         if isinstance(bound, DatagramSocket):
-            made: Worker = DatagramWorker(bound, self._options, cpu=cpu)
+            datagrams = FaultyDatagramWorker if self._with_faults else DatagramWorker
+            made: Worker = datagrams(bound, self._options, cpu=cpu)
         else:
             of_engine = engines.WORKERS[self.engine]
             made = of_engine(bound, self._options, max_connections=max_connections, cpu=cpu)

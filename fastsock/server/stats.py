@@ -12,7 +12,7 @@ from fastsock.units import format_size, plural
 CLOSE_REASONS = ("eof", "reset", "error", "stopped", "idle", "close_on", "fault")
 
 #: Every reason for which a server leaves a datagram unanswered.
-DROPPED = ("loop_guard", "truncated", "unnamed", "send_error")
+DROPPED = ("loop_guard", "truncated", "unnamed", "send_error", "queue_full", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,9 @@ class ServerStats:
     difference is in ``dropped``, by reason: "loop_guard" (it may have been a server's answer, or
     went to a group of hosts where several sockets share the port), "truncated" (longer than 65,535
     bytes, which no UDP datagram is), "unnamed" (its sender, a Unix socket, was not bound and has no
-    address) and "send_error" (its errno is in ``errors``).
+    address), "send_error" (its errno is in ``errors``), and with faults "queue_full" and "stopped"
+    (it was still delayed at the end). Faults make a difference too: "loss" of ``faults`` counts
+    datagrams without an answer, and "duplicate" those with two.
     ``bytes_in`` and ``bytes_out`` hold the bytes of both connections and datagrams. ``engine`` is
     the one of the streams, and ``engine_reason`` says why: "asked for", or the reason for the
     choice of "auto". Datagrams have an engine of their own.

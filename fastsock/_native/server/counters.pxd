@@ -23,6 +23,8 @@ cdef enum:                          # why a datagram got no answer
     DROPPED_TRUNCATED               # longer than the buffer
     DROPPED_UNNAMED                 # its sender is a Unix socket that is not bound
     DROPPED_SENDING                 # the answer could not be sent
+    DROPPED_QUEUE                   # the queue of a server with faults was full
+    DROPPED_STOPPED                 # it was in that queue when the server stopped
     DROP_REASONS
 
 cdef enum:                          # what is done wrong on request: KINDS of server/faults.py

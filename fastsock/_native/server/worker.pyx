@@ -154,6 +154,8 @@ cdef class Worker:
                 "truncated": total.dropped[counting.DROPPED_TRUNCATED],
                 "unnamed": total.dropped[counting.DROPPED_UNNAMED],
                 "send_error": total.dropped[counting.DROPPED_SENDING],
+                "queue_full": total.dropped[counting.DROPPED_QUEUE],
+                "stopped": total.dropped[counting.DROPPED_STOPPED],
             },
             "rejected": total.rejected,
             "accept_pauses": total.accept_pauses,
