@@ -270,8 +270,11 @@ class Datagrams:
 
     clips = (0,)
 
+    def __init__(self, faults: list[str] | None = None) -> None:
+        self.faults = faults
+
     def server(self) -> Any:
-        return fastsock.Server("udp://127.0.0.1:0")
+        return fastsock.Server("udp://127.0.0.1:0", faults=self.faults)
 
     def exchange(self, server: Any, stack: ExitStack, shim: Shim) -> list[DatagramClient]:
         sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -401,6 +404,8 @@ def main(kind: str, library: str, complete: str) -> None:
     served: Streams | Datagrams
     if kind == "faults":  # that lose nothing
         served = Streams("threads", ["latency:delay=1ms", "slicer:size=500", "bandwidth:rate=1M/s"])
+    elif kind == "datagram_faults":
+        served = Datagrams(["latency:delay=1ms"])
     else:
         served = Datagrams() if kind == "datagram" else Streams(kind)
     loop = Loop(served, Shim(library))

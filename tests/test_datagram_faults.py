@@ -320,7 +320,7 @@ def test_faults_cannot_be_added_to_a_server_without() -> None:
 # --- the load client ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", [UDP, "udp://[::1]:0", "unixgram://@fastsock-test-faults"])
+@pytest.mark.parametrize("url", [UDP, "udp://[::1]:0", "unixgram://@fastsock-test-{}"])
 @pytest.mark.parametrize(
     "faults",
     [
@@ -331,7 +331,7 @@ def test_faults_cannot_be_added_to_a_server_without() -> None:
     ],
 )
 def test_the_load_client_sees_what_was_done(url: str, faults: list[str]) -> None:
-    with Server(url, faults=faults) as server:
+    with Server(url.format(os.getpid()), faults=faults) as server:
         report = until_counted(
             lambda: fastsock.load(
                 server.endpoint,
