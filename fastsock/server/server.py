@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Unpack
 
 from fastsock import line_writer
@@ -174,13 +175,19 @@ class Server:
         if self._failure_logged:
             line_writer.flush(_LAST_LINES)
 
-    def serve_forever(self, *, bound: Hook | None = None, ready: Hook | None = None) -> ServerStats:
+    def serve_forever(
+        self,
+        *,
+        bound: Hook | None = None,
+        ready: Hook | None = None,
+        stopping: Hook | None = None,
+    ) -> ServerStats:
         """Serve until `stop()` is called or, in the main thread, Ctrl-C, SIGTERM or SIGHUP comes.
 
         The first signal drains for `drain_timeout` seconds, the second stops at once. Outside the
         main thread signals are left alone; so is a SIGHUP that is ignored or has a handler. `bound`
-        is as for `start()`. `ready` is called once the endpoints can be connected to. Returns the
-        counters at the end.
+        is as for `start()`. `ready` is called once the endpoints can be connected to, and
+        `stopping` when the drain begins. Returns the counters at the end.
 
         Raises:
             OSError: as `start()`, or the listener was taken away while serving.
@@ -196,7 +203,7 @@ class Server:
                     self.start(bound=bound)
                 if ready is not None:
                     ready(self)
-                failed = self._watch(self._workers, signal_fd)
+                failed = self._watch(self._workers, signal_fd, stopping)
             except CancelledError:
                 pass  # stopped before it was bound
             finally:
@@ -343,7 +350,25 @@ class Server:
                 for number, kind in enumerate(FAULT_KINDS)
                 if (times := sum(c["faults"][number] for c in counters))
             },
+            per_worker=tuple(
+                {
+                    "endpoint": str(endpoint),
+                    "engine": self.engine if endpoint.is_stream else "datagrams",
+                    "open": c["accepted"] - sum(c["closed"].values()),
+                    **c,
+                    "faults": dict(zip(FAULT_KINDS, c["faults"], strict=True)),
+                }
+                for endpoint, c in zip(self._endpoint_of_each(), counters, strict=False)
+            ),
         )
+
+    def _endpoint_of_each(self) -> Iterator[Endpoint]:
+        """The endpoint of each worker; there is no worker before the start."""
+        made = len(self._bound) - len(self._options.fds)
+        for number, endpoint in enumerate(self._bound):
+            single = endpoint.is_unix or number >= made
+            workers = self._addresses[number] * (1 if single else self.workers)
+            yield from repeat(endpoint, workers)
 
     def __enter__(self) -> Server:
         self.start()
@@ -438,7 +463,9 @@ class Server:
         self._workers = ()
         _running.discard(self)
 
-    def _watch(self, workers: tuple[Worker, ...], signal_fd: int | None) -> OSError | None:
+    def _watch(
+        self, workers: tuple[Worker, ...], signal_fd: int | None, stopping: Hook | None
+    ) -> OSError | None:
         """Wait until all loops have ended, and log their notices; return what failed, if it did."""
         for worker in workers:  # stats() may have cleared a notice
             self._on_notice(worker)
@@ -459,6 +486,9 @@ class Server:
                     os.read(fd, 4096)  # its handler has run, or runs before the next wait
                 else:
                     self._on_notice(by_notice[fd])
+            if self._stop_at != _NEVER and stopping is not None:
+                stopping(self)
+                stopping = None
         return self._failure(workers)
 
     def _failure(self, workers: tuple[Worker, ...]) -> OSError | None:

@@ -47,6 +47,9 @@ class ServerStats:
     ``faults`` counts what was done wrong on request, by kind: blocks for corrupt, duplicate and
     drop of streams, datagrams on datagram sockets, else connections. A kind that did nothing is
     not in it.
+
+    ``per_worker`` has the counters of each worker, with its "endpoint" and "engine" ("datagrams"
+    for the engine of datagrams).
     """
 
     engine: str
@@ -66,6 +69,7 @@ class ServerStats:
     engine_reason: str = "asked for"
     busy_poll: tuple[Mapping[str, Any], ...] = ()
     faults: Mapping[str, int] = field(default_factory=dict)
+    per_worker: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
         """The line with which ``fastsock serve`` ends."""
