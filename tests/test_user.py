@@ -105,7 +105,7 @@ def test_datagrams_on_a_low_port(low_ports: None) -> None:
             sock.connect(("127.0.0.1", 7))
             sock.send(b"probe")
             assert sock.recv(100) == b"probe"
-        wait_until(lambda: len(threads(pid)) == 5)  # the one that wrote the lines has ended
+        wait_until(lambda: len(threads(pid)) == 6)  # the one that wrote the lines has ended
         assert_runs_as(65000, 65001, pid)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastsock.cli.parameters import flags, long_flag
+from fastsock.cli.watched import ServeOptions
 from fastsock.client.options import LoadOptions
 from fastsock.options import Flag, Option, declared
 from fastsock.server.options import ServerOptions
@@ -31,6 +32,12 @@ _TABLES = (
         "For `fastsock.Server(...)`, `fastsock.serve(...)` and `fastsock serve`, which also has "
         "`--user NAME[:GROUP]` and `--json FILE`. `FASTSOCK_SERVE_ENDPOINTS` sets the endpoints, "
         "with spaces between them.",
+    ),
+    (
+        "Command serve",
+        "serve",
+        ServeOptions,
+        "For `fastsock serve` alone. [operations.md](operations.md) shows them in use.",
     ),
     (
         "Load client",

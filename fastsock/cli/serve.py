@@ -6,23 +6,25 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fastsock.cli.command import Command, GroupedOption, usage_errors
-from fastsock.cli.exits import INTERRUPTED, OK
-from fastsock.cli.output import check_writable, tell, write_json
+from fastsock.cli.exits import FAILED, INTERRUPTED, OK
+from fastsock.cli.log import Log
+from fastsock.cli.output import check_writable, write_json
 from fastsock.cli.parameters import json_option, options_of
 from fastsock.cli.user import USER, User, become, check_root
+from fastsock.cli.watched import ServeOptions, Watched
 from fastsock.line_writer import say
+from fastsock.options import declared
 from fastsock.server import inherited
 from fastsock.server.faults import Fault
 from fastsock.server.options import ServerOptions
-from fastsock.server.server import Server, listening
-from fastsock.server.stats import ServerStats
+from fastsock.server.server import Server
 from fastsock.server.unix_file import give_away
 from fastsock.signals import Ended
 
@@ -43,6 +45,7 @@ from fastsock.signals import Ended
     metavar="NAME[:GROUP]",
     help="Drop root privileges to this user after binding.",
 )
+@options_of(ServeOptions)
 @json_option
 def serve(
     endpoints: tuple[str, ...],
@@ -50,7 +53,7 @@ def serve(
     faults: tuple[Fault, ...],
     user: User | None,
     json_path: str | None,
-    **options: object,
+    **options: Any,
 ) -> int:
     """Echo what arrives at each ENDPOINT until Ctrl-C, SIGTERM or SIGHUP.
 
@@ -61,38 +64,57 @@ def serve(
     """
     if user:
         check_root(user)
+    watching = {each.name: options.pop(each.name) for each in declared(ServeOptions)}
     with usage_errors():
         passed = {**dict.fromkeys(fds, ""), **inherited.listen_fds()}
         # Of an option that can be repeated click makes () where none is given.
-        server = Server(*endpoints, fds=passed, faults=faults or None, **options)  # type: ignore[arg-type]
-    try:
-        with usage_errors():  # a host name may have more addresses than max_connections
-            server.serve_forever(
-                bound=partial(step_down, user=user, borrowed=len(passed), json_path=json_path),
-                ready=partial(announce, passed=passed),
-            )
-        code = write(server.stats(), json_path, server.stopped_by is signal.SIGINT)
-    except (Ended, KeyboardInterrupt):
-        if server.stopped_by is None:
-            raise
-        # One more signal, while the counters were written: they are not lost by it.
-        code = write(server.stats(), json_path, server.stopped_by is signal.SIGINT)
+        server = Server(*endpoints, fds=passed, faults=faults or None, **options)
+    with Log(watching["log_level"], watching["log_format"]) as log:
+        try:
+            with (
+                Watched(server, log, ServeOptions(**watching), options, passed) as watched,
+                usage_errors(),  # a host name may have more addresses than max_connections
+            ):
+                drop = partial(
+                    step_down,
+                    user=user,
+                    borrowed=len(passed),
+                    json_path=json_path,
+                    watched=watched,
+                )
+                server.serve_forever(bound=drop, ready=watched.ready, stopping=watched.stopping)
+            code = write(server, json_path, log)
+        except (Ended, KeyboardInterrupt):
+            if server.stopped_by is None:
+                raise
+            # One more signal, while the counters were written: they are not lost by it.
+            code = write(server, json_path, log)
+        except OSError as error:
+            log.error(error.strerror or str(error))
+            return FAILED
     return code or (INTERRUPTED if server.stopped_by is signal.SIGINT else OK)
 
 
-def write(stats: ServerStats, json_path: str | None, interrupted: bool) -> int:
+def write(server: Server, json_path: str | None, log: Log) -> int:
+    stats = server.stats()
     code = write_json(stats.as_dict(), json_path) if json_path else OK
-    if interrupted and sys.stderr is not None and sys.stderr.isatty():
+    if server.stopped_by is signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
         say("")  # after the ^C that the terminal has shown
-    tell(str(stats))
+    log.info(str(stats), wrap=True)
     return code
 
 
-def step_down(server: Server, user: User | None, borrowed: int, json_path: str | None) -> None:
+def step_down(
+    server: Server,
+    user: User | None,
+    borrowed: int,
+    json_path: str | None,
+    watched: Watched,
+) -> None:
     """Drop the privileges of root, and say which files the user cannot remove at the end."""
     if user is None:
         return
-    made = server.endpoints[: len(server.endpoints) - borrowed]
+    made = (*server.endpoints[: len(server.endpoints) - borrowed], *watched.endpoints)
     paths = [each.path for each in made if each.is_unix and not each.path.startswith("@")]
     for path in paths:
         give_away(path, user.uid, user.gid)
@@ -105,12 +127,7 @@ def step_down(server: Server, user: User | None, borrowed: int, json_path: str |
     for path in paths:
         directory = Path(path).parent
         if not os.access(directory, os.W_OK | os.X_OK):
-            say(
+            watched.log.info(
                 f"{path} stays behind at the end, for the next server to replace: "
                 f"{user.name} may not write to {directory}"
             )
-
-
-def announce(server: Server, passed: Mapping[int, str]) -> None:
-    for line in listening(server, passed):
-        say(line)
