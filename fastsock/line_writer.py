@@ -93,7 +93,9 @@ def say(line: str) -> None:
 def log(logger: logging.Logger, level: int, line: str) -> None:
     """Log a line, soon; on stderr where the program configured no logging."""
     if logger.isEnabledFor(level):
-        _writer.put(partial(_log, logger, level), line)
+        # Made here: its time is that of the event, however late it is written.
+        record = logger.makeRecord(logger.name, level, __file__, 0, "%s", (line,), None)
+        _writer.put(partial(_log, logger, record), line)
 
 
 def draw(text: str, *, may_drop: bool) -> None:
@@ -146,10 +148,10 @@ def write_all(descriptor: int, data: bytes) -> None:
             select.select([], [descriptor], [])
 
 
-def _log(logger: logging.Logger, level: int, line: str) -> None:
+def _log(logger: logging.Logger, record: logging.LogRecord, line: str) -> None:
     if logger.hasHandlers():
-        logger.log(level, "%s", line)
-    elif level >= logging.WARNING:
+        logger.handle(record)
+    elif record.levelno >= logging.WARNING:
         # As logging's last resort, without its lock, for which logging.shutdown() would wait.
         write_stderr(f"{logger.name}: {line}")
 
