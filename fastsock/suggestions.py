@@ -58,6 +58,7 @@ _SAME = {
     "payload": ("size",),
     "pipeline": ("depth",),
     "processes": ("workers",),
+    "prometheus": ("metrics",),
     "qps": ("rate",),
     "requests": ("messages",),
     "rps": ("rate",),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -235,6 +236,19 @@ def test_a_unix_socket(prefix: str, tmp_path: Path) -> None:
         assert total(scrape(where), "fastsock_connections_accepted_total") == 0
         server.stop()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unix_socket_of_another_user() -> None:
+    """It is given to the user with the privileges; what cannot be removed at the end is told."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "metrics.sock")
+        with served(ANY_PORT, "--metrics", str(path), "--user", "nobody") as server:
+            server.metrics()
+            assert path.owner() == "nobody"
+            assert any("stays behind at the end" in line for line in server.lines)
+            server.stop()
 
 
 def test_a_live_unix_socket_is_not_taken(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ from clients import TIMEOUT, connect, echo_exactly, wait_until
 from served import ANY_PORT, FASTSOCK, Served, served
 from test_output import OUTPUTS, accepts, assert_ends, serving
 
-from fastsock import Endpoint
+from fastsock import Endpoint, line_writer
 from fastsock.cli import stats_line
 from fastsock.cli.exposed import beyond_loopback, exposed
 from fastsock.server.stats import ServerStats
@@ -237,6 +238,30 @@ def test_the_records_of_the_library() -> None:
     records = [json.loads(line) for line in pauses("--log-format", "json")]
     (level,) = {each["level"] for each in records if "accept paused" in each["message"]}
     assert level == "warning"
+
+
+def test_a_record_has_the_time_of_its_event() -> None:
+    """Also when it is written late, as to a pipe that was full."""
+    logger, written = logging.getLogger("fastsock.test"), list[logging.LogRecord]()
+    handler, released = logging.Handler(), threading.Event()
+
+    def emit(record: logging.LogRecord) -> None:
+        released.wait(TIMEOUT)
+        written.append(record)
+
+    handler.emit = emit  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        for number in range(2):
+            line_writer.log(logger, logging.WARNING, str(number))
+        said = time.time()
+        threading.Event().wait(0.05)
+        released.set()
+        assert line_writer.flush(TIMEOUT)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in written] == ["0", "1"]
+    assert all(record.created <= said for record in written)
 
 
 # --- warnings -----------------------------------------------------------------------------------

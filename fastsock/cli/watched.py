@@ -49,9 +49,9 @@ class ServeOptions:
         None,
         HttpAddress(),
         help="Serve metrics for Prometheus at this address.",
-        more="`:9100` is port 9100 of loopback. A path, or `unix:PATH`, is a Unix socket with the "
-        "rights of unix_mode. It needs `pip install 'fastsock[metrics]'`. docs/operations.md says "
-        "what each metric means.",
+        more="`:9100` is port 9100 of loopback; of a host name the first address is bound. A path, "
+        "or `unix:PATH`, is a Unix socket with the rights of unix_mode. It needs `pip install "
+        "'fastsock[metrics]'`. docs/operations.md says what each metric means.",
         group="Watching",
     )
     stats_interval: float | None = option(
