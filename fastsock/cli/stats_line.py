@@ -30,6 +30,7 @@ class StatsLine:
         # Condition would wait for its own lock.
         self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = False
+        self._before = server.stats()  # of a server that has not started: what comes first counts
 
     def start(self) -> None:
         start_thread(self._run, "fastsock-stats")
@@ -59,7 +60,7 @@ class StatsLine:
 
     def _run(self) -> None:
         interval = self._interval
-        began, before = time.monotonic(), self._server.stats()
+        began, before = time.monotonic(), self._before
         due = began + (interval or 0)
         while True:
             try:
