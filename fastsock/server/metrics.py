@@ -59,7 +59,7 @@ METRICS = (
         "fastsock_connections_closed",
         "closed",
         "Connections closed: eof (the client ended and got everything back), reset, error, "
-        "stopped (by the server's end), idle (idle_timeout), close_on",
+        "stopped (by the server's end), idle (idle_timeout), close_on, fault (on request)",
         label="reason",
         of="streams",
     ),
@@ -77,10 +77,11 @@ METRICS = (
         "fastsock_datagrams_dropped",
         "dropped",
         "Datagrams not answered: loop_guard (it may have been a server's answer), truncated, "
-        "unnamed (a sender without an address), send_error",
+        "unnamed (a sender without an address), send_error, queue_full and stopped (with faults)",
         label="reason",
         of="datagrams",
     ),
+    Described("fastsock_faults", "faults", "Faults done on request, by kind", label="kind"),
     Described("fastsock_errors", "errors", "System calls that failed, by errno", label="error"),
     Described(
         "fastsock_pauses",
