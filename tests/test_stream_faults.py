@@ -526,6 +526,7 @@ STALLS: dict[str, Callable[[socket.socket], object]] = {
     "reset_peer:after_time=1h": lambda sock: sock.sendall(STREAM),
     "corrupt": lambda sock: (sock.sendall(STREAM), fill(sock)),
     "limit_data:bytes=10": lambda sock: sock.sendall(STREAM),
+    "slicer:size=1": fill,
     "reset_peer:after=1M": fill,
 }
 

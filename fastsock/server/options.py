@@ -34,7 +34,8 @@ Service = Literal["echo", "discard", "chargen"]
 
 ENGINES: tuple[str, ...] = get_args(Engine)
 
-#: Engines whose connections wait one by one, each in a recv() that blocks. "auto" picks neither.
+#: Engines whose connections wait one by one, each in a recv() that blocks. "auto" picks
+#: neither without faults.
 BLOCKING = ("threads", "fork")
 
 #: The one engine whose streams can have faults: a stalled connection costs the others nothing.

@@ -55,7 +55,7 @@ cdef struct Faulty:
     int64_t received
     int64_t waiting_since           # what is received next was there then, or 0: it came later
     bint eof
-    bint not_reading                       # no_read acts
+    bint not_reading                # no_read acts
     bint dropping, corrupting, duplicating      # the block that is coming in
     char copy[BLOCK]                # of that block, if it is duplicated
     size_t copied
@@ -324,7 +324,8 @@ cdef inline int send_due(Faulty *c) noexcept nogil:
     """Send what may leave now; return GO_ON, or the reason of the end."""
     cdef ssize_t sent
     cdef int reason
-    while c.first != NULL:
+    # Many slices of one byte may be due at once: a stop does not wait for them.
+    while c.first != NULL and not blocking.is_ending(c.state):
         if c.chunk == 0:
             choose_chunk(c)
         if c.chunk_due > c.now:
