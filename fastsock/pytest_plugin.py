@@ -112,6 +112,8 @@ def _servers(request: pytest.FixtureRequest, name: str) -> Iterator[Callable[...
     def start(endpoint: Any = "tcp://127.0.0.1:0", **options: Any) -> Server:
         given = {**marked, **options}
         allow_open = given.pop("allow_open", False)
+        if is_shared and "engine" not in given:
+            given.setdefault("faults", [])  # with the engine on which tests can set them
         server = Server(endpoint, **given)
         server.start()
         one = _Running(name, server, is_shared, allow_open, list(given.get("faults", ())))
@@ -180,12 +182,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
             "use the scope function, or fastsock_server(...)",
             pytrace=False,
         )
-    for each in shared:
-        each.server.faults = marked.get("faults", each.faults)
+    changed = shared if "faults" in marked else []
+    for each in changed:
+        each.server.faults = marked["faults"]
     try:
         return (yield)
     finally:
-        for each in shared:
+        for each in changed:
             each.server.faults = each.faults
 
 
@@ -207,7 +210,7 @@ def pytest_runtest_makereport(
 
 def _seen(server: Server) -> Iterator[str]:
     counters = {name: value for name, value in server.stats().as_dict().items() if _says(value)}
-    for name in ("endpoints", "busy_poll", "accepted_per_worker"):
+    for name in ("endpoints", "busy_poll", "accepted_per_worker", "per_worker", "engine_reason"):
         counters.pop(name, None)
     for name, value in counters.items():
         if isinstance(value, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -237,3 +238,39 @@ def test_side_by_side(project: pytest.Pytester) -> None:
         *("-p", "xdist", "-n", "2", "--fastsock-scope=session"),
     )
     result.assert_outcomes(passed=8)
+
+
+def test_the_page_s_example(project: pytest.Pytester) -> None:
+    """A reset, a stall, a slow link and a half-close: three lines each."""
+    text = (Path(__file__).parents[1] / "docs/pytest.md").read_text()
+    example = text.split("```python\n", 1)[1].split("```", 1)[0]
+    run(project, example).assert_outcomes(passed=5)
+
+
+def test_the_marker_sets_faults_of_a_shared_server(project: pytest.Pytester) -> None:
+    """For the connections that the test opens; the next test has those of the start again."""
+    result = run(
+        project,
+        """
+        import socket, pytest
+
+        def reply(server):
+            with socket.create_connection(server.address) as sock:
+                sock.sendall(b"hello")
+                return sock.recv(5)
+
+        def test_before(echo_server):
+            assert reply(echo_server) == b"hello"
+
+        @pytest.mark.fastsock(faults=["refuse"])
+        def test_refused(echo_server):
+            with pytest.raises(ConnectionResetError):
+                reply(echo_server)
+
+        def test_after(echo_server):
+            assert reply(echo_server) == b"hello"
+            assert echo_server.stats().faults == {"refuse": 1}
+        """,
+        "--fastsock-scope=module",
+    )
+    result.assert_outcomes(passed=3)
