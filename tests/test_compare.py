@@ -158,11 +158,11 @@ def claims(trials: int, factor: float) -> int:
 
 
 def test_equal_servers_are_told_apart_in_at_most_a_tenth() -> None:
-    assert claims(400, 1.0) <= 40
+    assert claims(200, 1.0) <= 20
 
 
 def test_a_difference_of_a_tenth_is_found() -> None:
-    assert claims(400, 1.1) >= 360
+    assert claims(200, 1.1) >= 180
 
 
 # --- the command --------------------------------------------------------------------------------
