@@ -37,7 +37,8 @@ COMPILES = bool(COMPILING & set(sys.argv))
 
 ENGINES = ["epoll", "poll", "threads", "fork", "serial", "datagram", "datagram_faults"]
 MODULES = [
-    f"server.{name}" for name in ["listener", "datagram_socket", "faults", "worker", *ENGINES]
+    f"server.{name}"
+    for name in ["listener", "datagram_socket", "faults", "records", "worker", *ENGINES]
 ]
 MODULES += [
     f"client.{name}" for name in ["histogram", "stream", "datagram", "floor", "process_tree"]

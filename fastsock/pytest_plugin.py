@@ -225,15 +225,22 @@ def _says(value: Any) -> bool:
 
 def _records(server: Server) -> Iterator[str]:
     """The last bytes of the last connections, where the server records them."""
-    for record in getattr(server, "records", list)()[-_SHOWN:]:
-        yield f"connection {record.number} from {record.peer or 'a Unix client'}: the last bytes"
-        yield from _hex_dump("received", record.received)
-        yield from _hex_dump("sent", record.sent)
+    for record in server.records()[-_SHOWN:]:
+        peer = record.peer or "a client without address"
+        yield f"connection {record.number} from {peer}, {'open' if record.is_open else 'ended'}"
+        yield from _hex_dump("received", record.received, record.bytes_in)
+        yield from _hex_dump("sent", record.sent, record.bytes_out)
 
 
-def _hex_dump(title: str, data: bytes) -> Iterator[str]:
-    yield f"  {title}:" if data else f"  {title}: none"
+def _hex_dump(title: str, data: bytes, total: int) -> Iterator[str]:
+    """The last bytes of `total`, each line with the offset of its first byte."""
+    first = total - len(data)
+    yield (
+        f"  {title}, the last {len(data)} of {total} bytes:"
+        if first
+        else f"  {title}: {total} bytes"
+    )
     for at in range(0, len(data), _COLUMNS):
         part = data[at : at + _COLUMNS]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        yield f"    {part.hex(' '):{3 * _COLUMNS}} {text}"
+        yield f"    {first + at:8x}  {part.hex(' '):{3 * _COLUMNS}} {text}"

@@ -215,12 +215,12 @@ class Streams:
 
     clips = (0, CLIP)
 
-    def __init__(self, engine: str, faults: list[str] | None = None) -> None:
-        self.engine, self.faults = engine, faults
+    def __init__(self, engine: str, faults: list[str] | None = None, record: int = 0) -> None:
+        self.engine, self.options = engine, {"faults": faults, "record": record}
 
     def server(self) -> Any:
         return fastsock.Server(
-            "tcp://127.0.0.1:0", engine=self.engine, faults=self.faults, buffer_size=BUFFER_SIZE
+            "tcp://127.0.0.1:0", engine=self.engine, buffer_size=BUFFER_SIZE, **self.options
         )
 
     def exchange(self, server: Any, stack: ExitStack, shim: Shim) -> list[Client]:
@@ -404,6 +404,8 @@ def main(kind: str, library: str, complete: str) -> None:
     served: Streams | Datagrams
     if kind == "faults":  # that lose nothing
         served = Streams("threads", ["latency:delay=1ms", "slicer:size=500", "bandwidth:rate=1M/s"])
+    elif kind == "record":
+        served = Streams("threads", record=1000)
     elif kind == "datagram_faults":
         served = Datagrams(["latency:delay=1ms"])
     else:

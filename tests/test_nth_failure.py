@@ -15,12 +15,13 @@ import pytest
 from fastsock.server import engines
 
 HERE = Path(__file__).parent
-SERVERS = [*engines.WORKERS, "faults", "datagram", "datagram_faults"]
+SERVERS = [*engines.WORKERS, "faults", "record", "datagram", "datagram_faults"]
 EXPECTED = {  # functions that must have failed at least once
     "epoll": {"accept4", "recv", "send", "epoll_wait", "epoll_ctl", "malloc", "calloc", "mmap64"},
     "poll": {"accept4", "recv", "send", "poll", "malloc", "calloc", "realloc", "mmap64"},
     "threads": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
     "faults": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
+    "record": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64", "pthread_create"},
     "fork": {"accept4", "recv", "send", "poll", "epoll_wait", "epoll_ctl", "calloc", "mmap64"},
     "serial": {"accept4", "recv", "send", "poll", "malloc", "calloc", "mmap64"},
     "io_uring": {"accept4", "recv", "send", "malloc", "calloc", "mmap64"},

@@ -175,6 +175,53 @@ def test_a_failure_shows_what_the_server_saw(project: pytest.Pytester) -> None:
     )
 
 
+def test_a_failure_shows_the_last_bytes(project: pytest.Pytester) -> None:
+    result = run(
+        project,
+        """
+        import os, socket, pytest
+
+        def exchange(server, family, data):
+            with socket.socket(family) as sock:
+                sock.connect(server.address)
+                sock.sendall(data)
+                return sock.recv(len(data), socket.MSG_WAITALL)
+
+        @pytest.mark.fastsock(record=64, faults=["corrupt"])
+        def test_fails(echo_server):
+            assert exchange(echo_server, socket.AF_INET, b"hello\\n") == b"hello\\n"
+
+        @pytest.mark.fastsock(record=64)
+        def test_fails_with_more(fastsock_server):
+            server = fastsock_server(f"unix://@fastsock-{os.getpid()}")
+            exchange(server, socket.AF_UNIX, bytes(range(100)))
+            assert False
+
+        @pytest.mark.fastsock(record=64)
+        def test_of_datagrams(udp_echo_server):
+            pass
+        """,
+    )
+    result.assert_outcomes(failed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*record goes with streams, not with datagrams*",
+            "*echo_server tcp://127.0.0.1:*",
+            "connection 0 from 127.0.0.1:*, *",
+            "  received: 6 bytes",
+            "           0  68 65 6c 6c 6f 0a  * hello.",
+            "  sent: 6 bytes",
+            "           0  97 65 6c 6c 6f 0a  * .ello.",
+            "*fastsock_server unix://@fastsock-*",
+            "connection 0 from a client without address, *",
+            "  received, the last 64 of 100 bytes:",
+            "          24  24 25 26 27 28 29 2a 2b 2c 2d 2e 2f 30 31 32 33  $*/0123",
+            "  sent, the last 64 of 100 bytes:",
+            "          54  54 55 56 57 58 59 5a 5b 5c 5d 5e 5f 60 61 62 63  TUVWXYZ*abc",
+        ]
+    )
+
+
 def test_collecting_imports_nothing_native(project: pytest.Pytester) -> None:
     project.makeconftest(
         """

@@ -12,7 +12,7 @@ from fastsock._native.server.fork import ForkWorker
 from fastsock._native.server.poll import PollWorker
 from fastsock._native.server.serial import SerialWorker
 from fastsock._native.server.threads import ThreadsWorker
-from fastsock.server.options import ENGINES, FAULTS_ENGINE
+from fastsock.server.options import ENGINES, FAULTS_ENGINE, Purpose
 
 if TYPE_CHECKING:
     from fastsock._native.server.worker import Worker
@@ -57,11 +57,14 @@ AUTO_REASON = (
     "within 10 % of the best engine at 1 to 1000 busy connections, and idle ones cost nothing"
 )
 
+_REASONS: dict[Purpose, str] = {
+    "faults": "the one with faults: a stalled connection costs the others nothing",
+    "record": "the one that records",
+    "": AUTO_REASON,
+}
 
-FAULTS_REASON = "the one with faults: a stalled connection costs the others nothing"
 
-
-def choose(name: str, *, with_faults: bool = False) -> str:
+def choose(name: str, purpose: Purpose = "") -> str:
     """Return the engine that `name`, one of `NAMES`, stands for; only "auto" chooses.
 
     Raises:
@@ -69,18 +72,16 @@ def choose(name: str, *, with_faults: bool = False) -> str:
 
     """
     if name == "auto":
-        return FAULTS_ENGINE if with_faults else AUTO
+        return FAULTS_ENGINE if purpose else AUTO
     if name in MISSING:
         usable = ", ".join(("auto", *WORKERS))
         raise ValueError(f"engine {name!r} is {MISSING[name]}; usable here: {usable}")
     return name
 
 
-def reason(name: str, *, with_faults: bool = False) -> str:
+def reason(name: str, purpose: Purpose = "") -> str:
     """Why `choose()` picked that engine."""
-    if name != "auto":
-        return "asked for"
-    return FAULTS_REASON if with_faults else AUTO_REASON
+    return _REASONS[purpose] if name == "auto" else "asked for"
 
 
 def doubt(name: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "epoll", "poll", "threads", "fork", "serial", "io_uring"]
 Service = Literal["echo", "discard", "chargen"]
+Purpose = Literal["faults", "record", ""]
 
 ENGINES: tuple[str, ...] = get_args(Engine)
 
@@ -38,7 +39,8 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 #: neither without faults.
 BLOCKING = ("threads", "fork")
 
-#: The one engine whose streams can have faults: a stalled connection costs the others nothing.
+#: The one engine whose streams can have faults, because a stalled connection costs the others
+#: nothing there, and that can record.
 FAULTS_ENGINE = "threads"
 
 DRAIN_TIME = Seconds(0, 86400)
@@ -212,14 +214,29 @@ class ServerOptions:
         help="Draw what faults leave to chance from this number.",
         more="The same number and the same clients give the same faults.",
     )
+    record: int = option(
+        0,
+        Size(0, 1 << 20),
+        help="Keep the last bytes received and sent of each connection; 0 = none.",
+        more="server.records() has them, in Python, so many of each direction: of the connections "
+        "that are open, and of the last 64 that have ended. Streams only, with the service echo "
+        "and the engine threads, which auto then picks; slower than without it.",
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
         if self.close_on and self.service != "echo":
             raise ValueError(f"close_on goes with the service echo, not with {self.service}")
-        engine = FAULTS_ENGINE if self.engine == "auto" and self.faults is not None else self.engine
+        engine = FAULTS_ENGINE if self.engine == "auto" and self.purpose else self.engine
         busy_poll = _busy_poll(self.busy_poll, engine, self.workers)
         object.__setattr__(self, "busy_poll", busy_poll)
+
+    @property
+    def purpose(self) -> Purpose:
+        """What is asked for that only one engine can do."""
+        if self.faults is not None:
+            return "faults"
+        return "record" if self.record else ""
 
     def check_endpoints(self, asked: Sequence[Endpoint], inherited: Sequence[Endpoint]) -> None:
         """Raise ValueError if these options do not go with one of the endpoints."""
@@ -232,11 +249,14 @@ class ServerOptions:
             "allow": self.allow,
             "service": self.service != "echo",
             "close_on": self.close_on,
+            "record": self.record,
         }
         given = [name for name, value in stream_only.items() if value]
         for endpoint in (*asked, *inherited):
             if given and not endpoint.is_stream:
                 raise ValueError(f"{endpoint}: {given[0]} goes with streams, not with datagrams")
+        if self.record:
+            self._check_echo("keep records", "record")
         if self.faults is not None:
             self.check_faults(self.faults, (*asked, *inherited))
 
@@ -250,20 +270,24 @@ class ServerOptions:
             )
         if not any(endpoint.is_stream for endpoint in endpoints):
             return
-        if self.faults is None and self.engine == "auto":
+        if self.purpose == "" and self.engine == "auto":
             raise ValueError(
                 f"engine 'auto' picked one that cannot have faults of streams, not "
                 f"{FAULTS_ENGINE!r}; make the server with faults=[] to set them while it runs"
             )
+        self._check_echo("have faults", "faults")
+
+    def _check_echo(self, what: str, name: str) -> None:
+        """Raise ValueError if these options are not those of the echo of one engine."""
         if self.engine not in ("auto", FAULTS_ENGINE):
             raise ValueError(
-                f"engine {self.engine!r} cannot have faults of streams; "
+                f"engine {self.engine!r} cannot {what} of streams; "
                 f"expected {FAULTS_ENGINE!r} or 'auto'"
             )
         if self.service != "echo":
-            raise ValueError(f"service {self.service!r} cannot have faults; expected 'echo'")
+            raise ValueError(f"service {self.service!r} cannot {what}; expected 'echo'")
         if self.close_on:
-            raise ValueError("close_on cannot be given with faults")
+            raise ValueError(f"close_on cannot be given with {name}")
 
     def check_shares(self, workers: int, why: str = "") -> None:
         """Raise ValueError if `max_connections` cannot be shared by that many workers."""
@@ -300,6 +324,7 @@ class ServerKeywords(TypedDict, total=False):
     drain_timeout: float | str
     faults: Iterable[str] | None
     seed: int
+    record: int | str
 
 
 def _busy_poll(value: float | str, engine: str, workers: int) -> float | str:

@@ -22,6 +22,7 @@ from fastsock._native.server.datagram import DatagramWorker
 from fastsock._native.server.datagram_faults import FaultyDatagramWorker
 from fastsock._native.server.datagram_socket import DatagramSocket
 from fastsock._native.server.faults import FaultTable
+from fastsock._native.server.records import RecordTable
 from fastsock.endpoint import DEFAULT_ENDPOINT, Endpoint, EndpointLike
 from fastsock.interruptible import CancelledError, in_thread
 from fastsock.options import from_given, takes
@@ -29,6 +30,7 @@ from fastsock.server import binding, engines, inherited
 from fastsock.server.faults import KINDS as FAULT_KINDS
 from fastsock.server.faults import Fault, Faults
 from fastsock.server.options import DRAIN_TIME, ServerKeywords, ServerOptions
+from fastsock.server.records import ConnectionRecord, record_of
 from fastsock.server.signals import stop_signals
 from fastsock.server.stats import CLOSE_REASONS, DROPPED, ServerStats
 from fastsock.units import plural
@@ -86,13 +88,14 @@ class Server:
         default = () if self._options.fds else (DEFAULT_ENDPOINT,)
         self._asked = tuple(Endpoint.parse(endpoint) for endpoint in endpoints or default)
         self._with_faults = self._options.faults is not None
-        self.engine = engines.choose(self._options.engine, with_faults=self._with_faults)
+        self.engine = engines.choose(self._options.engine, self._options.purpose)
         borrowed = [inherited.endpoint_of(fd) for fd in self._options.fds]
         self._options.check_endpoints(self._asked, borrowed)
         self._borrowed = tuple(borrowed)
         self._faults = self._options.faults or ()
         self._fault_table: FaultTable | None = None  # of them, made when a worker needs it
         self._faults_lock = threading.Lock()  # over the two; never held for long
+        self._records: RecordTable | None = None
         #: Native threads per tcp or udp endpoint; for a host name, per address.
         self.workers = self._options.workers
         self._lock = threading.RLock()  # start() and the end of stop(); never taken by a handler
@@ -133,6 +136,8 @@ class Server:
                 self._addresses = tuple(made.addresses)
                 if bound is not None:
                     bound(self)
+                if self._options.record:
+                    self._records = RecordTable(self._options.record)
                 self._workers = self._start_workers(made.sockets)
                 if self._with_faults:  # they may have been set meanwhile
                     self._give_faults(*self._workers)
@@ -330,7 +335,7 @@ class Server:
         accepted = sum(c["accepted"] for c in counters)
         return ServerStats(
             engine=self.engine,
-            engine_reason=engines.reason(self._options.engine, with_faults=self._with_faults),
+            engine_reason=engines.reason(self._options.engine, self._options.purpose),
             endpoints=tuple(map(str, self._bound)),
             accepted=accepted,
             open=accepted - closed.total(),
@@ -361,6 +366,16 @@ class Server:
                 for endpoint, c in zip(self._endpoint_of_each(), counters, strict=False)
             ),
         )
+
+    def records(self) -> tuple[ConnectionRecord, ...]:
+        """The last bytes of each connection, the oldest first; empty without `record`.
+
+        They are there at any time, also after `stop()`: of the connections that are open, and of
+        the last 64 that have ended. What a client has received is in the record then.
+        """
+        self._check_process()
+        copied = self._records.copied() if self._records is not None else []
+        return tuple(record_of(*each) for each in copied)
 
     def _endpoint_of_each(self) -> Iterator[Endpoint]:
         """The endpoint of each worker; there is no worker before the start."""
@@ -423,6 +438,8 @@ class Server:
             made = of_engine(bound, self._options, max_connections=max_connections, cpu=cpu)
         if self._with_faults:
             self._give_faults(made)
+        if self._records is not None:
+            made.set_records(self._records)
         return made
 
     def _start_workers(self, listeners: list[BoundSocket]) -> tuple[Worker, ...]:

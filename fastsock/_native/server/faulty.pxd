@@ -1,5 +1,5 @@
-# One connection with faults, served by a thread of its own; a connection without any is served by
-# blocking.pxd.
+# One connection with faults, or one that is recorded, served by a thread of its own; all others are
+# served by blocking.pxd.
 #
 # Here no call blocks but ppoll(), which ends with any deadline, and with the eventfd that is set
 # when all handlers are to end. The order of the faults is that of the bytes:
@@ -20,9 +20,11 @@ cimport fastsock._native.server.blocking as blocking
 cimport fastsock._native.server.counters as counters
 cimport fastsock._native.server.deadlines as deadlines
 cimport fastsock._native.server.faults as faults
+cimport fastsock._native.server.records as records
 from fastsock._native.server.blocking cimport HandlerState
 from fastsock._native.server.context cimport Context
 from fastsock._native.server.faults cimport Fault, Plan
+from fastsock._native.server.records cimport Record
 
 cdef enum:
     BLOCK = 1024                    # bytes that drop, corrupt and duplicate act on
@@ -43,6 +45,7 @@ cdef struct Piece:
 
 cdef struct Faulty:
     Plan plan
+    Record *record                  # or NULL
     int fd
     int end_fd                      # eventfd, set when all handlers are to end
     HandlerState *state
@@ -85,7 +88,7 @@ cdef inline void count(Faulty *c, int kind) noexcept nogil:
 
 cdef inline void serve(Faulty *c, int fd, int end_fd, HandlerState *state, char *buffer,
                        Context *context) noexcept nogil:
-    """Serve until the connection has ended. `plan` is set, and all else is 0."""
+    """Serve until the connection has ended. `plan` and `record` are set, and all else is 0."""
     cdef int reason = GO_ON
     c.fd, c.end_fd, c.state, c.buffer, c.context = fd, end_fd, state, buffer, context
     c.started = c.active = clock.monotonic_ns()
@@ -93,8 +96,16 @@ cdef inline void serve(Faulty *c, int fd, int end_fd, HandlerState *state, char 
     count_lasting(c)
     while reason == GO_ON:
         reason = counters.CLOSED_STOPPED if blocking.is_ending(state) else turn(c)
+    if reason == counters.CLOSED_STOPPED and not c.plan.any:
+        echo_last(c)
     forget_queue(c)
     atomic.count(&state.counters.closed[reason], 1)
+
+
+cdef inline void echo_last(Faulty *c) noexcept nogil:
+    """At a stop, without faults: echo what has arrived, as far as that needs no waiting."""
+    if send_due(c, last=True) == GO_ON and may_receive(c) and receive(c) == GO_ON:
+        send_due(c, last=True)
 
 
 cdef inline void count_lasting(Faulty *c) noexcept nogil:
@@ -115,7 +126,7 @@ cdef inline int turn(Faulty *c) noexcept nogil:
     c.until, c.events = clock.NEVER, 0
     reason = cut(c)
     if reason == GO_ON:
-        reason = send_due(c)
+        reason = send_due(c, last=False)
     if reason == GO_ON and c.eof and c.first == NULL:
         reason = finish(c)
     if reason != GO_ON:
@@ -181,6 +192,7 @@ cdef inline int receive(Faulty *c) noexcept nogil:
     if received > 0:
         c.active = c.now
         atomic.count(&c.state.counters.bytes_in, received)
+        records.note_received(c.record, c.buffer, received)
         if not c.silent and not enqueue(c, c.buffer, received):
             return blocking.fail(c.state, posix.ENOMEM)
         c.received += received
@@ -325,12 +337,12 @@ cdef inline void forget_queue(Faulty *c) noexcept nogil:
 
 # --- what leaves --------------------------------------------------------------------------------
 
-cdef inline int send_due(Faulty *c) noexcept nogil:
+cdef inline int send_due(Faulty *c, bint last) noexcept nogil:
     """Send what may leave now; return GO_ON, or the reason of the end."""
     cdef ssize_t sent
     cdef int reason
     # Many slices of one byte may be due at once: a stop does not wait for them.
-    while c.first != NULL and not blocking.is_ending(c.state):
+    while c.first != NULL and (last or not blocking.is_ending(c.state)):
         if c.chunk == 0:
             choose_chunk(c)
         if c.chunk_due > c.now:
@@ -338,8 +350,7 @@ cdef inline int send_due(Faulty *c) noexcept nogil:
             if c.chunk_due > c.now:
                 c.until = min(c.until, c.chunk_due)
                 return GO_ON
-        sent = posix.send(c.fd, bytes_of(c.first) + c.first.done, c.chunk,
-                          posix.MSG_NOSIGNAL | posix.MSG_DONTWAIT)
+        sent = records.send(c.record, c.fd, bytes_of(c.first) + c.first.done, c.chunk)
         if sent < 0:
             if posix.errno == posix.EAGAIN:
                 c.events |= posix.POLLOUT

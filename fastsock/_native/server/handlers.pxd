@@ -31,7 +31,7 @@ cdef struct Handler:
     bint counting                   # `state.counters` are not in `past` yet
     pthread_t thread
     char *buffer
-    void *faulty                    # of faulty.pxd; NULL: this connection has no faults
+    void *faulty                    # of faulty.pxd; NULL: without faults and record
     void *loop
     HandlerState *state
 

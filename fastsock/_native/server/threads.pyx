@@ -4,8 +4,8 @@ The classic: accept, start a thread, and let it receive and send until the clien
 calls block, so a slow client holds up its own thread only, and an echo costs two system calls. The
 price is a thread for each client: its stack, its buffer, and a context switch for every echo.
 
-How a thread serves its connection is in blocking.pxd, or with faults in faulty.pxd, accepting in
-acceptor.pxd, and how the threads are known, counted and ended in handlers.pxd.
+How a thread serves its connection is in blocking.pxd, or with faults or records in faulty.pxd,
+accepting in acceptor.pxd, and how the threads are known, counted and ended in handlers.pxd.
 """
 
 from libc.stdint cimport int64_t, uint32_t
@@ -22,6 +22,7 @@ cimport fastsock._native.server.faults as faults
 cimport fastsock._native.server.faulty as faulty
 cimport fastsock._native.server.handlers as handlers
 cimport fastsock._native.server.poll_list as poll_list
+cimport fastsock._native.server.records as records
 cimport fastsock._native.server.thread as thread
 cimport fastsock._native.server.transient as transient
 cimport fastsock._native.wakeup as wakeup
@@ -31,6 +32,7 @@ from fastsock._native.server.counters cimport Counters
 from fastsock._native.server.faults cimport Plan, Table
 from fastsock._native.server.faulty cimport Faulty
 from fastsock._native.server.handlers cimport Handler, Handlers
+from fastsock._native.server.records cimport Records
 from fastsock._native.server.worker cimport Worker
 
 cdef struct Loop:
@@ -46,6 +48,7 @@ cdef struct Loop:
     int has_table                   # what can be read without the lock
     int64_t accept_at               # accept_delay: when the next connection is accepted; 0: now
     bint was_delayed                # the planned connection
+    Records *records                # or NULL: nothing is recorded
 
 
 cdef class ThreadsWorker(Worker):
@@ -79,11 +82,16 @@ cdef class ThreadsWorker(Worker):
         posix.pthread_mutex_unlock(&self.loop.handlers.lock)
         faults.release(before)
 
+    cdef void take_records(self, Records *table) noexcept:
+        self.loop.records = records.acquire(table)
+
     cdef void release(self) noexcept:
         handlers.free_chunks(&self.loop.handlers)
         forget_plan(&self.loop)
         faults.release(self.loop.table)
         self.loop.table = NULL
+        records.release(self.loop.records)
+        self.loop.records = NULL
         posix.close_once(&self.loop.end_fd)
 
     cdef void abandon(self) noexcept:
@@ -188,10 +196,17 @@ cdef bint is_readable(int fd) noexcept nogil:
     return posix.poll(&one, 1, 0) > 0
 
 
-cdef Faulty *new_faulty(Loop *loop) noexcept nogil:
-    """What serves the planned connection; NULL without memory."""
+cdef Faulty *new_faulty(Loop *loop, int fd, bint has_faults) noexcept nogil:
+    """What serves the planned connection, or one without faults; NULL without memory."""
     cdef Faulty *made = <Faulty *>calloc(1, sizeof(Faulty))
-    if made != NULL:
+    if made == NULL:
+        return NULL
+    if loop.records != NULL:
+        made.record = records.begin(loop.records, fd)
+        if made.record == NULL:
+            free(made)
+            return NULL
+    if has_faults:
         made.plan = loop.next
     return made
 
@@ -202,17 +217,21 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
     """Give a new connection its thread; without memory or threads it is held, and tried again."""
     cdef int error = posix.ENOMEM, call = transient.MALLOC
     cdef Handler *handler
-    cdef bint has_faults
+    cdef Faulty *own = NULL
+    cdef bint has_faults, has_own
     cdef uint32_t slot = handlers.add(&loop.handlers, fd)
     if has_table(loop) or loop.planned:
         plan_next(loop)
     has_faults = loop.planned and loop.next.any
+    has_own = has_faults or loop.records != NULL
     if slot != handlers.NO_SLOT:
         handler = handlers.at(&loop.handlers, slot)
         handler.loop = loop
         handler.buffer = <char *>malloc(loop.context.buffer_size)
-        handler.faulty = new_faulty(loop) if has_faults else NULL
-        if handler.buffer != NULL and not (has_faults and handler.faulty == NULL):
+        if has_own:
+            own = new_faulty(loop, fd, has_faults)
+        handler.faulty = own
+        if handler.buffer != NULL and not (has_own and own == NULL):
             # It inherits that all signals are blocked.
             call = transient.PTHREAD_CREATE
             error = thread.start(&handler.thread, loop.stack_bytes, -1, serve, handler)
@@ -221,7 +240,9 @@ cdef void start_handler(Loop *loop, int fd) noexcept nogil:
                 loop.planned = False    # its reference is the handler's
             forget_plan(loop)
             return
-        free(handler.faulty)
+        if own != NULL:
+            records.undo_begin(own.record)
+        free(own)
         free(handler.buffer)
         handlers.note_end(&loop.handlers, slot, by_itself=False)
         handlers.remove(&loop.handlers, slot)
@@ -238,6 +259,7 @@ cdef void *serve(void *argument) noexcept nogil:
         blocking.serve(fd, handler.state, handler.buffer, loop.context)
     else:
         faulty.serve(own, fd, loop.end_fd, handler.state, handler.buffer, loop.context)
+        records.note_end(own.record)
         faults.release(own.plan.table)
         free(own)
     free(handler.buffer)

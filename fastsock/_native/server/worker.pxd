@@ -2,6 +2,7 @@ from fastsock._native.posix cimport pthread_t
 from fastsock._native.server.context cimport Context
 from fastsock._native.server.counters cimport Counters
 from fastsock._native.server.faults cimport Table
+from fastsock._native.server.records cimport Records
 
 
 cdef class Worker:
@@ -14,6 +15,7 @@ cdef class Worker:
 
     cdef int prepare(self) except -1
     cdef void take_faults(self, Table *table) noexcept
+    cdef void take_records(self, Records *records) noexcept
     cdef void wake(self) noexcept
     cdef void release(self) noexcept
     cdef void abandon(self) noexcept

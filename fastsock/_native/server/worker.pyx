@@ -23,6 +23,7 @@ from fastsock._native.server.counters cimport Counters
 from fastsock._native.server.debug cimport must_hold
 from fastsock._native.server.faults cimport FaultTable, Table
 from fastsock._native.server.listener cimport BoundSocket
+from fastsock._native.server.records cimport Records, RecordTable
 
 import errno as errno_names
 
@@ -74,6 +75,10 @@ cdef class Worker:
     def set_faults(self, FaultTable table not None) -> None:
         """Serve new connections with these faults, also while the loop runs."""
         self.take_faults(table.table)
+
+    def set_records(self, RecordTable table not None) -> None:
+        """Record the last bytes of each connection; before `start()`."""
+        self.take_records(table.records)
 
     def start(self) -> None:
         """Prepare the engine and start its thread.
@@ -181,6 +186,9 @@ cdef class Worker:
 
     cdef void take_faults(self, Table *table) noexcept:
         """Engine: keep a reference of the table, instead of the one before."""
+
+    cdef void take_records(self, Records *records) noexcept:
+        """Engine: keep a reference, if connections can be recorded; called once."""
 
     cdef void wake(self) noexcept:
         """Engine: end a wait of the loop that `wake_fd` does not end; takes no lock."""
