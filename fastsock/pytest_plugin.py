@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -90,13 +91,14 @@ def udp_echo_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture(scope=_scope_of)
-def unix_echo_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def unix_echo_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A running echo server on a Unix socket in a directory of its own."""
-    path = tmp_path_factory.mktemp("fastsock") / "echo.sock"
-    with _servers(request, "unix_echo_server") as start:
-        yield start(f"unix://{path}")
+    # Not below tmp_path: a path of a Unix socket has at most 107 bytes (unix(7)).
+    with (
+        TemporaryDirectory(prefix="fastsock-") as directory,
+        _servers(request, "unix_echo_server") as start,
+    ):
+        yield start(f"unix://{directory}/echo.sock")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import misbehaving
 import pytest
-from load_runs import DISTURBED, QUIET, assert_bad, failures, native_server
+from load_runs import QUIET, assert_bad, failures, native_server
 from misbehaving import MisbehavingServer
 
 import fastsock
@@ -28,9 +28,9 @@ def test_resets_are_outages(rate: float | None, wait: str) -> None:
     assert set(failures(report)) <= {"reset"}
     assert sum(report.errors.values()) <= 2
     assert report.outages is not None
-    # A client that got no CPU sends a whole backlog before it sees the reset, and says so.
-    disturbed = {reason.code for reason in report.reasons} & DISTURBED
-    assert report.outages.count >= 10 or (rate is not None and disturbed)
+    # Each outage but the last of a connection was ended by opening it again.
+    assert report.outages.count > 2
+    assert 0 <= report.outages.count - (report.connect_latency.count - 2) <= 2
     assert report.outages.seconds >= report.outages.longest_s > 0
     assert report.corrupt_bytes == 0
     # The reset may overtake answers: they are outstanding then.
@@ -38,7 +38,8 @@ def test_resets_are_outages(rate: float | None, wait: str) -> None:
     if not report.failed:
         assert report.messages + report.outages.messages == 400
         assert report.lost_bytes == 0
-    assert report.messages > 100 or (rate is not None and disturbed)
+    # On schedule a client without a CPU sends a whole backlog before it sees the reset.
+    assert report.messages > (100 if rate is None else 0)
 
 
 def test_a_restart_is_one_outage_of_each_connection() -> None:
