@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "end.",
     )
     config.stash[_RUNNING] = []
+    scope = config.getini("fastsock_scope")
+    if scope not in _SCOPES:
+        raise pytest.UsageError(f"fastsock_scope {scope!r} is none of {', '.join(_SCOPES)}")
 
 
 # --- the fixtures ---------------------------------------------------------------------------------
@@ -54,16 +57,14 @@ class _Running:
     is_shared: bool  # by several tests
     allow_open: bool
     faults: list[str] = field(default_factory=list)  # those that it was started with
+    has_failed: bool = False  # a test of it: its traceback keeps the test's sockets open
 
 
 _RUNNING = pytest.StashKey[list[_Running]]()
 
 
 def _scope_of(fixture_name: str, config: pytest.Config) -> Any:
-    scope = config.getoption("fastsock_scope") or config.getini("fastsock_scope")
-    if scope not in _SCOPES:
-        raise pytest.UsageError(f"fastsock_scope {scope!r} is none of {', '.join(_SCOPES)}")
-    return scope
+    return config.getoption("fastsock_scope") or config.getini("fastsock_scope")
 
 
 @pytest.fixture(scope=_scope_of)
@@ -114,7 +115,7 @@ def _servers(request: pytest.FixtureRequest, name: str) -> Iterator[Callable[...
     def start(endpoint: Any = "tcp://127.0.0.1:0", **options: Any) -> Server:
         given = {**marked, **options}
         allow_open = given.pop("allow_open", False)
-        if is_shared and "engine" not in given:
+        if is_shared and name != "fastsock_server":
             given.setdefault("faults", [])  # with the engine on which tests can set them
         server = Server(endpoint, **given)
         server.start()
@@ -126,9 +127,11 @@ def _servers(request: pytest.FixtureRequest, name: str) -> Iterator[Callable[...
     try:
         yield start
     finally:
-        problems = [_end(each) for each in reversed(mine)]
-        for each in mine:
-            running.remove(each)
+        with ExitStack() as stack:  # whatever comes in between
+            for each in mine:
+                stack.callback(running.remove, each)
+                stack.callback(each.server.stop, drain=0)
+            problems = [_problem(each) for each in mine]
     if any(problems):
         pytest.fail("\n".join(filter(None, problems)), pytrace=False)
 
@@ -146,13 +149,13 @@ def _marked(node: pytest.Item) -> dict[str, Any]:
     return options
 
 
-def _end(running: _Running) -> str:
-    """Stop a server; return what is wrong, if anything."""
+def _problem(running: _Running) -> str:
+    """What is wrong with a server at the end, if anything."""
     server = running.server
-    try:
-        left = 0 if running.allow_open else _left_open(server)
-    finally:
-        server.stop(drain=0)
+    # With no_read the end of a client stays behind what the server does not receive.
+    if running.allow_open or running.has_failed or "no_read" in server.stats().faults:
+        return ""
+    left = _left_open(server)
     if not left:
         return ""
     return (
@@ -176,7 +179,7 @@ def _left_open(server: Server) -> int:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """With a wider scope the marker sets the faults of the connections that the test opens."""
     marked = _marked(item)
-    shared = [each for each in item.config.stash[_RUNNING] if each.is_shared] if marked else []
+    shared = [each for each in _servers_of(item) if each.is_shared] if marked else []
     if shared and set(marked) - {"faults", "allow_open"}:
         others = ", ".join(sorted(set(marked) - {"faults", "allow_open"}))
         pytest.fail(
@@ -184,14 +187,22 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
             "use the scope function, or fastsock_server(...)",
             pytrace=False,
         )
+    for each in shared:
+        each.allow_open |= bool(marked.get("allow_open"))
     changed = shared if "faults" in marked else []
-    for each in changed:
-        each.server.faults = marked["faults"]
     try:
+        for each in changed:
+            each.server.faults = marked["faults"]
         return (yield)
     finally:
         for each in changed:
             each.server.faults = each.faults
+
+
+def _servers_of(item: pytest.Item) -> list[_Running]:
+    """The servers of the fixtures that a test uses."""
+    names = getattr(item, "fixturenames", ())
+    return [each for each in item.config.stash[_RUNNING] if each.name in names]
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -204,7 +215,8 @@ def pytest_runtest_makereport(
     """A test that fails shows what its servers have seen."""
     report = yield
     if report.failed and report.when == "call":
-        for running in item.config.stash[_RUNNING]:
+        for running in _servers_of(item):
+            running.has_failed = True
             title = f"{running.name} {running.server.endpoint}"
             report.sections.append((title, "\n".join(_seen(running.server))))
     return report

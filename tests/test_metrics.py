@@ -463,6 +463,22 @@ def cpu_ticks(pid: int) -> int:
     return int(values[11]) + int(values[12])
 
 
+def test_a_process_that_was_forked_has_its_other_metrics() -> None:
+    """The servers are the parent's; the scrape of the child is whole all the same."""
+    script = """
+import os, prometheus_client, fastsock
+from fastsock.server.metrics import ServerCollector
+with fastsock.Server("tcp://127.0.0.1:0") as server:
+    prometheus_client.REGISTRY.register(ServerCollector(server))
+    pid = os.fork()
+    if pid == 0:
+        text = prometheus_client.generate_latest().decode()
+        os._exit(0 if "fastsock_build_info" in text and "_total{endpoint" not in text else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=30)
+
+
 def test_exceptions_of_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape that fails is that client's alone."""
 

@@ -294,6 +294,66 @@ def test_the_page_s_example(project: pytest.Pytester) -> None:
     run(project, example).assert_outcomes(passed=5)
 
 
+def test_a_failure_is_told_once(project: pytest.Pytester) -> None:
+    """Its traceback keeps the test's socket open: that is no second error."""
+    result = run(
+        project,
+        """
+        import socket
+
+        def test_fails(echo_server):
+            sock = socket.create_connection(echo_server.address)
+            assert sock.fileno() < 0
+        """,
+    )
+    result.assert_outcomes(failed=1)
+
+
+def test_a_marker_is_for_the_servers_of_its_test(project: pytest.Pytester) -> None:
+    """Other servers that are shared keep what they have, and nothing is left behind."""
+    result = run(
+        project,
+        """
+        import socket, pytest
+
+        def reply(server, size=5):
+            with socket.create_connection(server.address) as sock:
+                sock.sendall(bytes(size))
+                return len(sock.recv(size))
+
+        def test_all(echo_server, udp_echo_server, fastsock_server):
+            fastsock_server(service="discard")
+
+        @pytest.mark.fastsock(faults=["limit_data:bytes=3"])
+        def test_limited(echo_server):
+            assert reply(echo_server) == 3
+
+        @pytest.mark.fastsock(faults=["loss"])
+        def test_wrong_kind(echo_server):
+            pass
+
+        @pytest.mark.fastsock(allow_open=True)
+        def test_left_open(echo_server):
+            kept.append(socket.create_connection(echo_server.address))
+
+        kept = []
+
+        def test_after(echo_server):
+            assert reply(echo_server) == 5
+        """,
+        "--fastsock-scope=session",
+    )
+    result.assert_outcomes(passed=4, failed=1)
+    result.stdout.fnmatch_lines(["*'loss' is for datagrams*"])
+
+
+def test_a_scope_that_there_is_not(project: pytest.Pytester) -> None:
+    project.makeini("[pytest]\nfastsock_scope = modul\n")
+    result = run(project, "def test_nothing(): pass")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*fastsock_scope 'modul' is none of function, class*"])
+
+
 def test_the_marker_sets_faults_of_a_shared_server(project: pytest.Pytester) -> None:
     """For the connections that the test opens; the next test has those of the start again."""
     result = run(

@@ -60,7 +60,7 @@ def test_a_line_on_sigusr1() -> None:
             echo_exactly(sock, b"x" * 10_000)
             found = RATES.fullmatch(ask(server))
             assert found
-            assert (found[2], found[5] != "0B", found[6]) == ("1", True, "0")
+            assert (found[2], found[4] != "0B", found[6]) == ("1", True, "0")
         assert server.stop()[-1].startswith("served 1 connection: 9.77KiB in")
 
 

@@ -138,6 +138,37 @@ def test_a_refused_connection_ends_at_once(kind: str) -> None:
         assert server.stats().faults == {"refuse": 1}
 
 
+def test_faults_that_are_set_before_the_start_act() -> None:
+    server = fastsock.Server("tcp://127.0.0.1:0", engine="threads")
+    server.faults = ["limit_data:bytes=3"]
+    with server:
+        assert echoed(server, STREAM) == (STREAM[:3], EOF)
+
+
+def test_a_delay_ends_when_its_fault_does() -> None:
+    """The delay of accepting does not outlive the faults that it belongs to."""
+    with serve("accept_delay:delay=1h") as server, closing(connect(server.endpoint)) as first:
+        first.sendall(b"hello")
+        server.faults = []
+        assert receive_exactly(first, 5) == b"hello"
+
+
+def test_small_pieces_that_wait_take_little_memory() -> None:
+    """Also where blocks may be changed: what is queued is limited by what is used."""
+    with serve("latency:delay=1h", "corrupt:probability=0") as server:
+        before = resident()
+        with closing(connect(server.endpoint)) as sock:
+            sock.setblocking(False)
+            sent = 0
+            while sent < 300_000:
+                try:
+                    sent += sock.send(b"x")
+                except BlockingIOError:
+                    break
+            wait_until(lambda: server.stats().bytes_in == sent)
+            assert resident() - before < 100 << 20
+
+
 @kinds
 def test_limited_data_ends_with_an_end(kind: str) -> None:
     with serve("limit_data:bytes=1000", kind=kind) as server:

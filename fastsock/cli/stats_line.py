@@ -30,7 +30,8 @@ class StatsLine:
         # Condition would wait for its own lock.
         self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = False
-        self._before = server.stats()  # of a server that has not started: what comes first counts
+        # Of a server that has not started: what comes first counts.
+        self._before, self._began = server.stats(), time.monotonic()
 
     def start(self) -> None:
         start_thread(self._run, "fastsock-stats")
@@ -60,8 +61,8 @@ class StatsLine:
 
     def _run(self) -> None:
         interval = self._interval
-        began, before = time.monotonic(), self._before
-        due = began + (interval or 0)
+        began, before = self._began, self._before
+        due = time.monotonic() + (interval or 0)
         while True:
             try:
                 wait = None if interval is None else max(due - time.monotonic(), 0)

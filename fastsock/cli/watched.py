@@ -129,7 +129,9 @@ class Watched:
             number = errno.EAGAIN
             raise OSError(number, f"start a thread: {os.strerror(number)}") from error
         if failed := self._manager.ready("; ".join(lines)):
-            self.log.warning(f"the service manager (NOTIFY_SOCKET) was not told: {failed.strerror}")
+            self.log.warning(
+                f"the service manager (NOTIFY_SOCKET) was not told: {failed.strerror or failed}"
+            )
 
     def stopping(self, server: Server) -> None:
         self._manager.stopping()

@@ -52,7 +52,7 @@ def listen_fds(environ: MutableMapping[str, str] | None = None) -> dict[int, str
             raise ValueError(
                 f"LISTEN_FDS {count}: descriptor {descriptor}: {os.strerror(error.errno or 0)}"
             ) from None
-    given = names.split(":") if names else []
+    given = [ascii(name)[1:-1] if not name.isprintable() else name for name in names.split(":")]
     return {
         descriptor: given[place] if place < len(given) else ""
         for place, descriptor in enumerate(descriptors)

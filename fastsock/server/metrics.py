@@ -7,6 +7,7 @@ A program that has a registry of its own adds its servers to it:
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,7 @@ class ServerCollector(Collector):
 
     def __init__(self, *servers: Server) -> None:
         self._servers = servers
+        self._process = os.getpid()
 
     def describe(self) -> list[Metric]:
         """Nothing: a registry then does not read the counters to learn the names."""
@@ -118,7 +120,8 @@ class ServerCollector(Collector):
         build = InfoMetricFamily(BUILD_INFO.removesuffix("_info"), _BUILD_INFO_HELP)
         build.add_metric([], {"version": __version__, "python": platform.python_version()})
         yield build
-        workers = list(self._workers())
+        # A program that has forked has no servers there, and its own metrics are not to fail.
+        workers = list(self._workers()) if os.getpid() == self._process else []
         for metric in METRICS:
             labels = (*LABELS, metric.label) if metric.label else LABELS
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

@@ -139,7 +139,7 @@ class Server:
                 if self._options.record:
                     self._records = RecordTable(self._options.record)
                 self._workers = self._start_workers(made.sockets)
-                if self._with_faults:  # they may have been set meanwhile
+                if self._with_faults or self._faults:  # they may have been set meanwhile
                     self._give_faults(*self._workers)
             except BaseException:
                 self._bound, self._addresses = (), ()

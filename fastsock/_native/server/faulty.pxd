@@ -10,7 +10,7 @@
 #   reset_peer, limit_data, half_close, timeout, by what was sent; slow_close, at the end.
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 cimport fastsock._native.atomic as atomic
@@ -256,7 +256,7 @@ cdef inline bint enqueue(Faulty *c, const char *data, size_t size) noexcept nogi
         offset += length
     piece.size = out - bytes_of(piece)
     if piece.size:
-        link(c, piece)
+        link(c, fitted(piece))
     else:
         free(piece)
     return True
@@ -287,6 +287,12 @@ cdef inline Piece *new_piece(size_t size) noexcept nogil:
         piece.next = NULL
         piece.size, piece.done = size, 0
     return piece
+
+
+cdef inline Piece *fitted(Piece *piece) noexcept nogil:
+    """Without the memory that it does not need: what is queued is limited by what is used."""
+    cdef Piece *smaller = <Piece *>realloc(piece, sizeof(Piece) + piece.size)
+    return smaller if smaller != NULL else piece
 
 
 cdef inline bint append(Faulty *c, const char *data, size_t size) noexcept nogil:

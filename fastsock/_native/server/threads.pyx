@@ -81,6 +81,7 @@ cdef class ThreadsWorker(Worker):
         atomic.store_int(&self.loop.has_table, table.count > 0, atomic.RELAXED)
         posix.pthread_mutex_unlock(&self.loop.handlers.lock)
         faults.release(before)
+        wakeup.notify(self.context.wake_fd)     # it may wait for accept_delay
 
     cdef void take_records(self, Records *table) noexcept:
         self.loop.records = records.acquire(table)
@@ -159,7 +160,8 @@ cdef bint accept_delayed(Loop *loop) noexcept nogil:
     """
     if loop.accept_at == 0 and not has_table(loop):
         return False
-    if deadlines.stop_requested(loop.context) or loop.acceptor.held >= 0:
+    if (deadlines.stop_requested(loop.context) or loop.acceptor.held >= 0
+            or loop.accept_at and not is_planned_now(loop)):
         loop.accept_at = 0
     elif loop.accept_at:
         if clock.monotonic_ns() < loop.accept_at:
@@ -177,6 +179,14 @@ cdef bint accept_delayed(Loop *loop) noexcept nogil:
     # Nothing else uses it in this engine; it ends the wait in poll_list.wait().
     loop.context.sweep_at = loop.accept_at if loop.accept_at else clock.NEVER
     return loop.accept_at != 0
+
+
+cdef bint is_planned_now(Loop *loop) noexcept nogil:
+    """Whether the plan for the next connection is of the present table."""
+    cdef Table *table = current_table(loop)
+    cdef bint same = loop.planned and loop.next.table == table
+    faults.release(table)
+    return same
 
 
 cdef bint has_table(Loop *loop) noexcept nogil:
