@@ -22,6 +22,7 @@ LAYERS = {
     "fastsock.server": ("fastsock", "fastsock._native.server"),
     "fastsock.client": ("fastsock", "fastsock._native.client"),
     "fastsock.bench": ("fastsock", "fastsock.server", "fastsock.client", "fastsock._native.client"),
+    "fastsock.locust": ("fastsock", "fastsock.client", "fastsock._native.client"),
     "fastsock.page": ("fastsock", "fastsock.client"),
     "fastsock.cli": (
         "fastsock",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Unpack
 
 from fastsock._native.client.datagram import DatagramLoader
 from fastsock._native.client.stream import Loader
-from fastsock.client import sources
+from fastsock.client import native_threads, sources
 from fastsock.client.evidence import Taken
 from fastsock.client.intervals import Collector, OnInterval
 from fastsock.client.options import LoadKeywords, LoadOptions
@@ -87,7 +87,7 @@ def load(
         LoadInterrupted: Ctrl-C; a KeyboardInterrupt that carries the report so far.
 
     """
-    return _load(endpoint, options, _Watching(progress, on_interval), _Ending())
+    return _load(endpoint, options, _Watching(progress, on_interval), Ending())
 
 
 @takes(LoadOptions)
@@ -118,13 +118,23 @@ async def load_async(
         RuntimeError: this is not a task of asyncio.
 
     """
-    ending = _Ending()
+    ending = Ending()
 
     def run(is_closed: Callable[[], bool]) -> LoadReport:
         ending.abandoned = is_closed
         return _load(endpoint, options, _Watching(progress, on_interval), ending)
 
     return await in_thread(run, ending.cancel, _NEEDS_ASYNCIO)
+
+
+def load_until_ended(
+    endpoint: EndpointLike, options: LoadKeywords, on_interval: OnInterval, ending: Ending
+) -> LoadReport:
+    """Load a server until `ending.end()` is called, if not until the end of the duration.
+
+    A run that is ended so is whole: nothing interrupted it. See `load()`.
+    """
+    return _load(endpoint, options, _Watching(on_interval=on_interval), ending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +152,12 @@ class _Watching:
         return lambda: progress(time.monotonic() - start)
 
 
-class _Ending:
-    """What ends a run before its time: signals, or the end of the task or of its event loop."""
+class Ending:
+    """What ends a run early: a call, signals, or the end of the task or of its event loop."""
 
     def __init__(self) -> None:
         self.loaders: list[AnyLoader] = []
+        self.ends = 0
         #: Signals that would have raised an exception, at any point of a wait.
         self.signals: list[signal.Signals] = []
         self.cancelled = False
@@ -157,6 +168,11 @@ class _Ending:
         """The first ends the run, the second does not wait for answers."""
         self.signals.append(signal.Signals(number))
         self._cancel_loaders(drop_everything=len(self.signals) > 1)
+
+    def end(self) -> None:
+        """End the window now; from any thread. A second call does not wait for answers."""
+        self.ends += 1
+        self._cancel_loaders(drop_everything=self.ends > 1)
 
     def cancel(self) -> None:
         """End the run without waiting for anything; from any thread."""
@@ -175,13 +191,22 @@ class _Ending:
         if self.asked:
             self._cancel_loaders(drop_everything=self.cancelled)
 
+    def counted(self) -> tuple[Counter[str], Counter[str]]:
+        """Failures of connections by kind, and datagrams; also while the run goes on."""
+        errors, datagrams = Counter[str](), Counter[str]()
+        for loader in self.loaders:
+            counts = loader.result()
+            errors.update(counts["errors"])
+            datagrams.update(counts.get("datagrams") or {})
+        return errors, datagrams
+
     def close(self) -> None:
         """Drop the loaders: a traceback that the caller keeps would keep their sockets open."""
         self.loaders = []
 
     @property
     def asked(self) -> bool:
-        return self.cancelled or bool(self.signals)
+        return self.cancelled or self.ends > 0 or bool(self.signals)
 
     def _cancel_loaders(self, *, drop_everything: bool) -> None:
         for loader in self.loaders:
@@ -192,7 +217,7 @@ def _load(
     endpoint: EndpointLike,
     options: LoadKeywords,
     watching: _Watching,
-    ending: _Ending,
+    ending: Ending,
 ) -> LoadReport:
     if hasattr(type(endpoint), "endpoint"):
         raise TypeError(
@@ -233,7 +258,7 @@ def _connect(
     addresses: Sequence[SocketAddress],
     local_addresses: Sequence[SocketAddress],
     options: LoadOptions,
-    ending: _Ending,
+    ending: Ending,
     tell_progress: Callable[[], object],
 ) -> Sequence[SocketAddress]:
     """Open all connections, to the first address that accepts one; return those that were tried.
@@ -280,7 +305,7 @@ def _make_loaders(
         first += count
 
 
-def _collector(ending: _Ending, options: LoadOptions, watching: _Watching) -> Collector:
+def _collector(ending: Ending, options: LoadOptions, watching: _Watching) -> Collector:
     return Collector(
         ending.loaders,
         options.interval or 0.0,
@@ -291,7 +316,7 @@ def _collector(ending: _Ending, options: LoadOptions, watching: _Watching) -> Co
 
 
 def _run(
-    ending: _Ending,
+    ending: Ending,
     options: LoadOptions,
     tell_progress: Callable[[], object],
     collector: Collector | None,
@@ -314,16 +339,17 @@ def _run(
 
 
 def _in_threads(
-    ending: _Ending,
+    ending: Ending,
     tasks: Sequence[Callable[[], None]],
     look: Callable[[], object],
     tick: float = _TICK,
 ) -> None:
     """Run the tasks at the same time, not in this thread: a native loop would not see Ctrl-C."""
     failures: list[BaseException] = []
-    started: list[threading.Thread] = []
+    new_thread, new_event = native_threads.classes()
+    started: list[native_threads.AnyThread] = []
     ended: list[None] = []
-    all_ended = threading.Event()
+    all_ended = new_event()
 
     def stop() -> None:
         for loader in ending.loaders:
@@ -339,7 +365,7 @@ def _in_threads(
         if len(ended) == len(tasks):
             all_ended.set()
 
-    threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
+    threads = [new_thread(target=guarded, args=(task,), daemon=True) for task in tasks]
     # The threads inherit the mask. After SIGCONT the kernel gives a pending signal to a thread
     # that does not block it; if that were another thread, this one would not see Ctrl-C.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -368,7 +394,7 @@ def _in_threads(
 
 
 @contextmanager
-def _signals_handled(ending: _Ending) -> Iterator[None]:
+def _signals_handled(ending: Ending) -> Iterator[None]:
     """Have the signals that would raise an exception end the run instead, in the main thread."""
     if not in_main_thread():
         yield

@@ -61,7 +61,7 @@ class Part:
         """The runs of a file or a directory; ValueError if one is damaged."""
         for name, report in reports_of(saved):
             try:
-                _window(report)
+                window_of(report)
             except (ValueError, OverflowError) as error:
                 raise ValueError(f"{name} is damaged: {error}") from None
             yield cls(name, report)
@@ -167,9 +167,9 @@ def _lengths(report: LoadReport) -> str:
 
 
 def _not_at_once(parts: Sequence[Part]) -> Iterator[str]:
-    last = max(parts, key=lambda part: _window(part.report)[0])
-    ended = min(parts, key=lambda part: _window(part.report)[1])
-    begin, end = _window(last.report)[0], _window(ended.report)[1]
+    last = max(parts, key=lambda part: window_of(part.report)[0])
+    ended = min(parts, key=lambda part: window_of(part.report)[1])
+    begin, end = window_of(last.report)[0], window_of(ended.report)[1]
     if begin >= end:
         yield (
             f"the runs do not overlap in time: {ended.name} ended at {_clock(end)}, before "
@@ -177,7 +177,7 @@ def _not_at_once(parts: Sequence[Part]) -> Iterator[str]:
         )
 
 
-def _window(report: LoadReport) -> tuple[datetime, datetime]:
+def window_of(report: LoadReport) -> tuple[datetime, datetime]:
     """When the measured window began and ended, by the clock of its machine."""
     started = datetime.fromisoformat(report.started_at)
     if started.tzinfo is None:
@@ -430,7 +430,7 @@ def _notes(parts: Sequence[Part], report: LoadReport) -> Iterator[Finding]:
     endpoints = list(dict.fromkeys(each.endpoint for each in reports))
     if len(endpoints) > 1:
         yield Finding(NOTE, f"the runs loaded several endpoints: {', '.join(endpoints)}")
-    windows = [_window(each) for each in reports]
+    windows = [window_of(each) for each in reports]
     common = min(end for _, end in windows) - max(begin for begin, _ in windows)
     overlap, longest = common.total_seconds(), max(each.duration for each in reports)
     if overlap <= 0:
