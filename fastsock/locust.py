@@ -14,9 +14,8 @@ import logging
 import math
 import os
 import time
-from argparse import ArgumentParser
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +36,7 @@ from fastsock.client.hdr import step_of
 from fastsock.client.load import Ending, load_until_ended
 from fastsock.client.merge import NotMergeableError, Part
 from fastsock.client.options import LoadOptions
-from fastsock.client.report import Interval, LoadReport
+from fastsock.client.report import DATAGRAM_COUNTS, Interval, LoadReport
 from fastsock.endpoint import Endpoint
 from fastsock.options import from_given
 from fastsock.units import format_rate, format_size, parse_rate, plural
@@ -53,6 +52,7 @@ _RETRY = 1.0  # seconds before the next run, after one that ended by itself: no 
 _PATIENCE = 5.0  # seconds for outstanding answers, when a run is ended
 _HELLO = 5.0  # seconds in which a worker has told its version; it reports every 3 s
 _TARGET_MISSED, _NOT_VALID, _USAGE = 3, 4, 2  # exit codes, as those of ``fastsock load``
+_VANISHED = "the worker vanished; what it had reported counts"
 _MASTER, _WORKER = "fastsock-master", "fastsock-worker"  # names of messages to them
 
 _OPTIONS = LoadOptions.__slots__
@@ -174,6 +174,7 @@ class _Run:
         self._rows: deque[Interval] = deque()
         self._errors: Counter[str] = Counter()
         self._datagrams: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()  # those that were logged
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._progress = Progress(str(kind.endpoint), self.options, started_at)
         self._result = gevent.get_hub().threadpool.spawn(
@@ -199,7 +200,8 @@ class _Run:
         return replace(report, intervals=None, options={**report.options, "interval": None})
 
     def so_far(self) -> LoadReport:
-        datagrams = None if self.kind.endpoint.is_stream else dict(self._datagrams)
+        counts = {name: self._datagrams[name] for name in DATAGRAM_COUNTS}
+        datagrams = None if self.kind.endpoint.is_stream else counts
         return self._progress.report(self._errors, datagrams)
 
     def log(self, environment: Environment) -> None:
@@ -218,12 +220,15 @@ class _Run:
     def _log_failures(
         self, environment: Environment, errors: Mapping[str, int], datagrams: Mapping[str, int]
     ) -> None:
-        for kind, count in errors.items():
-            new, self._errors[kind] = count - self._errors[kind], count
-            _log_failures(environment, self.kind, self.options, f"connection: {kind}", new)
-        lost = datagrams.get("lost", 0) - self._datagrams["lost"]
-        self._datagrams = Counter(datagrams)
-        _log_failures(environment, self.kind, self.options, "datagram: lost", lost)
+        """Those that are new; a run that has just ended has no counts until its report is there."""
+        new = Counter({f"connection: {kind}": count for kind, count in errors.items()})
+        new["datagram: lost"] = datagrams.get("lost", 0)
+        new.subtract(self._failures)
+        for error, count in (+new).items():
+            _log_failures(environment, self.kind, self.options, error, count)
+        self._failures += +new
+        self._errors |= Counter(errors)
+        self._datagrams |= Counter(datagrams)
 
 
 # --- Locust's statistics ------------------------------------------------------------------------
@@ -291,8 +296,6 @@ def _fill(entry: StatsEntry, histogram: Histogram) -> None:
 def _log_failures(
     environment: Environment, kind: _Kind, options: LoadOptions, error: str, count: int
 ) -> None:
-    if count <= 0:
-        return
     stats = environment.stats
     name, method = _entry_key(kind, options)
     for entry in (stats.entries[name, method], stats.total):
@@ -416,8 +419,9 @@ class _Reports:
         self.workers: dict[str, dict[str, Any]] = {}  # what each said last
         self._ended: dict[str, dict[str, dict[str, Any]]] = {}
 
-    def start(self, **_: Any) -> None:
-        """A test begins."""
+    def start(self, clients: Collection[str]) -> None:
+        """A test begins, with these workers."""
+        self.workers = {each: {"is_over": False, "going_on": {}} for each in clients}
         self._ended = {}
 
     def add(self, client_id: str, data: dict[str, Any]) -> None:
@@ -432,6 +436,9 @@ class _Reports:
                 logger.warning("no worker has reported a run")
                 return
             report = report_of_fleet(parts)
+            for name in self._vanished():
+                if not any(part.name.startswith(f"{name}-") for part in parts):
+                    report = cut_off(report, f"{name}: {_VANISHED}")
         except (ValueError, NotMergeableError) as error:
             logger.error("no report of the workers: %s", error)
             self._environment.process_exit_code = _NOT_VALID
@@ -452,6 +459,8 @@ class _Reports:
             report.latency.p99,
             "" if report.valid else "; not valid",
         )
+        if report.failed:  # Locust has its own code for failures
+            return
         if not report.valid:
             self._environment.process_exit_code = _NOT_VALID
         elif report.missed:
@@ -459,18 +468,24 @@ class _Reports:
 
     def _parts(self) -> Iterator[Part]:
         """The runs of each worker and class of users as one."""
-        runner = self._environment.runner
-        for client_id, ended in self._ended.items():
-            number = getattr(runner, "get_worker_index", lambda _: 0)(client_id)
+        for client_id, last in self.workers.items():
             runs: dict[str, list[LoadReport]] = {}
-            for key, document in ended.items():
+            for key, document in self._ended.get(client_id, {}).items():
                 runs.setdefault(key.partition("/")[0], []).append(report_of(document))
-            for kind, document in self.workers[client_id]["going_on"].items():
-                why = f"the worker vanished; it had reported {document['duration_s']:.1f}s of a run"
-                runs.setdefault(kind, []).append(cut_off(report_of(document), why))
+            for kind, document in last["going_on"].items():
+                runs.setdefault(kind, []).append(report_of(document))
             for kind, reports in runs.items():
-                name = f"worker-{number}-{client_id.rpartition('_')[0]}-{kind}"
-                yield Part(name, joined(reports, name))
+                name = f"{self._name(client_id)}-{kind}"
+                report = joined(reports, name)
+                yield Part(name, report if last["is_over"] else cut_off(report, _VANISHED))
+
+    def _vanished(self) -> list[str]:
+        """Workers without a last report."""
+        return [self._name(each) for each, last in self.workers.items() if not last["is_over"]]
+
+    def _name(self, client_id: str) -> str:
+        index = getattr(self._environment.runner, "get_worker_index", lambda _: 0)(client_id)
+        return f"worker-{index}-{client_id.rpartition('_')[0]}"
 
 
 def _check_writable(path: str) -> None:
@@ -491,21 +506,19 @@ def _write(path: Path, report: LoadReport) -> None:
 
 
 @locust.events.init_command_line_parser.add_listener
-def _add_options(parser: ArgumentParser, **_: Any) -> None:
-    group = parser.add_argument_group("fastsock")
-    group.add_argument(
-        "--fastsock-json", metavar="FILE", help="Write the report of all workers (fastsock.load/2)."
-    )
-    group.add_argument(
-        "--fastsock-workers",
-        metavar="FOLDER",
-        help="Write the report of each worker into this folder.",
-    )
-    group.add_argument(
-        "--fastsock-target",
-        metavar="TARGET",
+def _add_options(parser: Any, **_: Any) -> None:
+    def add(name: str, metavar: str, help: str, **more: Any) -> None:
+        parser.add_argument(
+            f"--fastsock-{name}", metavar=metavar, help=help, include_in_web_ui=False, **more
+        )
+
+    add("json", "FILE", "Write the report of all workers to this file (fastsock.load/2).")
+    add("workers", "FOLDER", "Write the report of each worker into this folder.")
+    add(
+        "target",
+        "TARGET",
+        "Require this of all workers together, as p99<1ms: exit code 3 if missed.",
         action="append",
-        help="Require this of all workers together, as p99<1ms: exit code 3 if missed.",
     )
 
 
@@ -542,7 +555,7 @@ def _init_local(
         load.end()
         reports.add(runner.client_id, load.take())
 
-    events.test_start.add_listener(reports.start)
+    events.test_start.add_listener(lambda **_: reports.start([runner.client_id]))
     events.test_start.add_listener(load.start)
     events.test_stopping.add_listener(end)
     events.test_stop.add_listener(reports.write)
@@ -612,9 +625,9 @@ class _Master:
         until = time.monotonic() + _HELLO
         while (silent := set(self._alive()) - set(self._said)) and time.monotonic() < until:
             gevent.sleep(0.05)
-        problems = dict.fromkeys(silent, "its locustfile has no EchoUser")
+        problems: dict[str, str] = dict.fromkeys(silent, "its locustfile has no EchoUser")
         problems |= {each: self._said[each] for each in self._alive() if self._said.get(each)}
-        self._reports.start()
+        self._reports.start(self._alive())
         if not problems:
             return
         for client_id, problem in problems.items():
@@ -628,7 +641,6 @@ class _Master:
         """Have the workers end their runs, and await their last reports."""
         waiting = set(self._alive())
         for client_id in waiting:
-            self._reports.workers.get(client_id, {})["is_over"] = False
             self._runner.send_message(_WORKER, None, client_id)
         until = time.monotonic() + 2 * _PATIENCE
         while waiting and time.monotonic() < until:

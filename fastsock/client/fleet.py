@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,19 +46,21 @@ class Progress:
         histograms = dict(self._histograms)
         if not options.open_loop and "sent" in histograms:
             histograms["intended"] = histograms["sent"]
+        latencies = {"latency": Latency(), "latency_from_send": Latency()}
         found = {
             name: histograms[tag]
             for tag, names in _TAGS.items()
             for name in names
             if tag in histograms
         }
+        latencies |= {name: Latency.of(each, options.percentiles) for name, each in found.items()}
         return LoadReport(
             endpoint=self._endpoint,
             options=options.as_dict() | {"interval": None},
             duration=self._seconds,
             messages=self._messages,
             bytes=self._messages * options.size,
-            **{name: Latency.of(each, options.percentiles) for name, each in found.items()},  # type: ignore[arg-type]
+            **latencies,  # type: ignore[arg-type]
             histograms={HISTOGRAMS[name]: hdr.encode(each) for name, each in found.items()},
             started_at=self._started_at,
             offered_per_s=options.offered_per_s,
@@ -90,7 +93,7 @@ def joined(runs: Sequence[LoadReport], label: str) -> LoadReport:
     for name in ("connections", "rate", "threads"):
         options[name] = max((each.options[name] or 0 for each in runs), default=0) or None
     known = [each.server_cpu for each in runs if each.server_cpu is not None]
-    notes = (each for each in whole.notes if each.code != NOTE)
+    notes = [each for each in whole.notes if each.code != NOTE]
     text = f"{plural(len(runs), 'run')}, one after the other: the number of users changed"
     return replace(
         whole,
@@ -103,8 +106,21 @@ def joined(runs: Sequence[LoadReport], label: str) -> LoadReport:
             cpus=max(each.client.cpus for each in runs),
             spinning_threads=max(each.client.spinning_threads for each in runs),
         ),
-        notes=(*notes, Finding(NOTE, text)),
+        reasons=_one_of_each(whole.reasons),
+        notes=(*_one_of_each(notes), Finding(NOTE, text)),
         merged=(),
+    )
+
+
+def _one_of_each(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The first with each code: many runs may fail alike."""
+    first = {each.code: each for each in reversed(findings)}
+    more = Counter(each.code for each in findings)
+    return tuple(
+        Finding(code, f"{each.text} (and {more[code] - 1} more like it)")
+        if more[code] > 1
+        else each
+        for code, each in reversed(first.items())
     )
 
 

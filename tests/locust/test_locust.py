@@ -1,0 +1,315 @@
+"""Tests of Locust with fastsock as its engine: a master and two workers on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastsock
+from fastsock.client import merge, saved
+from fastsock.client.document import of as document_of
+
+pytestmark = [pytest.mark.locust, pytest.mark.timeout(60)]
+
+USERS = """
+from fastsock.locust import EchoUser
+
+class Probe(EchoUser):
+    endpoint = "{endpoint}"
+    connections = 2
+    threads = 1
+{more}
+"""
+SIZE = 64
+COMMAND = (sys.executable, "-m", "locust", "--headless")
+
+
+class Fleet:
+    """A master and its workers, with their files in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str, workers: Sequence[str]) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        self._processes = [self._start(name, "--worker", "--master-port", port) for name in workers]
+        self.workers = list(self._processes)
+        self.master = self._start(
+            "locustfile", "--master", "--master-bind-port", port,
+            "--expect-workers", str(len(workers)), "--csv", "stats", "--only-summary",
+            "--fastsock-json", "fleet.json", "--fastsock-workers", "workers", *arguments,
+        )  # fmt: skip
+        self._processes.append(self.master)
+
+    def _start(self, file: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, "-f", f"{file}.py", *arguments],
+            cwd=self.folder,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and log of the master, once all have ended."""
+        _, log = self.master.communicate(timeout=50)
+        for worker in self.workers:
+            worker.communicate(timeout=20)
+        return self.master.returncode, log
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "fleet.json").read_text())
+        return found
+
+    def entry(self, name: str) -> dict[str, str]:
+        """A row of Locust's own statistics."""
+        return rows(self.folder / "stats_stats.csv", "Name")[name]
+
+
+def rows(path: Path, key: str) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row[key]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def write(folder: Path, endpoint: object, *lines: str, name: str = "locustfile") -> None:
+    """A locustfile whose users have these lines too."""
+    more = "\n".join(f"    {each}" for each in lines)
+    (folder / f"{name}.py").write_text(USERS.format(endpoint=endpoint, more=more))
+
+
+@contextmanager
+def fleet(
+    folder: Path, *arguments: str, workers: Sequence[str] = ("locustfile", "locustfile")
+) -> Iterator[Fleet]:
+    found = Fleet(folder, *arguments, workers=workers)
+    try:
+        yield found
+    finally:
+        found.kill()
+
+
+def alone(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and log of Locust in one process."""
+    done = subprocess.run(
+        [*COMMAND, "--only-summary", *arguments],
+        cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, timeout=50,
+        check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def answers(report: dict[str, Any]) -> int:
+    """All answers, also those after a closed loop's window."""
+    return int(report["latency_us"]["from_intended_send"]["count"])
+
+
+@pytest.mark.parametrize("load", ["rate = 400", "depth = 2"], ids=["open", "closed"])
+def test_all_count_the_same(folder: Path, load: str) -> None:
+    """Locust, the report, the merged reports of the workers and the server agree."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, load)
+        with fleet(folder, "-u", "4", "-r", "2", "-t", "6s") as locust:
+            _, log = locust.ended()
+        served = server.stats().bytes_in // SIZE
+    report, entry = locust.report, locust.entry("Probe echo 64B (us)")
+    assert "Traceback" not in log
+    assert answers(report) == int(entry["Request Count"]) == served > 1000
+    assert int(entry["Failure Count"]) == 0
+    assert locust.entry("Aggregated")["Request Count"] == entry["Request Count"]
+    for percent, name in (("50%", "p50"), ("99%", "p99"), ("99.9%", "p99.9")):
+        ours = report["latency_us"]["from_intended_send"][name]
+        assert float(entry[percent]) == pytest.approx(ours, rel=0.002, abs=1)
+    assert int(entry["Max Response Time"]) == round(
+        report["latency_us"]["from_intended_send"]["max"]
+    )
+    merged = document_of(merge.merge(list(merge.Part.all_of(saved.read(str(folder / "workers"))))))
+    for each in (report, merged):
+        each.pop("merged")
+    assert [reason["code"] for reason in merged.pop("reasons")] == [
+        reason["code"] for reason in report.pop("reasons")
+    ]
+    merged.pop("notes"), report.pop("notes")  # they have the names of files
+    assert merged == report
+
+
+def test_datagrams(folder: Path) -> None:
+    with fastsock.Server("udp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 200")
+        alone(folder, "-u", "2", "-r", "2", "-t", "3s", "--fastsock-json", "out.json")
+        served = server.stats().bytes_in // SIZE
+    report = json.loads((folder / "out.json").read_text())
+    assert report["datagrams"]["sent"] == served > 500
+
+
+def test_the_load_follows_the_users(folder: Path) -> None:
+    """Users are spawned and taken away: the rate is that of the users a second later."""
+    shape = """
+from locust import LoadTestShape
+
+class Down(LoadTestShape):
+    def tick(self):
+        second = self.get_run_time()
+        return (6, 6) if second < 5 else (1, 6) if second < 10 else None
+"""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 100")
+        with (folder / "locustfile.py").open("a") as file:
+            file.write(shape)
+        rates = []
+        with fleet(folder) as locust:
+            before = 0
+            while locust.master.poll() is None:
+                time.sleep(0.5)
+                now = server.stats().bytes_in // SIZE
+                rates.append((now - before) * 2)
+                before = now
+            _, log = locust.ended()
+    assert "Traceback" not in log
+    # Six users have 600/s and one has 100/s; the time between is short.
+    assert sum(450 < each < 750 for each in rates) >= 5, rates
+    assert sum(60 < each < 140 for each in rates) >= 5, rates
+    assert sum(140 < each < 450 for each in rates) <= 4, rates
+
+
+def test_a_worker_is_killed(folder: Path) -> None:
+    """It is named; what it had reported counts, in Locust and in the report."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 200")
+        with fleet(folder, "-u", "2", "-r", "2", "-t", "13s") as locust:
+            until = time.monotonic() + 20
+            while server.stats().bytes_in < 1500 * SIZE and time.monotonic() < until:
+                time.sleep(0.05)
+            locust.workers[0].send_signal(signal.SIGKILL)
+            code, _ = locust.ended()
+        served = server.stats().bytes_in // SIZE
+    report = locust.report
+    assert code == 4
+    assert not report["valid"]
+    assert "the worker vanished; what it had reported counts" in json.dumps(report["reasons"])
+    assert answers(report) == int(locust.entry("Probe echo 64B (us)")["Request Count"])
+    assert len(report["merged"]) == 2
+    assert served * 0.6 < answers(report) <= served
+
+
+def test_refused(folder: Path) -> None:
+    """Failures are counted by kind, and the report says where they were."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    write(folder, f"127.0.0.1:{port}")
+    with fleet(folder, "-u", "2", "-r", "2", "-t", "3s") as locust:
+        code, log = locust.ended()
+    failures = rows(folder / "stats_failures.csv", "Error")
+    count = int(failures["connection: refused"]["Occurrences"])
+    assert code == 1
+    assert locust.report["errors"]["refused"] == count >= 4
+    assert f"connections refused by 127.0.0.1:{port}" in log
+
+
+def test_target(folder: Path) -> None:
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 400")
+        arguments = ("--fastsock-target", "p99<1us", "--fastsock-target", "rate>=10")
+        with fleet(folder, "-u", "2", "-r", "2", "-t", "3s", *arguments) as locust:
+            code, log = locust.ended()
+    assert [each["met"] for each in locust.report["targets"]] == [False, True]
+    assert code == (3 if locust.report["valid"] else 4)
+    assert "target p99<1us: MISSED" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_by_a_signal(folder: Path, number: signal.Signals) -> None:
+    """The report is whole: the workers have told their last figures."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 200")
+        with fleet(folder, "-u", "2", "-r", "2") as locust:
+            until = time.monotonic() + 20
+            while server.stats().bytes_in < 500 * SIZE and time.monotonic() < until:
+                time.sleep(0.05)
+            locust.master.send_signal(number)
+            locust.ended()
+        served = server.stats().bytes_in // SIZE
+    assert answers(locust.report) == served
+
+
+BAD = {
+    "endpoint": ('endpoint = ""', (), "Probe: endpoint is missing"),
+    "spelling": ("conections = 3", (), "there is no option conections; did you mean connections?"),
+    "duration": ("duration = 3", (), "duration goes not with a user; Locust's --run-time"),
+    "value": ("depth = 0", (), "Probe: depth 0"),
+    "datagrams": ('endpoint = "udp://127.0.0.1:7"; mode = "send"', (), "goes with streams"),
+    "target": ("", ("--fastsock-target", "p99=1ms"), "Probe: target 'p99=1ms' is not a target"),
+    "name": ('endpoint = "nosuch.invalid:7"', (), "resolve tcp://nosuch.invalid:7"),
+    "file": ("", ("--fastsock-json", "/nosuch/x.json"), "/nosuch/x.json: cannot write there"),
+}
+
+
+@pytest.mark.parametrize(("line", "arguments", "text"), BAD.values(), ids=BAD)
+def test_bad_input(folder: Path, line: str, arguments: tuple[str, ...], text: str) -> None:
+    """It is said in one line before anything is sent."""
+    write(folder, "127.0.0.1:7", line)
+    code, log = alone(folder, "-t", "5s", *arguments)
+    said = [each for each in log.splitlines() if "fastsock.locust: " in each]
+    assert code == 2, log
+    assert len(said) == 1, log
+    assert text in said[0]
+    assert "Traceback" not in log
+
+
+def test_two_loads_have_no_common_report(folder: Path) -> None:
+    write(folder, "127.0.0.1:7")
+    with (folder / "locustfile.py").open("a") as file:
+        file.write("class Big(Probe):\n    size = 1000\n")
+    code, log = alone(folder, "-t", "5s", "--fastsock-json", "out.json")
+    assert code == 2
+    assert "one report, of one load: size is 64 in Probe and 1000 in Big" in log
+
+
+OTHER_VERSION = "\nimport fastsock.locust\nfastsock.locust.__version__ = '0.0.9'\n"
+TROUBLE = {
+    "version": (OTHER_VERSION, "it has fastsock 0.0.9, the master "),
+    "name": ("\nProbe.endpoint = 'nosuch.invalid:7'\n", "resolve tcp://nosuch.invalid:7"),
+}
+
+
+@pytest.mark.parametrize(("code", "text"), TROUBLE.values(), ids=TROUBLE)
+def test_a_worker_is_not_fit(folder: Path, code: str, text: str) -> None:
+    """The master names it, and no test begins."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint)
+        write(folder, server.endpoint, name="other")
+        with (folder / "other.py").open("a") as file:
+            file.write(code)
+        with fleet(folder, "-t", "5s", workers=("locustfile", "other")) as locust:
+            ended, log = locust.ended()
+        assert server.stats().accepted == 0
+    assert ended == 2, log
+    assert [each for each in log.splitlines() if text in each and "worker " in each], log
+    assert "Traceback" not in log
+
+
+def test_it_needs_locust_only_on_request() -> None:
+    """The package does not import Locust, which replaces Python's threads."""
+    code = "import fastsock, sys; fastsock.load; sys.exit('locust' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20, env=os.environ)
