@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastsock.cli.command import Command, usage_errors
+from fastsock.cli.command import Command, GroupedOption, usage_errors
 from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED
 from fastsock.cli.files import Files
 from fastsock.cli.observer import observed
@@ -17,9 +17,10 @@ from fastsock.cli.output import (
     write_file,
     write_result,
 )
-from fastsock.cli.parameters import file_option, json_option, options_of, quiet_option
+from fastsock.cli.parameters import KindType, file_option, json_option, options_of, quiet_option
 from fastsock.cli.report import check_drawable
 from fastsock.cli.series import options_of_search, run_search, run_series, series_options
+from fastsock.cli.start_at import StartAt
 from fastsock.client import load as client
 from fastsock.client.exports import latency_by_percentile
 from fastsock.client.options import LoadOptions
@@ -35,6 +36,14 @@ from fastsock.signals import deferred
 @click.argument("endpoint")
 @options_of(LoadOptions)
 @series_options
+@click.option(
+    "--start-at",
+    cls=GroupedOption,
+    group="Many machines",
+    type=KindType(StartAt(), "--start-at"),
+    help="Begin at this time, in UTC (14:30:00 is today), or +5s from now. Connections are opened "
+    "shortly before. For runs of several machines, which `fastsock merge` joins.",
+)
 @json_option
 @file_option("--html", "Write an HTML page about the run to this file.", check=check_drawable)
 @file_option("--timeline", "Write a line of JSON for each interval while the run lasts.")
@@ -46,6 +55,7 @@ def load(
     repeat: int | None,
     confidence: Confidence | None,
     find_max: bool,
+    start_at: float | None,
     json_path: str | None,
     html_path: str | None,
     timeline_path: str | None,
@@ -62,6 +72,8 @@ def load(
     files = Files(json_path, html_path, hgrm_path, hlog_path, timeline_path)
     is_series = repeat is not None or confidence is not None
     start = options["rate"]
+    if start_at is not None and (is_series or find_max):
+        raise click.UsageError("--start-at goes with one run, not with a series")
     if find_max:
         options = options_of_search(options, repeat=repeat, confidence=confidence)
     with usage_errors():
@@ -78,6 +90,7 @@ def load(
             usage_errors(),
             observed(from_given(LoadOptions, given), files, quiet) as observer,
         ):
+            observer.start_at = start_at
             return observer.load(endpoint, given)
 
     if find_max:

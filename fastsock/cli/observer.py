@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -94,14 +95,14 @@ class Observer:
     progress: Callable[[float], object] | None = None
     show: Callable[[Interval], object] | None = None
     files: list[LineFile] = field(default_factory=list)
+    start_at: float | None = None
 
     def load(self, endpoint: str, options: dict[str, Any]) -> LoadReport:
         """Run, and return the report with the intervals that were asked for."""
         given = {**options, "interval": self.interval}
+        load = client.load if self.start_at is None else partial(client.load_at, self.start_at)
         try:
-            report = client.load(
-                endpoint, progress=self.progress, on_interval=self._on_interval, **given
-            )
+            report = load(endpoint, progress=self.progress, on_interval=self._on_interval, **given)
         except client.LoadInterrupted as interrupted:
             interrupted.report = self._without_unasked(interrupted.report)
             raise

@@ -44,8 +44,9 @@ _TABLES = (
         "load",
         LoadOptions,
         "For `fastsock.load(...)` and `fastsock load`, which also has `--repeat N`, "
-        "`--confidence LEVEL,PERCENT`, `--find-max`, the files `--json`, `--html`, `--timeline`, "
-        "`--hlog` and `--hgrm`, and `--quiet`. `FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
+        "`--confidence LEVEL,PERCENT`, `--find-max`, `--start-at TIME`, the files `--json`, "
+        "`--html`, `--timeline`, `--hlog` and `--hgrm`, and `--quiet`. "
+        "`FASTSOCK_LOAD_ENDPOINT` sets the endpoint.",
     ),
 )
 

@@ -26,6 +26,7 @@ from fastsock.signals import STOP_SIGNALS, end_program, handled, in_main_thread
 
 _HEAD_START_NS = 2_000_000  # for all threads to reach the common start
 _TICK = 0.1  # seconds between two calls of `progress`
+_EARLY = 2.0  # seconds; connections that are open for long without a message may be closed
 _TICKS = 4  # in an interval, at least
 
 _NEEDS_ASYNCIO = (
@@ -137,12 +138,37 @@ def load_until_ended(
     return _load(endpoint, options, _Watching(on_interval=on_interval), ending)
 
 
+def load_at(
+    start_at: float,
+    endpoint: EndpointLike,
+    *,
+    progress: Callable[[float], object] | None,
+    on_interval: OnInterval | None,
+    **options: Unpack[LoadKeywords],
+) -> LoadReport:
+    """Load a server from a time on (time.time()), with connections opened shortly before.
+
+    See `load()`.
+    """
+    watching = _Watching(progress, on_interval, start_at)
+    return _load(endpoint, options, watching, Ending())
+
+
 @dataclass(frozen=True, slots=True)
 class _Watching:
-    """What the caller wants to hear while a run goes on."""
+    """What the caller wants to hear while a run goes on, and when it begins (time.time())."""
 
     progress: Callable[[float], object] | None = None
     on_interval: OnInterval | None = None
+    start_at: float | None = None
+
+    def wait(self, ending: Ending, before: float = 0.0) -> None:
+        """Wait until so many seconds before the start."""
+        while self.start_at is not None and not ending.asked:
+            left = self.start_at - before - time.time()
+            if left <= 0:
+                break
+            time.sleep(min(left, _TICK))
 
     def since(self, start: float) -> Callable[[], object]:
         """What tells the progress of a run that began at `start` (time.monotonic())."""
@@ -230,8 +256,10 @@ def _load(
     local_addresses = sources.resolved(checked.sources)
     addresses = sources.of_their_family(addresses, local_addresses, target)
     with _signals_handled(ending), closing(ending):
+        watching.wait(ending, before=checked.ramp_up + _EARLY)
         tell_progress = watching.since(time.monotonic())
         tried = _connect(target, addresses, local_addresses, checked, ending, tell_progress)
+        watching.wait(ending)
         started_at = datetime.now(UTC)
         before = Taken.so_far()
         collector = _collector(ending, checked, watching) if checked.interval else None
