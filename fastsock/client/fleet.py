@@ -35,7 +35,8 @@ class Progress:
 
     def add(self, row: Interval) -> None:
         self._seconds = max(self._seconds, row.end)
-        self._messages += row.messages
+        if self._options.open_loop or not row.after_window:
+            self._messages += row.messages
         self._outstanding = row.outstanding
         for tag, histogram in row.histograms.items():
             self._histograms.setdefault(tag, Histogram()).add(histogram)

@@ -218,7 +218,7 @@ class Ending:
             self._cancel_loaders(drop_everything=self.cancelled)
 
     def counted(self) -> tuple[Counter[str], Counter[str]]:
-        """Failures of connections by kind, and datagrams; also while the run goes on."""
+        """Failures of connections by kind, and datagrams, so far; the threads go on counting."""
         errors, datagrams = Counter[str](), Counter[str]()
         for loader in self.loaders:
             counts = loader.result()
