@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -433,13 +433,7 @@ class _Reports:
         """A test has ended: write the report, and decide on Locust's exit code."""
         try:
             parts = list(self._parts())
-            if not parts:
-                logger.warning("no worker has reported a run")
-                return
-            report = report_of_fleet(parts)
-            for name in self._vanished():
-                if not any(part.name.startswith(f"{name}-") for part in parts):
-                    report = cut_off(report, f"{name}: {_VANISHED}")
+            reports = self._merged(parts)
         except (ValueError, NotMergeableError) as error:
             logger.error("no report of the workers: %s", error)
             self._environment.process_exit_code = _NOT_VALID
@@ -447,25 +441,34 @@ class _Reports:
         for part in parts if self._folder else ():
             _write(Path(self._folder) / f"{part.name}.json", part.report)
         if self._file:
-            _write(Path(self._file), report)
-        for reason in report.reasons:
-            logger.warning("not valid: %s", reason)
-        for result in report.targets or ():
-            logger.log(logging.INFO if result.met else logging.ERROR, "target %s", result)
-        logger.info(
-            "%s: %s messages, %s, p99 %.0f us%s",
-            plural(len(parts), "report"),
-            report.messages,
-            format_rate(report.messages_per_s),
-            report.latency.p99,
-            "" if report.valid else "; not valid",
-        )
-        if report.failed:  # Locust has its own code for failures
-            return
-        if not report.valid:
+            _write(Path(self._file), reports[0])
+        for report in reports:
+            _say(report)
+        options = self._environment.parsed_options
+        if any(report.failed for report in reports):
+            self._environment.process_exit_code = options.exit_code_on_error
+        elif not all(report.valid for report in reports):
             self._environment.process_exit_code = _NOT_VALID
-        elif report.missed:
+        elif any(report.missed for report in reports):
             self._environment.process_exit_code = _TARGET_MISSED
+
+    def _merged(self, parts: Sequence[Part]) -> list[LoadReport]:
+        """One report; without a file one for each class of users, if these are different loads."""
+        if not parts:
+            raise ValueError("none has reported a run")
+        try:
+            reports = [report_of_fleet(parts)]
+        except NotMergeableError:
+            if self._file:
+                raise
+            kinds: dict[str, list[Part]] = {}
+            for part in parts:
+                kinds.setdefault(part.name.rpartition("-")[2], []).append(part)
+            reports = [report_of_fleet(each) for each in kinds.values()]
+        for name in self._vanished():
+            if not any(part.name.startswith(f"{name}-") for part in parts):
+                reports[0] = cut_off(reports[0], f"{name}: {_VANISHED}")
+        return reports
 
     def _parts(self) -> Iterator[Part]:
         """The runs of each worker and class of users as one."""
@@ -487,6 +490,22 @@ class _Reports:
     def _name(self, client_id: str) -> str:
         index = getattr(self._environment.runner, "get_worker_index", lambda _: 0)(client_id)
         return f"worker-{index}-{client_id.rpartition('_')[0]}"
+
+
+def _say(report: LoadReport) -> None:
+    """Log what is wrong, the targets and the most important figures."""
+    for reason in report.reasons:
+        logger.warning("not valid: %s", reason)
+    for result in report.targets or ():
+        logger.log(logging.INFO if result.met else logging.ERROR, "target %s", result)
+    logger.info(
+        "%s messages, %s, p99 %.0f us%s, of %s",
+        report.messages,
+        format_rate(report.messages_per_s),
+        report.latency.p99,
+        "" if report.valid else ", not valid",
+        plural(len(report.merged) or 1, "worker"),
+    )
 
 
 def _check_writable(path: str) -> None:

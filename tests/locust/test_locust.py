@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from layers import ROOT
 
@@ -159,6 +160,7 @@ def test_all_count_the_same(folder: Path, load: str) -> None:
     assert int(entry["Max Response Time"]) == round(
         report["latency_us"]["from_intended_send"]["max"]
     )
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "load-2.schema.json").read_text()))
     merged = document_of(merge.merge(list(merge.Part.all_of(saved.read(str(folder / "workers"))))))
     for each in (report, merged):
         each.pop("merged")
@@ -220,6 +222,7 @@ def test_a_worker_is_killed(folder: Path) -> None:
             code, _ = locust.ended()
         served = server.stats().bytes_in // SIZE
     report = locust.report
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "load-2.schema.json").read_text()))
     assert code == 4
     assert not report["valid"]
     assert "the worker vanished; what it had reported counts" in json.dumps(report["reasons"])
@@ -299,6 +302,18 @@ def test_two_loads_have_no_common_report(folder: Path) -> None:
     code, log = alone(folder, "-t", "5s", "--fastsock-json", "out.json")
     assert code == 2
     assert "one report, of one load: size is 64 in Probe and 1000 in Big" in log
+
+
+def test_two_loads_at_once(folder: Path) -> None:
+    """Without a common report each has its own figures."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 100")
+        with (folder / "locustfile.py").open("a") as file:
+            file.write("class Big(Probe):\n    size = 1000\n")
+        code, log = alone(folder, "-u", "2", "-r", "2", "-t", "3s")
+    assert code in (0, 4)
+    assert "Traceback" not in log
+    assert log.count("/s, p99 ") == 2, log
 
 
 OTHER_VERSION = "\nimport fastsock.locust\nfastsock.locust.__version__ = '0.0.9'\n"
