@@ -64,6 +64,8 @@ class Progress:
             **latencies,  # type: ignore[arg-type]
             histograms={HISTOGRAMS[name]: hdr.encode(each) for name, each in found.items()},
             started_at=self._started_at,
+            # The address that was chosen for a name is told at the end only.
+            address=self._endpoint.partition("://")[2],
             offered_per_s=options.offered_per_s,
             offered=self._messages + self._outstanding if options.open_loop else None,
             answered_in_window=self._messages,
