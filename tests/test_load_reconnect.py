@@ -28,8 +28,9 @@ def test_resets_are_outages(rate: float | None, wait: str) -> None:
     assert set(failures(report)) <= {"reset"}
     assert sum(report.errors.values()) <= 2
     assert report.outages is not None
+    # On schedule a client without a CPU sends a whole backlog before it sees the reset.
+    assert report.outages.count >= (10 if rate is None else 3)
     # Each outage but the last of a connection was ended by opening it again.
-    assert report.outages.count > 2
     assert 0 <= report.outages.count - (report.connect_latency.count - 2) <= 2
     assert report.outages.seconds >= report.outages.longest_s > 0
     assert report.corrupt_bytes == 0
@@ -38,7 +39,6 @@ def test_resets_are_outages(rate: float | None, wait: str) -> None:
     if not report.failed:
         assert report.messages + report.outages.messages == 400
         assert report.lost_bytes == 0
-    # On schedule a client without a CPU sends a whole backlog before it sees the reset.
     assert report.messages > (100 if rate is None else 0)
 
 

@@ -61,7 +61,7 @@ def test_a_line_on_sigusr1() -> None:
             found = RATES.fullmatch(ask(server))
             assert found
             assert (found[2], found[4] != "0B", found[6]) == ("1", True, "0")
-        assert server.stop()[-1].startswith("served 1 connection: 9.77KiB in")
+        assert server.stop()[-1].startswith("served 1 connection: 9.77KiB in, 9.77KiB out")
 
 
 def test_sigusr1_that_was_inherited_as_blocked_or_ignored() -> None:
