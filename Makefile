@@ -7,7 +7,7 @@ SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help build demo test watched slow believable page-test locust-test asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
+.PHONY: help build demo test watched slow believable page-test locust-test docs docs-test asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
 
 help: ## list the targets
 	@echo "make TARGET, or make TARGET PYTHON=python3.12; the first builds in $(VENV)."
@@ -61,12 +61,22 @@ page-test: $(VENV)/.browser ## look at the pages of reports in Chromium, and tak
 locust-test: $(VENV)/.locust-test ## run Locust with fastsock as its engine (two minutes)
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m locust tests/locust
 
+# A warning is an error, also for a link or an anchor that leads nowhere.
+SPHINX := $(BIN)/sphinx-build --quiet --fresh-env --write-all --nitpicky --fail-on-warning
+
+docs: $(VENV)/.docs ## build the site in build/site
+	rm -rf build/site
+	$(SPHINX) -d build/doctrees docs build/site
+
+docs-test: docs $(VENV)/.docs-test ## look at the site in Chromium, and run every block of its pages
+	$(BIN)/pytest -p no:xdist -m site tests/site
+
 # The tests with extension modules built for gcc's sanitizers, in build/asan and build/tsan beside
 # the usual modules. The interpreter is built without them, so their runtime is preloaded, and that
 # of C++ too: without it an exception in matplotlib ends the process. Leaks are not searched for,
 # as Python frees little at its end; tests/nth_failure.py counts every block. PYTHONSAFEPATH keeps
 # `python -m` from finding the usual modules in this directory first.
-SANITIZED := -m "not slow and not believable and not memory and not browser and not locust" --timeout 600 -o faulthandler_timeout=590
+SANITIZED := -m "not slow and not believable and not memory and not browser and not locust and not site" --timeout 600 -o faulthandler_timeout=590
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
 # A small quarantine: freed memory that is held back would look like growth to the tests of memory.
@@ -218,6 +228,6 @@ $(VENV)/.package: $(VENV)/.installed $(SOURCES)
 	@touch $@
 
 # Adds the packages of an extra; the package itself is installed already.
-$(addprefix $(VENV)/.,test browser locust-test sanitize bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
+$(addprefix $(VENV)/.,test browser locust-test docs docs-test sanitize bench reliability lint dist): $(VENV)/.%: $(VENV)/.package
 	$(BIN)/pip install --quiet 'fastsock[$*]'
 	@touch $@
