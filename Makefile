@@ -124,7 +124,7 @@ bench: $(VENV)/.bench ## compare with every rival, and run pytest-benchmark (an 
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.figures
 
-engines: $(VENV)/.bench ## measure every engine for docs/nine-steps.md (some minutes)
+engines: $(VENV)/.bench ## measure every engine for docs/engines.md (some minutes)
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.figures
 

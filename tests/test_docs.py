@@ -1,18 +1,12 @@
-"""Tests of the pages that users read: links lead somewhere, and experiments show what they say.
+"""Tests of the pages that users read: links lead somewhere, and the README's examples run.
 
 A link to code names the file and a definition in it, as in
 ``[`listener.pyx: _bind`](../fastsock/_native/server/listener.pyx)``.
-
-This runs the experiment that is at a line of docs/nine-steps.md, and prints what it did:
-
-    python tests/test_docs.py --experiment 60
 """
 
 from __future__ import annotations
 
-import doctest
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,10 +18,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOP = ("README", "CONTRIBUTING", "SECURITY")
 PAGES = sorted([*(ROOT / f"{name}.md" for name in TOP), *ROOT.glob("docs/*.md")])
-EXPERIMENTS = ROOT / "docs" / "nine-steps.md"
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "docs"))
@@ -115,67 +108,3 @@ def test_examples_of_the_readme(example: str) -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 2
-
-
-# --- experiments --------------------------------------------------------------------------------
-
-
-def sessions(page: Path) -> list[tuple[int, str]]:
-    """The interpreter sessions of a page, with the line of each."""
-    text = page.read_text()
-    return [
-        (text.count("\n", 0, found.start()) + 2, found[2])
-        for found in FENCED.finditer(text)
-        if found[1] == "pycon"
-    ]
-
-
-PREAMBLE, *SESSIONS = sessions(EXPERIMENTS)
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("session", SESSIONS, ids=lambda each: f"line {each[0]}")
-def test_experiments_show_what_they_say(session: tuple[int, str]) -> None:
-    """Each runs after the preamble alone, in a process of its own, and prints what the page says.
-
-    Of its own, because experiments lower limits, change signals and stop the process.
-    """
-    line, text = session
-    if "AF_INET6" in text and not has_ipv6():
-        pytest.skip("no IPv6 on loopback")
-    if "reuse_port" in text and Path("/proc/sys/net/ipv4/tcp_migrate_req").read_text() != "0\n":
-        pytest.skip("net.ipv4.tcp_migrate_req is on")
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--experiment", str(line)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-def experiment(line: int) -> int:
-    """Run the preamble and the session at `line`; returns how many examples failed."""
-    start, text = max(each for each in SESSIONS if each[0] <= max(line, SESSIONS[0][0]))
-    names: dict[str, object] = {}
-    failed = 0
-    for source, verbose in ((PREAMBLE[1], False), (text, True)):
-        test = doctest.DocTestParser().get_doctest(source, names, f"line {start}", None, start)
-        failed += doctest.DocTestRunner(verbose=verbose).run(test, clear_globs=False).failed
-        names = test.globs
-    return failed
-
-
-if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["--experiment", line]:
-            sys.exit(1 if experiment(int(line)) else 0)
-        case _:
-            sys.exit(__doc__)
