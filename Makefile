@@ -122,6 +122,7 @@ bench: $(VENV)/.bench ## compare with every rival, and run pytest-benchmark (an 
 	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.engines_page
 	$(BIN)/python -m benchmarks.figures
 
 engines: $(VENV)/.bench ## measure every engine for docs/engines.md (some minutes)

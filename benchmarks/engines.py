@@ -1,6 +1,6 @@
 """Measure and draw every engine: ``python -m benchmarks.engines``.
 
-Writes ``benchmarks/results/engines.json`` and ``docs/engines.svg``.
+Writes ``benchmarks/results/engines.json`` and ``docs/pictures/engines.svg``.
 Nothing else should run on the machine meanwhile.
 """
 
@@ -15,7 +15,7 @@ from fastsock.bench.comparison import Case, Method, compare, document
 from fastsock.bench.contenders import every_engine
 
 ENGINES = RESULTS / "engines.json"
-DRAWN = ROOT / "docs" / "engines.svg"
+DRAWN = ROOT / "docs" / "pictures" / "engines.svg"
 
 
 def main() -> None:

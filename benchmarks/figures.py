@@ -42,6 +42,8 @@ def results(name: str) -> Document:
 
 ONE, MANY, CROWD = "1 connection, 64 B", "64 connections, 64 B", "1000 connections, 64 B"
 BIG = "16 connections, 64 KiB"
+IDLE = "256 connections, 8 active, 64 B"
+SHORT = "64 connections, connect, echo, close, 64 B"
 BUSY = f"{MANY}, beside a busy main thread"
 TWINS = ("threads", "selectors")
 
@@ -120,6 +122,7 @@ def thousands(*values: float) -> tuple[str, ...]:
 EPOLL = "fastsock epoll"
 
 BENCHMARKS, SCALING, README = "docs/benchmarks.md", "docs/scaling.md", "README.md"
+ENGINES = "docs/engines.md"
 
 
 def planned(wanted: str, case: str, per_second: float) -> Figure:
@@ -203,6 +206,16 @@ FIGURES = [
     planned("1,000,000 echoes/s of 64 B", MANY, 1e6),
     planned("10 Gbit/s each way in 64 KiB messages: 19,000/s", BIG, 1e10 / 8 / 65536),
     planned("100 Gbit/s each way in 64 KiB messages: 190,000/s", BIG, 1e11 / 8 / 65536),
+    Figure(
+        ENGINES,
+        "beside 248 idle ones `poll` had # of the rate of C epoll, `epoll` # and `io_uring` #.",
+        lambda: two(*(ratio(IDLE, f"fastsock {name}") for name in ("poll", "epoll", "io_uring"))),
+    ),
+    Figure(
+        ENGINES,
+        "for each message it had # of the rate of C epoll, `threads` #.",
+        lambda: two(*(ratio(SHORT, f"fastsock {name}") for name in ("fork", "threads"))),
+    ),
     Figure(
         README,
         "fastsock does # round trips a second, and C epoll #.",

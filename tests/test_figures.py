@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fastsock.server import engines
 ROOT = Path(__file__).resolve().parent.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT))
-    from benchmarks import figures, table
+    from benchmarks import engines_page, figures, table
     from benchmarks.figures import FIGURES, Figure
     from benchmarks.page import with_generated
     from benchmarks.reliability import table as reliability
@@ -22,6 +23,15 @@ with pytest.MonkeyPatch.context() as patch:
     from benchmarks.run import COMPARISON
 
 Lines = Callable[[dict[str, Any]], Iterator[str]]
+
+#: Page, results, and lines and name of the part.
+GENERATED: list[tuple[Path, Path, Lines, str]] = [
+    (table.PAGE, COMPARISON, table.behind_lines, table.BEHIND),
+    (table.PAGE, COMPARISON, table.lines_of, ""),
+    (table.README, COMPARISON, table.readme_lines, ""),
+    (reliability.PAGE, RELIABILITY, reliability.lines_of, ""),
+    *((engines_page.PAGE, COMPARISON, lines, part) for part, lines in engines_page.PARTS.items()),
+]
 
 
 def name_of(figure: Figure) -> str:
@@ -67,15 +77,19 @@ def test_the_reason_for_auto_holds(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "source", "lines_of", "part"),
-    [
-        (table.PAGE, COMPARISON, table.behind_lines, table.BEHIND),
-        (table.PAGE, COMPARISON, table.lines_of, ""),
-        (table.README, COMPARISON, table.readme_lines, ""),
-        (reliability.PAGE, RELIABILITY, reliability.lines_of, ""),
-    ],
-    ids=["behind", "benchmarks.md", "README.md", "reliability.md"],
+    GENERATED,
+    ids=[f"{page.name}: {part}" for page, _, _, part in GENERATED],
 )
 def test_generated_parts_are_current(page: Path, source: Path, lines_of: Lines, part: str) -> None:
-    """Else: python -m benchmarks.table, or benchmarks.reliability.table."""
+    """Else: python -m benchmarks.table, benchmarks.engines_page or benchmarks.reliability.table."""
     lines = lines_of(json.loads(source.read_text()))
     assert page.read_text() == with_generated(page, source, lines, part)
+
+
+def test_pictures_of_engines_are_current() -> None:
+    """Else: python docs/pictures/engine_pictures.py."""
+    pictures = ROOT / "docs" / "pictures"
+    drawn = runpy.run_path(str(pictures / "engine_pictures.py"))["PICTURES"]
+    assert drawn.keys() == {path.name for path in pictures.glob("engine-*.svg")}
+    for name, draw in drawn.items():
+        assert (pictures / name).read_text() == draw(), name
