@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.page import ROOT
-from benchmarks.run import RESULTS, commit, write
-from fastsock.bench import picture
+from benchmarks.engines_page import ENGINES, draw
+from benchmarks.run import commit, write
 from fastsock.bench.comparison import Case, Method, compare, document
 from fastsock.bench.contenders import every_engine
-
-ENGINES = RESULTS / "engines.json"
-DRAWN = ROOT / "docs" / "pictures" / "engines.svg"
 
 
 def main() -> None:
@@ -25,10 +21,8 @@ def main() -> None:
         case = Case(connections)
         print(case.title, file=sys.stderr)
         comparisons[case.title] = compare(every_engine(), case, method)
-    results = document(comparisons, method, commit=commit())
-    write(results, ENGINES)
-    picture.draw_engines(results, DRAWN)
-    print(DRAWN)
+    write(document(comparisons, method, commit=commit()), ENGINES)
+    draw()
 
 
 if __name__ == "__main__":

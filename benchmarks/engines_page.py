@@ -1,7 +1,8 @@
-"""Write the tables of docs/engines.md: ``python -m benchmarks.engines_page``.
+"""Write the tables of docs/engines.md, and docs/pictures/engines.svg.
 
-The text between the markers comes from ``benchmarks/results/comparison.json``, the text around it
-is written by hand.
+``python -m benchmarks.engines_page`` generates the text between the markers from
+``benchmarks/results/comparison.json``; the text around it is written by hand. The picture is drawn
+from ``benchmarks/results/engines.json``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 
 from benchmarks.figures import CROWD, MANY, ONE
 from benchmarks.page import ROOT, write_generated
-from benchmarks.run import COMPARISON
-from fastsock.bench.picture import TWIN
+from benchmarks.run import COMPARISON, RESULTS
+from fastsock.bench.picture import TWIN, draw_engines
 
 PAGE = ROOT / "docs" / "engines.md"
+ENGINES = RESULTS / "engines.json"
+DRAWN = ROOT / "docs" / "pictures" / "engines.svg"
 #: A section of the page, and the servers in its table.
 SECTIONS = {
     "serial": ("fastsock serial", "stdlib serial"),
@@ -77,10 +80,16 @@ def lines_of(section: str, document: dict[str, Any]) -> Iterator[str]:
 PARTS = {section: partial(lines_of, section) for section in SECTIONS}
 
 
+def draw() -> None:
+    draw_engines(json.loads(ENGINES.read_text()), DRAWN)
+    print(DRAWN)
+
+
 def main() -> None:
     results = json.loads(COMPARISON.read_text())
     for section, lines in PARTS.items():
         write_generated(PAGE, COMPARISON, lines(results), section)
+    draw()
 
 
 if __name__ == "__main__":

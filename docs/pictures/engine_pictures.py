@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 
 HERE = Path(__file__).parent
 WIDTH = 360
+SHOWN = 480  # pixels, where there is room
 
 STYLE = """\
 svg { --plate: #fff; --kernel: #e9f0f8; --server: #f7f0e2; --ink: #1a1a1a; --line: #737373;
@@ -101,7 +102,8 @@ def picture(height: float, title: str, description: str, *parts: str) -> str:
     )
     return "\n".join(
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
+            f'width="{SHOWN}" height="{height * SHOWN / WIDTH:.0f}" role="img">',
             f"<title>{escape(title)}</title>",
             f"<desc>{escape(description)}</desc>",
             f"<style>\n{STYLE}\n</style>",
