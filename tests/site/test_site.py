@@ -26,10 +26,29 @@ PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.glob("**/*.htm
 #: Source files have lines of code of any length, which scroll in their own box.
 WRITTEN = [page for page in PAGES if not page.startswith("source/")]
 WIDTHS = (390, 1280)
+#: Text smaller than this is hard to read on a phone, in CSS pixels.
+SMALLEST = 9.0
 
 WIDTH = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 #: The address of each picture, the width at which it is shown, and its own; 0 if it did not load.
 IMAGES = "() => [...document.images].map(each => [each.src, each.width, each.naturalWidth])"
+
+#: The smallest text of a picture and its width, in its own units, and the texts that leave it.
+TEXTS = """
+() => {
+  const svg = document.documentElement, width = svg.viewBox.baseVal.width;
+  const frame = svg.getBoundingClientRect(), scale = frame.width / width;
+  let smallest = 99, outside = [];
+  for (const text of svg.querySelectorAll("text")) {
+    const box = text.getBoundingClientRect();
+    smallest = Math.min(smallest, parseFloat(getComputedStyle(text).fontSize));
+    if (box.left < frame.left - scale || box.right > frame.right + scale
+        || box.top < frame.top - scale || box.bottom > frame.bottom + scale)
+      outside.push(text.textContent);
+  }
+  return [smallest, width, outside];
+}
+"""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -130,6 +149,17 @@ def test_a_source_page(open_page: Any, page: str) -> None:
     assert (wide <= shown, opened.errors, opened.outside) == (True, [], [])
 
 
+@pytest.mark.parametrize("page", [each for each in WRITTEN if ".svg" in (SITE / each).read_text()])
+def test_pictures_are_read_on_a_phone(open_page: Any, address: str, page: str) -> None:
+    shown = open_page(page, 390).tab.evaluate(IMAGES)
+    for src, on_screen, _ in shown:
+        if src.endswith(".svg"):
+            picture = open_page(src.removeprefix(address), 390).tab
+            smallest, width, outside = picture.evaluate(TEXTS)
+            assert smallest * on_screen / width >= SMALLEST, src
+            assert outside == [], src
+
+
 @pytest.mark.parametrize("word", ["drain_timeout", "half-close"])
 def test_search_needs_no_network(open_page: Any, word: str) -> None:
     opened = open_page(f"search.html?q={word}", 390)
@@ -139,7 +169,7 @@ def test_search_needs_no_network(open_page: Any, word: str) -> None:
 
 def test_dark(open_page: Any) -> None:
     """Pictures of some pages, to be looked at."""
-    for page in ("nine-steps.html", "benchmarks.html"):
+    for page in ("nine-steps.html", "engines.html", "benchmarks.html"):
         for width in WIDTHS:
             opened = open_page(page, width, "dark")
             opened.picture(f"{page.removesuffix('.html')}-{width}-dark")
