@@ -6,10 +6,12 @@ Drawn by ``python -m benchmarks.table`` from the results that it makes the table
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsock.bench.picture import BLUE, GREY, NATIVE, figure, median, title
+from fastsock.bench.picture import NATIVE, figure, median
+from fastsock.bench.svg import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,17 +34,14 @@ SERVERS = {
     "gevent": "gevent",
     "trio": "trio",
 }
-#: The case of each panel.
+#: The case of each panel, from left to right and from top to bottom; the last is CPU time.
 PANELS = {
-    "64 connections": "64 connections, 64 B",
-    "1000 connections": "1000 connections, 64 B",
     "1 connection": "1 connection, 64 B",
+    "64 connections": "64 connections, 64 B",
     "16 x 64 KiB": "16 connections, 64 KiB",
-    "64 reconnecting": "64 connections, connect, echo, close, 64 B",
 }
 COST = "64 connections, 64 B"
-
-_OTHERS = "#b0b0b0"
+COLUMNS, BAR_LINE = 2, 16
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -51,25 +50,30 @@ def draw(document: dict[str, Any], path: Path) -> None:
     panels = {
         heading: dict(rates(cases[name])) for heading, name in PANELS.items() if name in cases
     }
+    panels["CPU us per echo"] = dict(costs(cases[COST]))
     present = {name for values in panels.values() for name in values}
     servers = [name for name in SERVERS if name in present]
-    with figure(path, 2 + 1.35 * (len(panels) + 1), 1.15 + 0.24 * len(servers)) as drawing:
-        row = drawing.subplots(1, len(panels) + 1, sharey=True)
-        for axes, (heading, values) in zip(row[:-1], panels.items(), strict=True):
+    rows = ceil(len(panels) / COLUMNS)
+    method = document["method"]
+    told = (
+        "Higher rates are better, less CPU time is; 64-byte messages, and CPU time with 64 "
+        f"connections; medians of {method['windows']} windows of {method['window_s']:g} s, taken "
+        "in turns"
+    )
+    title = f"Rate relative to {REFERENCE}, and CPU time"
+    shown = [cases[name] for name in {*PANELS.values(), COST} if name in cases]
+    document = document | {"cases": shown}
+    sizes = 0, rows * (30 + BAR_LINE * len(servers))
+    with figure(path, sizes, title, document, told) as (drawing, _):
+        grid = drawing.subplots(rows, COLUMNS, sharey=True, squeeze=False)
+        places = [axes for row in grid for axes in row]
+        for axes, (heading, values) in zip(places, panels.items(), strict=False):
             draw_bars(axes, heading, servers, values)
-            axes.axvline(1, color=GREY, linewidth=0.8, zorder=0.5)
-        draw_bars(row[-1], "CPU us per echo", servers, dict(costs(cases[COST])))
-        row[0].set_yticks(range(len(servers)), [SERVERS[name] for name in servers])
-        row[0].invert_yaxis()
-        method = document["method"]
-        title(
-            drawing,
-            "Echo servers: rate relative to a plain C epoll loop, and CPU time",
-            document,
-            "higher rates are better; 64-byte messages unless said otherwise; reconnecting: one "
-            "connection a message; CPU time at 64 connections; medians of "
-            f"{method['windows']} windows of {method['window_s']:g} s, taken in turns",
-        )
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        for row in grid:
+            row[0].set_yticks(range(len(servers)), [SERVERS[name] for name in servers])
+        grid[0][0].set_ylim(len(servers) - 0.5, -0.5)
 
 
 def rates(case: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -87,15 +91,16 @@ def costs(case: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def draw_bars(axes: Axes, heading: str, servers: list[str], values: dict[str, float]) -> None:
-    axes.set_title(heading, fontsize=9)
+    axes.set_title(heading)
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
-    axes.tick_params(left=False, bottom=False, labelbottom=False)
-    axes.set_xlim(0, 1.3 * max(values.values(), default=1))  # with room for the figures
+    axes.tick_params(labelbottom=False)
+    axes.set_xlim(0, 1.5 * max(values.values(), default=1))  # with room for the figures
     for place, name in enumerate(servers):
         text = "-"
         if name in values:
-            color = BLUE if name.startswith(NATIVE) else GREY if name == REFERENCE else _OTHERS
+            own = name.startswith(NATIVE)
+            color = LIGHT["blue" if own else "grey" if name == REFERENCE else "pale"]
             (bar,) = axes.barh(place, values[name], height=0.66, color=color)
             bar.set_gid(f"{heading}: {name}")
             text = f"{values[name]:.2f}"
@@ -105,7 +110,5 @@ def draw_bars(axes: Axes, heading: str, servers: list[str], values: dict[str, fl
             (3, 0),
             textcoords="offset points",
             va="center",
-            fontsize=8,
             fontweight="bold" if name.startswith(NATIVE) else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and README.md, and docs/benchmarks.svg.
+"""Write the tables of docs/benchmarks.md and README.md, and docs/pictures/benchmarks.svg.
 
 ``python -m benchmarks.table`` generates the text between the markers from
 ``benchmarks/results/comparison.json``; the text around it is written by hand. With another JSON as
@@ -22,7 +22,7 @@ from benchmarks.run import COMPARISON
 from fastsock.bench.picture import NATIVE
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-DRAWN = PAGE.with_suffix(".svg")
+DRAWN = PAGE.parent / "pictures" / "benchmarks.svg"
 README = ROOT / "README.md"
 #: The part of the page with the rows where fastsock is behind.
 BEHIND = "rows where fastsock is behind"

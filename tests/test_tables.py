@@ -93,6 +93,19 @@ def test_the_picture_of_the_readme(drawn: tuple[dict[str, Any], Path]) -> None:
     assert "0123abc" in text
 
 
+def test_the_picture_can_be_read_on_a_phone(drawn: tuple[dict[str, Any], Path]) -> None:
+    """360 units wide, text of 12 at least, light and dark by classes, named for screen readers."""
+    root = ElementTree.fromstring(drawn[1].read_text())
+    by_tag = {element.tag.rpartition("}")[2]: element for element in root.iter()}
+    assert root.attrib["viewBox"].startswith("0 0 360 ")
+    sizes = [float(each.attrib["font-size"]) for each in root.iter() if each.get("font-size")]
+    assert min(sizes) == 12
+    assert "prefers-color-scheme:dark" in str(by_tag["style"].text)
+    assert not [each for each in root.iter() if "#" in each.get("style", "") + each.get("fill", "")]
+    assert by_tag["title"].text == "Rate relative to C epoll, and CPU time"
+    assert "AMD EPYC" in str(by_tag["desc"].text)
+
+
 def test_the_rates_of_the_picture() -> None:
     """None without an answer, and none where the C loop is not the reference."""
     from benchmarks.picture import rates

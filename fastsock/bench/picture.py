@@ -1,17 +1,22 @@
 """Pictures of comparisons, as SVG or PNG; matplotlib is imported only when one is drawn.
 
-The same results always give the same file. The colours are those of Okabe and Ito, which
-colour-blind readers can tell apart; line style and marker tell servers apart too.
+The same results always give the same file. Line style and marker tell servers apart as colours do.
+A picture is as wide as a phone: 360 units, panels one under the other, text of 12 units.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import textwrap
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastsock.bench.svg import LIGHT, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,44 +24,46 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png")
 
-BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
-ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
-GREY, INK = "#767676", "#1a1a1a"
+#: In units of the SVG, 72 an inch: of the picture, and of a line of its text and of its title.
+WIDTH, LINE, TITLE_LINE = 360, 15, 18
+#: Characters of a line in a wide font.
+CHARACTERS, TITLE_CHARACTERS = 52, 40
 
 #: Engines that work alike have one colour and marker, native or in the standard library.
 LOOKS = {
-    "epoll": (BLUE, "o"),
-    "selectors": (BLUE, "o"),
-    "io_uring": (PURPLE, "P"),
-    "poll": (SKY, "s"),
-    "threads": (ORANGE, "^"),
-    "fork": (VERMILION, "v"),
-    "asyncio": (GREEN, "D"),
-    "serial": (INK, "X"),
+    "epoll": ("blue", "o"),
+    "selectors": ("blue", "o"),
+    "io_uring": ("purple", "P"),
+    "poll": ("sky", "s"),
+    "threads": ("orange", "^"),
+    "fork": ("vermilion", "v"),
+    "asyncio": ("green", "D"),
+    "serial": ("ink", "X"),
 }
 NATIVE, TWIN = "fastsock ", "stdlib "
 
 _STYLE: Any = {
-    "figure.facecolor": "white",
+    "figure.facecolor": LIGHT["plate"],
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
+    "font.size": 12,
+    "text.color": LIGHT["ink"],
+    "axes.facecolor": "none",
+    "axes.edgecolor": LIGHT["grey"],
+    "axes.labelcolor": LIGHT["ink"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 10,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 1,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelcolor": LIGHT["ink"],
+    "ytick.labelcolor": LIGHT["ink"],
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: a smaller file, which can be searched
     "svg.hashsalt": "fastsock",  # ids would be random without
@@ -83,17 +90,43 @@ def check(path: str) -> None:
 
 
 @contextmanager
-def figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, in inches, in the style of all pictures; saved at the end."""
+def figure(
+    path: str | Path, sizes: tuple[float, float], title: str, document: dict[str, Any], method: str
+) -> Iterator[tuple[Figure, float]]:
+    """An empty figure in the style of all pictures; saved at the end.
+
+    From top to bottom: the title, room for a legend, the panels, then method, machine and versions.
+    `sizes` are the heights of legend and panels; the panels' top is given as a share of the whole.
+    """
     check(str(path))
     import matplotlib
     from matplotlib.figure import Figure
 
+    if any(result["problems"] for case in document["cases"] for result in case["results"]):
+        title += " (some figures are not valid)"
+    head = textwrap.wrap(title, TITLE_CHARACTERS)
+    foot = [*textwrap.wrap(method, CHARACTERS), *textwrap.wrap(provenance(document), CHARACTERS)]
+    below = 16 + LINE * len(foot)
+    total = 20 + TITLE_LINE * len(head) + sum(sizes) + below
+    top = (below + sizes[1]) / total
     with matplotlib.rc_context(_STYLE):
-        drawing = Figure(figsize=(width, height), layout="constrained")
-        yield drawing
-        nameless = {"Date": None, "Creator": None} if Path(path).suffix == ".svg" else None
-        drawing.savefig(path, dpi=150, metadata=nameless)
+        drawing = Figure(figsize=(WIDTH / 72, total / 72), layout="constrained")
+        drawing.set_layout_engine(
+            "constrained", rect=(0.01, below / total, 0.98, sizes[1] / total), h_pad=4 / 72
+        )
+        for place, line in enumerate(head):
+            y = 1 - (10 + TITLE_LINE * place) / total
+            drawing.text(8 / WIDTH, y, line, va="top", fontsize=14, fontweight="bold")
+        for place, line in enumerate(foot):
+            drawing.text(8 / WIDTH, (below - 12 - LINE * place) / total, line, va="top")
+        yield drawing, top
+        if Path(path).suffix == ".svg":
+            drawn = io.StringIO()
+            drawing.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+            text = f"{method}. {provenance(document)}."
+            Path(path).write_text(readable(drawn.getvalue(), title, text))
+        else:
+            drawing.savefig(path, dpi=150)
 
 
 def provenance(document: dict[str, Any]) -> str:
@@ -107,18 +140,7 @@ def provenance(document: dict[str, Any]) -> str:
         f"fastsock {host['fastsock']}" + (f" ({commit})" if commit else ""),
         document["date"][:10],
     ]
-    return "  ·  ".join(parts)
-
-
-def title(drawing: Figure, text: str, document: dict[str, Any], method: str) -> None:
-    """The title, and below it in small print machine, versions and method."""
-    height = drawing.get_figheight()
-    if any(result["problems"] for case in document["cases"] for result in case["results"]):
-        text += " (some figures are not valid)"
-    drawing.text(0.01, 1 - 0.1 / height, text, va="top", fontsize=13, fontweight="bold")
-    small = f"{provenance(document)}\n{method}"
-    drawing.text(0.01, 1 - 0.38 / height, small, va="top", fontsize=7, linespacing=1.4)
-    drawing.set_layout_engine("constrained", rect=(0.005, 0, 0.99, 1 - 0.75 / height))
+    return "; ".join(parts)
 
 
 # --- the engines of a server over the number of connections -------------------------------------
@@ -161,6 +183,8 @@ class Panel(NamedTuple):
     text: Callable[[float, object], str]
 
 
+PANEL_HEIGHT, LEGEND_LINE = 165, 17
+
 PANELS = (
     Panel("Messages per second", "linear", median("messages_per_s"), count),
     Panel("Latency, 99th percentile", "log", median("p99_us"), microseconds),
@@ -174,20 +198,17 @@ def draw_engines(document: dict[str, Any], path: str | Path) -> None:
     method = document["method"]
     size = document["cases"][0]["case"]["size"]
     absent = "".join(f"; {name}: {why}" for name, why in left_out(document).items())
-    with figure(path, 9, 6.6) as drawing:
-        panels = drawing.subplots(2, 2, sharex=True)
-        for axes, panel in zip(panels.flat, PANELS, strict=True):
+    sizes = LEGEND_LINE * ceil(len(servers(document)) / 2), PANEL_HEIGHT * len(PANELS)
+    told = (
+        f"{size}-byte messages; medians of {method['windows']} windows of "
+        f"{method['window_s']:g} s, taken in turns{absent}"
+    )
+    with figure(path, sizes, "One echo server, every engine", document, told) as (drawing, top):
+        panels = drawing.subplots(len(PANELS))
+        for axes, panel in zip(panels, PANELS, strict=True):
             draw_panel(axes, panel, document)
-        for axes in panels[1]:
-            axes.set_xlabel("connections")
-        legend(drawing, panels[0][0])
-        title(
-            drawing,
-            "One echo server, every engine",
-            document,
-            f"{size}-byte messages; medians of {method['windows']} windows of "
-            f"{method['window_s']:g} s, taken in turns{absent}",
-        )
+        panels[-1].set_xlabel("connections")
+        legend(drawing, panels[0], top)
 
 
 def draw_panel(axes: Axes, panel: Panel, document: dict[str, Any]) -> None:
@@ -230,14 +251,15 @@ def draw_line(axes: Axes, panel: Panel, document: dict[str, Any], server: str) -
     ]
     known = [(x, y) for x, y in points if y is not None]
     native = server.startswith(NATIVE)
-    color, marker = look(server)
+    name, marker = look(server)
+    color = LIGHT[name]
     (line,) = axes.plot(
         [x for x, _ in known],
         [y for _, y in known],
         color=color,
         marker=marker,
         markersize=5,
-        markerfacecolor=color if native else "white",
+        markerfacecolor=color if native else LIGHT["plate"],
         linewidth=1.6,
         linestyle="-" if native else (0, (4, 1.5)),
         label=server,
@@ -267,10 +289,20 @@ def engine_of(server: str) -> str:
 
 
 def look(server: str) -> tuple[str, str]:
-    """Colour and marker; those of a rival are grey."""
-    return LOOKS.get(engine_of(server), (GREY, "*"))
+    """Name of the colour, and marker; those of a rival are grey."""
+    return LOOKS.get(engine_of(server), ("grey", "*"))
 
 
-def legend(drawing: Figure, axes: Axes) -> None:
-    """One legend for all panels."""
-    drawing.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=3)
+def legend(drawing: Figure, axes: Axes, bottom: float) -> None:
+    """One legend for all panels; `bottom` is a share of the picture's height."""
+    drawing.legend(
+        *axes.get_legend_handles_labels(),
+        loc="lower left",
+        bbox_to_anchor=(0.02, bottom),
+        ncols=2,
+        handlelength=2.2,
+        columnspacing=1,
+        borderaxespad=0.5,
+        borderpad=0,
+        labelspacing=0.2,
+    )
