@@ -169,7 +169,7 @@ def behind_lines(document: Document) -> Iterator[str]:
     """The rows where fastsock is behind, for the page: CPU in microseconds."""
     ahead, left = in_each([document])
     if ahead:
-        yield "| case | server | rate relative to fastsock | CPU us/echo, and fastsock's |"
+        yield "| case | server | rate | CPU us |"
         yield "|---|---|---:|---:|"
     for case, of_case in groupby((row for (row,) in ahead), key=lambda row: row.case):
         for server, rows in groupby(of_case, key=lambda row: row.server):

@@ -41,9 +41,13 @@ def results(name: str) -> Document:
 # --- what the comparison measured ---------------------------------------------------------------
 
 ONE, MANY, CROWD = "1 connection, 64 B", "64 connections, 64 B", "1000 connections, 64 B"
-BIG = "16 connections, 64 KiB"
-IDLE = "256 connections, 8 active, 64 B"
+TWO, BLOCKS = "2 connections, 64 B", "client that blocks"
+SILENT = "256 connections, 8 active, 64 B"
+SLOW, FAST = "1 connection, 64 B, 1k/s", "100 connections, 64 B, 100k/s"
+BIG, BIGGEST = "16 connections, 64 KiB", "2 connections, 1 MiB"
 SHORT = "64 connections, connect, echo, close, 64 B"
+UDP = ("UDP, 1 in flight, 64 B", "UDP, 8 x 16 in flight, 64 B")
+UNIX = "Unix stream and TCP"
 BUSY = f"{MANY}, beside a busy main thread"
 TWINS = ("threads", "selectors")
 
@@ -119,7 +123,8 @@ def thousands(*values: float) -> tuple[str, ...]:
 
 # --- the figures ----------------------------------------------------------------------------------
 
-EPOLL = "fastsock epoll"
+EPOLL, C_EPOLL, DATAGRAMS = "fastsock epoll", "C epoll", "fastsock datagrams, udp"
+LIBRARIES = ("uvloop Protocol", "asyncio Protocol", "stdlib asyncio", "gevent", "trio")
 
 BENCHMARKS, SCALING, README = "docs/benchmarks.md", "docs/scaling.md", "README.md"
 ENGINES = "docs/engines.md"
@@ -136,6 +141,79 @@ def planned(wanted: str, case: str, per_second: float) -> Figure:
 
 
 FIGURES = [
+    Figure(
+        BENCHMARKS,
+        "fastsock has # times the rate of C epoll with one connection (# messages/s, not #), # "
+        "times if the client blocks, and # times with two",
+        lambda: (
+            *two(ratio(ONE, EPOLL)),
+            *thousands(rate(ONE, EPOLL), rate(ONE, C_EPOLL)),
+            *two(ratio(f"{ONE}, {BLOCKS}", EPOLL), ratio(f"{TWO}, {BLOCKS}", EPOLL)),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "fastsock has # of the rate of C epoll with 64 connections and # with 1000, Go # and #.",
+        lambda: two(*(ratio(case, name) for name in (EPOLL, "Go") for case in (MANY, CROWD))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "with 8 active of 256 it has # of the rate, epoll #.",
+        lambda: two(*(ratio(SILENT, f"fastsock {name}") for name in ("poll", "epoll"))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "An echo costs fastsock # us at 1,000/s, C epoll # and Go #; at 100,000/s with 100 "
+        "connections #, # and #.",
+        lambda: two(*(cpu(case, name) for case in (SLOW, FAST) for name in (EPOLL, C_EPOLL, "Go"))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "With 64 connections an echo costs fastsock # us, a uvloop Protocol #, an asyncio Protocol "
+        "#, asyncio streams #, gevent # and trio #.",
+        lambda: two(*(cpu(MANY, name) for name in (EPOLL, *LIBRARIES))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "Beside a busy main thread fastsock keeps # messages/s, and Python's threads #.",
+        lambda: (
+            *thousands(rate(BUSY, "native epoll, busy main thread")),
+            *whole(rate(BUSY, "stdlib threads, busy main thread")),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "copying is the limit: # with 64 KiB. With 1 MiB on 2 connections fastsock has #.",
+        lambda: two(ratio(BIG, EPOLL), ratio(BIGGEST, EPOLL)),
+    ),
+    Figure(
+        BENCHMARKS,
+        "The rate is # with epoll, # with threads and # with fork.",
+        lambda: two(*(ratio(SHORT, f"fastsock {name}") for name in ("epoll", "threads", "fork"))),
+    ),
+    Figure(
+        BENCHMARKS,
+        "With one datagram in flight the rate is # of C's; with 8 x 16 it is #, for # us of CPU "
+        "and not #. Pure Python has # and #.",
+        lambda: two(
+            *(ratio(case, DATAGRAMS) for case in UDP),
+            cpu(UDP[1], DATAGRAMS),
+            cpu(UDP[1], "C recvfrom"),
+            *(ratio(case, "stdlib datagrams, udp") for case in UDP),
+        ),
+    ),
+    Figure(
+        BENCHMARKS,
+        "A Unix stream carries # messages/s where TCP carries # with one connection, and # where "
+        "TCP carries # with 64.",
+        lambda: thousands(
+            *(
+                rate(f"{UNIX}, {of}", each)
+                for of in (ONE, MANY)
+                for each in (f"{EPOLL}, unix", EPOLL)
+            )
+        ),
+    ),
     Figure(
         BENCHMARKS,
         "(`churn`) | #/s; memory grew by # bytes per connection",
@@ -209,7 +287,7 @@ FIGURES = [
     Figure(
         ENGINES,
         "beside 248 idle ones `poll` had # of the rate of C epoll, `epoll` # and `io_uring` #.",
-        lambda: two(*(ratio(IDLE, f"fastsock {name}") for name in ("poll", "epoll", "io_uring"))),
+        lambda: two(*(ratio(SILENT, f"fastsock {name}") for name in ("poll", "epoll", "io_uring"))),
     ),
     Figure(
         ENGINES,
@@ -219,7 +297,7 @@ FIGURES = [
     Figure(
         README,
         "fastsock does # round trips a second, and C epoll #.",
-        lambda: thousands(rate(ONE, EPOLL), rate(ONE, "C epoll")),
+        lambda: thousands(rate(ONE, EPOLL), rate(ONE, C_EPOLL)),
     ),
     Figure(
         README,

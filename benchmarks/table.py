@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,24 @@ README = ROOT / "README.md"
 #: The part of the page with the rows where fastsock is behind.
 BEHIND = "rows where fastsock is behind"
 README_CASE = "64 connections, 64 B"
-
-#: So many cases with the same servers, more than FEW, have one table a figure, with a column a
-#: case and COLUMNS of them at most.
-WIDE, FEW, COLUMNS = 3, 4, 6
+JSON_ALONE = (
+    "16 connections, 16 KiB",
+    "8 connections, 1 MiB",
+    "4 connections, 64 B, one CPU for server and client",
+    "UDP, 1 x 128 in flight, 64 B",
+)
+#: So many connections are few, and so many bytes a big message.
+FEW, BIG = 2, 16 << 10
+#: Cases at a given rate that share a table; and half an interval that is shown, of the rate.
+PACED, WIDE = 3, 0.05
 
 Cell = Callable[[dict[str, Any]], str]
 FIGURES: dict[str, Cell] = {
     "messages/s": lambda result: f"{result['messages_per_s']['median']:,.0f}",
-    "p50 us": lambda result: microseconds(result["p50_us"]),
     "p99 us": lambda result: microseconds(result["p99_us"]),
-    "CPU us/echo": lambda result: f"{result['server_cpu_us_per_echo']['median']:.2f}",
+    "CPU us": lambda result: f"{result['server_cpu_us_per_echo']['median']:.2f}",
     "rate ratio": lambda result: spread(result["rate_ratio"]),
-    "calls/echo": lambda result: calls(result.get("syscalls_per_echo")),
+    "rate": lambda result: narrow(result["rate_ratio"]),
 }
 
 
@@ -57,8 +61,14 @@ def spread(value: dict[str, float] | None) -> str:
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
 
 
-def calls(count: float | None) -> str:
-    return "-" if count is None else f"{count:.2f}"
+def narrow(value: dict[str, float] | None) -> str:
+    """With half its interval where that is wide: a phone has no room for both ends of each."""
+    if value is None:
+        return "-"
+    digits = 2 if value["median"] >= 0.01 else 4
+    half = (value["high"] - value["low"]) / 2
+    wide = f" \N{PLUS-MINUS SIGN} {half:.{digits}f}" if half > WIDE * value["median"] else ""
+    return f"{value['median']:.{digits}f}{wide}"
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
@@ -73,28 +83,41 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
     for commit, cases_of in groupby(again, key=lambda case: str(case["commit"])):
         yield f"Of commit {commit}: {'; '.join(case['name'] for case in cases_of)}."
     yield (
-        "The rate ratio is the row's rate relative to that of the reference row, within a round: "
-        f"higher is better; {interval_of(document)} of the rounds."
+        "*Rate* is relative to the reference, within a round: higher is better; "
+        f"{interval_of(document)} of the rounds, as \N{PLUS-MINUS SIGN} half its width where that "
+        f"is more than {WIDE * 100:g} % of the rate."
     )
-    counted = method.get("syscalls_by")
-    if counted:
-        yield f"System calls were counted by {counted}."
-    for _, group in groupby(document["cases"], key=alike):
+    shown = [case for case in document["cases"] if case["name"] not in JSON_ALONE]
+    if len(shown) < len(document["cases"]):
+        yield f"Only in the JSON, as they are like the cases beside them: {'; '.join(JSON_ALONE)}."
+    for title, group in groupby(shown, key=group_of):
+        yield from ("", f"### {title}")
         cases = list(group)
-        if len(cases) < WIDE or len(cases[0]["results"]) <= FEW:
-            for case in cases:
-                yield from narrow(case, bool(counted))
-        elif rate_asked(cases[0]):
+        if rate_asked(cases[0]):
             yield from paced(cases)
         else:
-            tables = ceil(len(cases) / COLUMNS)
-            columns = ceil(len(cases) / tables)
-            for number in range(tables):
-                of = f" ({number + 1} of {tables})" if tables > 1 else ""
-                part = cases[number * columns : (number + 1) * columns]
-                yield from wide(part, of, bool(counted))
+            for case in cases:
+                yield from table_of(case)
     yield from left_out(document)
     yield from not_valid(document)
+
+
+def group_of(case: dict[str, Any]) -> str:
+    """The heading that the case stands under."""
+    load = case["case"]
+    if not load["pinned"]:
+        return "Beside a busy main thread"
+    if load["kind"] != "tcp":
+        return {"udp": "UDP", "unixgram": "Unix datagrams", "unix": "Unix streams"}[load["kind"]]
+    if load["one_cpu"]:
+        return "One CPU for server and client"
+    if rate_asked(case):
+        return "At a given rate"
+    if load["reconnect_every"]:
+        return "Connect, echo, close"
+    if load["size"] >= BIG:
+        return "Big messages"
+    return "Few connections" if load["connections"] <= FEW and not load["idle"] else "Many"
 
 
 def interval_of(document: dict[str, Any]) -> str:
@@ -103,77 +126,55 @@ def interval_of(document: dict[str, Any]) -> str:
     return f"median and {'quartiles' if quartiles else '95 % confidence interval'}"
 
 
-def alike(case: dict[str, Any]) -> tuple[str, str, bool, bool]:
-    """Cases that follow each other and have this in common are compared side by side."""
-    first = case["results"][0]["name"]
-    return case["reference"], first, bool(rate_asked(case)), bool(case.get("one_cpu"))
-
-
 def rate_asked(case: dict[str, Any]) -> float:
     """Messages a second of an open loop; 0 in a closed one."""
     return case["case"].get("rate") or 0.0
 
 
-def narrow(case: dict[str, Any], counted: bool) -> Iterator[str]:
-    """One table, with a column a figure."""
-    floor = case["floor_us"]["median"]
-    yield from ("", f"### {case['name']}", "")
-    yield f"Reference: {case['reference']}. Floor: {floor:.2f} us an echo, both ends."
+def table_of(case: dict[str, Any]) -> Iterator[str]:
+    """A row a server."""
+    titles = ("rate", "CPU us", "p99 us")
+    floor, reference = case["floor_us"]["median"], case["reference"]
+    rate = rate_of(case, reference)
     yield ""
-    titles = [title for title in FIGURES if counted or title != "calls/echo"]
+    yield f"**{case['name']}.** {reference} does {rate} messages/s. Floor: {floor:.2f} us."
+    yield ""
     yield from head("server", *titles)
     for result in case["results"]:
-        name = result["name"] + rate_not_kept(result, case) + problems_of(result)
+        name = result["name"] + problems_of(result)
         yield f"| {' | '.join([name, *(FIGURES[title](result) for title in titles)])} |"
 
 
-def wide(cases: list[dict[str, Any]], of: str, counted: bool) -> Iterator[str]:
-    """A table a figure, with a column a case; the reference's rates and the floors below."""
-    reference = cases[0]["reference"]
-    for title in ("rate ratio", "CPU us/echo", "p99 us", "calls/echo"):
-        if title == "calls/echo" and not counted:
-            continue
-        heading = f"Rate relative to {reference}" if title == "rate ratio" else title
-        yield from ("", f"### {heading}{of}", "")
-        yield from side_by_side(cases, FIGURES[title])
-        if title == "rate ratio":
-            rates = (rate_of(case, reference) for case in cases)
-            yield f"| {' | '.join([f'{reference}, messages/s', *rates])} |"
-        elif title == "CPU us/echo":
-            yield floors(cases)
-
-
 def paced(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """What open loops cost; a server that does not keep the rate has its share of it beside it."""
-    for title in ("CPU us/echo", "p99 us"):
-        yield from ("", f"### {title}, at a given rate", "")
-        yield from side_by_side(cases, FIGURES[title])
-        if title == "CPU us/echo":
-            yield floors(cases)
+    """A column a case and a row a server: what an open loop costs."""
+    floor = cases[0]["floor_us"]["median"]
+    yield from ("", "CPU us/echo; p99 us. The columns are connections at messages/s, 64 B each.")
+    yield f"Floor: {floor:.2f} us."
+    for first in range(0, len(cases), PACED):
+        chosen = cases[first : first + PACED]
+        yield ""
+        yield from head("server", *(asked(case) for case in chosen))
+        results = [{result["name"]: result for result in case["results"]} for case in chosen]
+        for name in dict.fromkeys(name for each in results for name in each):
+            cells = [
+                cost(each[name], case) if name in each else ""
+                for case, each in zip(chosen, results, strict=True)
+            ]
+            yield f"| {' | '.join([name, *cells])} |"
 
 
-def side_by_side(cases: list[dict[str, Any]], cell: Cell) -> Iterator[str]:
-    """A column a case, and a row a server, whether or not it is in each."""
-    yield from head("server", *(case["name"] for case in cases))
-    results = [{result["name"]: result for result in case["results"]} for case in cases]
-    for name in dict.fromkeys(name for each in results for name in each):
-        cells = []
-        for case, each in zip(cases, results, strict=True):
-            if result := each.get(name):
-                cells.append(cell(result) + rate_not_kept(result, case) + problems_of(result))
-            else:
-                cells.append("")
-        yield f"| {' | '.join([name, *cells])} |"
+def asked(case: dict[str, Any]) -> str:
+    return f"{case['case']['connections']} at {rate_asked(case) / 1000:g}k/s"
+
+
+def cost(result: dict[str, Any], case: dict[str, Any]) -> str:
+    figures = f"{FIGURES['CPU us'](result)}; {FIGURES['p99 us'](result)}"
+    return figures + rate_not_kept(result, case) + problems_of(result)
 
 
 def rate_not_kept(result: dict[str, Any], case: dict[str, Any]) -> str:
     rate = rate_asked(case)
-    return f" ({share(result, rate)} of the rate)" if rate and not keeps(result, rate) else ""
-
-
-def floors(cases: list[dict[str, Any]]) -> str:
-    values = (f"{case['floor_us']['median']:.2f}" for case in cases)
-    return f"| {' | '.join(['the floor, both ends', *values])} |"
+    return "" if keeps(result, rate) else f" ({share(result, rate)} of the rate)"
 
 
 def head(*titles: str) -> Iterator[str]:
@@ -225,7 +226,7 @@ def readme_lines(document: dict[str, Any]) -> Iterator[str]:
     yield from head("server", "messages/s", f"rate relative to {REFERENCE}", "CPU us/echo")
     for name, label in SERVERS.items():
         if name in results:
-            titles = ("messages/s", "rate ratio", "CPU us/echo")
+            titles = ("messages/s", "rate ratio", "CPU us")
             cells = [label, *(FIGURES[title](results[name]) for title in titles)]
             if name.startswith(NATIVE):
                 cells = [f"**{cell}**" for cell in cells]

@@ -51,7 +51,7 @@ def test_probes_find_faults_and_only_faults(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert "- C epoll: 8 of 10 probes ok: not descriptor limit (dies)" in table
+    assert "| C epoll | 8/10 | descriptor limit: dies" in table
 
 
 def test_own_servers_can_be_started(tmp_path: Path) -> None:

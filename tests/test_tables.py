@@ -38,30 +38,46 @@ def case_of(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_the_page_has_a_row_per_server(results: dict[str, Any]) -> None:
-    """System calls have a column where they were counted; a server left out is named with why."""
+    """Below a line with the reference's rate; a server that is left out is named with why."""
     from benchmarks.table import lines_of
 
     case = case_of(results, CASE)
     case["left_out"] = {"Go": "is not installed (apt-get install golang-go)"}
-    case["results"] = case["results"][:2]
-    case["results"][0]["syscalls_per_echo"] = 2.0468
-    case["results"][1]["syscalls_per_echo"] = None
-    results |= {"cases": [case], "method": results["method"] | {"syscalls_by": "perf"}}
-    lines = list(lines_of(results))
-    assert "System calls were counted by perf." in lines
-    rows = [line for line in lines if line.startswith("| fastsock")]
-    assert [row.rpartition("| ")[2] for row in rows] == ["2.05 |", "- |"]
+    case["results"] = [each for each in case["results"] if each["name"] in ("C epoll", "trio")]
+    lines = list(lines_of(results | {"cases": [case]}))
+    place = lines.index("### Many")
+    assert lines[place + 2].startswith(f"**{CASE}.** C epoll does ")
     assert lines[-1] == "Left out where absent: Go is not installed (apt-get install golang-go)."
-    titles, dashes = (line for line in lines if line.startswith("|") and line not in rows)
-    assert {line.count("|") for line in (titles, dashes, *rows)} == {8}
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[0] == "| server | rate | CPU us | p99 us |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| C epoll", "| trio"]
+    assert {row.count("|") for row in rows} == {5}
 
 
-def test_the_page_without_system_calls(results: dict[str, Any]) -> None:
-    """Without a count there is no column."""
-    from benchmarks.table import lines_of
+def test_a_table_has_four_columns_at_most(results: dict[str, Any]) -> None:
+    """More do not fit a phone."""
+    from benchmarks.ahead import behind_lines
+    from benchmarks.table import lines_of, readme_lines
 
-    results["method"]["syscalls_by"] = None
-    assert not [line for line in lines_of(results) if "calls/echo" in line]
+    for lines in (lines_of(results), readme_lines(results), behind_lines(results)):
+        assert max(line.count("|") for line in lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        ({"median": 1.0, "low": 0.96, "high": 1.04}, "1.00"),
+        ({"median": 2.0, "low": 1.5, "high": 2.1}, "2.00 ± 0.30"),
+        ({"median": 0.0002, "low": 0.0, "high": 0.0008}, "0.0002 ± 0.0004"),
+        (None, "-"),
+    ],
+)
+def test_a_rate_has_its_interval_where_it_is_wide(
+    interval: dict[str, float] | None, text: str
+) -> None:
+    from benchmarks.table import narrow
+
+    assert narrow(interval) == text
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +135,6 @@ def test_the_rates_of_the_picture() -> None:
     assert dict(rates(case | {"reference": "fastsock epoll"})) == {}
 
 
-def test_cases_with_the_same_servers_stand_side_by_side(results: dict[str, Any]) -> None:
-    """Three of them have a column each, in one table a figure; a server may miss in some."""
-    from benchmarks.table import lines_of
-
-    together = ("1 connection, 64 B", CASE, "1000 connections, 64 B")
-    results["cases"] = [case for case in results["cases"] if case["name"] in together]
-    lines = list(lines_of(results))
-    assert "### Rate relative to C epoll" in lines
-    columns = next(line for line in lines if line.startswith("| server"))
-    assert columns.split(" | ")[1:3] == ["1 connection, 64 B", CASE]
-    serial = next(line for line in lines if line.startswith("| fastsock serial"))
-    assert serial.endswith("|  |  |")
-    c_loop = next(line for line in lines if line.startswith("| C epoll |"))
-    assert c_loop == "| C epoll | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |"
-
-
 def test_cases_of_another_commit_are_named(results: dict[str, Any]) -> None:
     from benchmarks.table import lines_of
 
@@ -146,60 +146,40 @@ def test_cases_of_another_commit_are_named(results: dict[str, Any]) -> None:
     assert f"Of commit 0123456789: {name}." in lines_of(results)
 
 
-def test_a_table_has_six_cases_at_most(results: dict[str, Any]) -> None:
-    """More of them have several tables, about equally wide."""
-    from benchmarks.table import lines_of
-
-    results["cases"] = results["cases"][:8]
-    lines = list(lines_of(results))
-    heads = [line.count("---:") for line in lines if line.startswith("|---")]
-    assert heads == [4] * 8
-    headings = [line for line in lines if line.startswith("### Rate")]
-    assert headings == [f"### Rate relative to C epoll ({number} of 2)" for number in (1, 2)]
-
-
 def test_cases_at_a_given_rate(results: dict[str, Any]) -> None:
-    """CPU and p99, in tables of their own; a server that does not keep the rate is marked."""
+    """A column each, three in a table; a server that does not keep the rate is marked."""
     from benchmarks.table import lines_of
 
-    results["cases"] = results["cases"][:6]
-    for case in results["cases"][3:]:
-        case["case"]["rate"] = 1000.0
+    results["cases"] = results["cases"][:5]
+    for number, case in enumerate(results["cases"], 1):
+        case["case"] |= {"rate": 1000.0 * number, "connections": number}
         for result in case["results"]:
-            result["messages_per_s"]["median"] = 1000.0 if result["name"] != "trio" else 756.0
-    served = [[result["name"] for result in case["results"]] for case in results["cases"][3:]]
+            share = 1.0 if result["name"] != "trio" else 0.756
+            result["messages_per_s"]["median"] = 1000.0 * number * share
     lines = list(lines_of(results))
-    place = lines.index("### CPU us/echo, at a given rate")
-    trio = next(line for line in lines[place:] if line.startswith("| trio"))
-    assert trio.count("(0.76 of the rate)") == sum("trio" in names for names in served) > 0
-    c_loop = next(line for line in lines[place:] if line.startswith("| C epoll"))
-    assert "of the rate" not in c_loop
-    assert lines[place:].count("### p99 us, at a given rate") == 1
-    assert not [line for line in lines[place:] if line.startswith("### calls")]
+    assert [line for line in lines if line.startswith("#")] == ["### At a given rate"]
+    heads = [line for line in lines if line.startswith("| server")]
+    assert heads == [
+        "| server | 1 at 1k/s | 2 at 2k/s | 3 at 3k/s |",
+        "| server | 4 at 4k/s | 5 at 5k/s |",
+    ]
+    trio, _ = (line.split(" | ") for line in lines if line.startswith("| trio"))
+    assert [cell.endswith("(0.76 of the rate)") for cell in trio[1:]] == [True, True, False]
+    assert trio[3] == " |"  # it has no part in this case
+    assert not [line for line in lines if line.startswith("| C epoll") and "of the rate" in line]
 
 
 def test_figures_that_are_not_valid(results: dict[str, Any]) -> None:
-    """They are marked, with a reason below the tables."""
+    """They are marked behind the server's name, with a reason below the tables."""
     from benchmarks.table import lines_of
 
     results["cases"] = results["cases"][:3]
     assert "Not valid:" not in lines_of(results)
     results["cases"][0]["results"][0]["problems"] = ["1 bytes corrupt", "640 bytes lost", "errors"]
     lines = list(lines_of(results))
-    assert len([line for line in lines if "(not valid)" in line]) == 4
+    (marked,) = (line for line in lines if "(not valid)" in line)
+    assert marked.startswith("| fastsock epoll (not valid) |")
     assert lines[-1] == "- fastsock epoll, 1 connection, 64 B: 1 bytes corrupt, and 2 more"
-
-
-def test_a_case_with_a_table_of_its_own_marks_its_rows(results: dict[str, Any]) -> None:
-    """In the first column: what follows the last is not shown."""
-    from benchmarks.table import lines_of
-
-    (case, *_) = results["cases"] = results["cases"][:1]
-    case["case"]["rate"] = 1000.0
-    first = case["results"][0]
-    first["messages_per_s"]["median"], first["problems"] = 500.0, ["errors"]
-    row = next(line for line in lines_of(results) if line.startswith("| fastsock epoll"))
-    assert row.startswith("| fastsock epoll (0.50 of the rate) (not valid) | 500 |")
 
 
 def test_the_table_of_the_readme(results: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ The text between the markers is generated from ``benchmarks/results/reliability.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ from fastsock.bench.contenders import NATIVE, TWIN
 
 PAGE = ROOT / "docs" / "reliability.md"
 KIB, MIB = 1 << 10, 1 << 20
+#: An engine with so many times the figure of the next is named.
+FAR = 3
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?<!,)")
+NAME_BEFORE_UNIT = re.compile(r"( \(\w+\)) (ms|s|us|%|KiB(?:/s)?|MiB)(?!\w)")
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
@@ -122,7 +127,7 @@ BYTES = (
         "half_close",
         "half-close",
         "All comes back after a half-close, then the end",
-        "8 MiB and `shutdown(SHUT_WR)`: complete of all runs",
+        "8 MiB, then a half-close: complete of all runs",
         of_runs,
     ),
     Measure(
@@ -141,10 +146,10 @@ BYTES = (
         in_flight,
     ),
 )
-LIMITS = (
+NEVER_READING = (
     Measure(
         "stuck_readers",
-        "never-reading clients: memory each; taken from one",
+        "memory each; taken from one",
         "Bounded memory",
         "clients that send up to 32 MiB and never read: growth of the server's memory for each, "
         "and what was taken from one of them, kernel buffers included",
@@ -152,14 +157,16 @@ LIMITS = (
     ),
     Measure(
         "stuck_readers",
-        "others' p99, without -> beside them",
+        "others' p99",
         "Other clients do not notice",
         "one client's p99 with 64 B messages, without and beside those clients",
         others,
     ),
+)
+DESCRIPTORS = (
     Measure(
         "descriptor_limit",
-        "descriptor limit: CPU",
+        "CPU",
         "No spin at the descriptor limit (2 % of a CPU)",
         "`prlimit` leaves 5 descriptors, 200 clients come: CPU while they wait",
         starved,
@@ -179,16 +186,25 @@ LIMITS = (
         "one is",
         recovery,
     ),
+)
+CPU_AND_LOG = Measure(
+    "descriptor_limit",
+    "CPU; log",
+    "",
+    "",
+    lambda figures: f"{starved(figures)}; {log_rate(figures)}",
+)
+RESETS = (
     Measure(
         "resets",
-        "resets / descriptors left",
+        "resets",
         "A reset costs one connection and leaves nothing",
         "clients that reset in mid-transfer; descriptors that are still open afterwards",
         resets,
     ),
     Measure(
         "reset_before_accept",
-        "resets before accept; next client",
+        "resets before accept",
         "A reset before accept costs no other client anything",
         "clients that reset while the server is stopped (SIGSTOP); time until the next is served",
         queued,
@@ -219,13 +235,12 @@ def answered(figures: Figures) -> str:
 
 
 DATAGRAMS = (
-    Measure(
-        "forged_from_other", "forged from another of its kind: packets in 1 s", "", "", packets
-    ),
+    Measure("forged_from_other", "forged from another of its kind", "", "", packets),
     Measure("forged_from_itself", "forged from itself", "", "", packets),
     Measure("forged_from_plain", "forged from the C server", "", "", packets),
-    Measure("answers_from_asked", "answers from the address that was asked", "", "", answered),
+    Measure("answers_from_asked", "answers from the address asked", "", "", answered),
 )
+ALL = (*BYTES, *NEVER_READING, *DESCRIPTORS, *RESETS, *ENDS)
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
@@ -238,19 +253,16 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         f"Commit {document['commit']}, {document['date']}; {host['cpus']} CPUs ({host['cpu']}), "
         f"kernel {host['kernel']}, Python {host['python']}; the run took {document['took_s']} s."
     )
-    yield from heading("fastsock, engine by engine")
-    yield from by_engine(own)
-    for title, measures in (
-        ("Other servers: bytes", BYTES),
-        ("Other servers: limits", LIMITS),
-        ("Other servers: the end", ENDS),
-    ):
-        yield from heading(title)
-        yield from by_server(beside, measures)
-    yield ""
-    yield from without_a_fault(streams)
+    yield from heading("fastsock, all engines")
+    yield from by_promise(own)
+    yield from heading("Other servers")
+    yield from faults(beside)
+    yield from heading("Clients that never read")
+    yield from by_server(beside, NEVER_READING)
+    yield from heading("At the descriptor limit")
+    yield from by_server(beside, (CPU_AND_LOG, DESCRIPTORS[-1]))
     yield from heading("Datagrams")
-    yield from by_server(document["datagrams"], DATAGRAMS)
+    yield from side_by_side(document["datagrams"], DATAGRAMS)
     yield from heading("Versions and commands")
     yield from versions([*own[:1], *twins[:1], *rivals])
 
@@ -264,11 +276,43 @@ def table_head(*titles: str) -> Iterator[str]:
     yield "|---" * len(titles) + "|"
 
 
-def by_engine(rows: list[Row]) -> Iterator[str]:
-    yield from table_head("promise", "how tested", *(row["name"].split()[-1] for row in rows))
-    for measure in (*BYTES, *LIMITS, *ENDS):
-        cells = (measure.promise, measure.test, *(cell_of(row, measure) for row in rows))
-        yield f"| {' | '.join(cells)} |"
+def by_promise(rows: list[Row]) -> Iterator[str]:
+    """What all engines do, in one cell."""
+    yield from table_head("promise", "how tested", "measured")
+    for measure in ALL:
+        cell = ranges({engine_of(row): cell_of(row, measure) for row in rows})
+        yield f"| {measure.promise} | {measure.test} | {cell} |"
+
+
+def engine_of(row: Row) -> str:
+    return str(row["name"]).split()[-1]
+
+
+def ranges(cells: dict[str, str]) -> str:
+    """Cells that differ in their numbers alone, together; others with the names of the engines."""
+    alike: dict[str, list[str]] = {}
+    for engine, cell in cells.items():
+        alike.setdefault(NUMBER.sub("#", cell), []).append(engine)
+    most = max(alike.values(), key=len, default=[])
+    texts = []
+    for shape, engines in alike.items():
+        text = shape
+        for numbers in zip(*(NUMBER.findall(cells[engine]) for engine in engines), strict=True):
+            text = text.replace("#", span(numbers, engines), 1)
+        text = NAME_BEFORE_UNIT.sub(r" \2\1", text)
+        texts.append(text if engines is most else f"{', '.join(engines)}: {text}")
+    return "; ".join(texts) or "not probed"
+
+
+def span(numbers: tuple[str, ...], engines: list[str]) -> str:
+    """The least and the most; with the engine's name if it has far more than all others."""
+    values = [float(each.replace(",", "")) for each in numbers]
+    *_, second, high = sorted([0.0, *values])
+    low, most = values.index(min(values)), values.index(high)
+    if low == most or min(values) == high:
+        return numbers[low]
+    name = f" ({engines[most]})" if high > FAR * max(second, 1) else ""
+    return f"{numbers[low]} to {numbers[most]}{name}"
 
 
 def by_server(rows: list[Row], measures: tuple[Measure, ...]) -> Iterator[str]:
@@ -281,6 +325,14 @@ def by_server(rows: list[Row], measures: tuple[Measure, ...]) -> Iterator[str]:
         yield f"| {' | '.join((row['name'], *cells))} |"
 
 
+def side_by_side(rows: list[Row], measures: tuple[Measure, ...]) -> Iterator[str]:
+    """A column a server."""
+    yield from table_head("", *(row["name"] for row in rows))
+    for measure in measures:
+        cells = (row["unusable"] or cell_of(row, measure) for row in rows)
+        yield f"| {' | '.join((measure.title, *cells))} |"
+
+
 def cell_of(row: Row, measure: Measure) -> str:
     figures = row["results"].get(measure.probe)
     if figures is None:
@@ -288,25 +340,40 @@ def cell_of(row: Row, measure: Measure) -> str:
     return figures["error"] if figures["verdict"] == "failed" else measure.cell(figures)
 
 
-def without_a_fault(rows: list[Row]) -> Iterator[str]:
-    """What every server that is not ours does right."""
+def faults(rows: list[Row]) -> Iterator[str]:
+    """How many probes went well, and what was measured in each that did not."""
+    yield from table_head("server", "ok", "not as promised")
     for row in rows:
-        if row["group"] != NATIVE and row["results"]:
-            verdicts = [(name, one["verdict"]) for name, one in row["results"].items()]
-            wrong = [
-                f"{name.replace('_', ' ')} ({word})" for name, word in verdicts if word != "ok"
-            ]
-            right = f"{len(verdicts) - len(wrong)} of {len(verdicts)} probes ok"
-            yield f"- {row['name']}: {right}{': not ' + ', '.join(wrong) if wrong else ''}"
+        if row["unusable"]:
+            yield f"| {row['name']} | - | {row['unusable']} |"
+        elif row["results"]:
+            verdicts = [one["verdict"] for one in row["results"].values()]
+            wrong = "; ".join(wrong_in(row)) or "-"
+            right = f"{verdicts.count('ok')}/{len(verdicts)}"
+            yield f"| {row['name']} | {right} | {wrong} |"
+
+
+def wrong_in(row: Row) -> Iterator[str]:
+    """The first figure of each probe that went wrong; of an end, each that is not orderly."""
+    for probe, one in row["results"].items():
+        verdict = one["verdict"]
+        measures = [each for each in ALL if each.probe == probe]
+        cells = {each.title: cell_of(row, each) for each in measures}
+        if verdict in ("hangs", "leaves children"):
+            for title, cell in cells.items():
+                if "hangs" in cell or "left" in cell:
+                    yield f"{title}: {cell}"
+        elif verdict != "ok":
+            cell = cells[measures[0].title]
+            shown = cell if cell.startswith(verdict) or verdict == "failed" else verdict
+            yield f"{probe.replace('_', ' ')}: {shown}"
 
 
 def versions(rows: list[Row]) -> Iterator[str]:
-    yield from table_head("server", "version", "command")
     for row in rows:
         version = row["version"] or row["unusable"]
-        added = f"; in the probe of bytes in flight with `{row['draining']}`"
-        command = f"`{row['command']}`" + (added if row["draining"] else "")
-        yield f"| {row['name']} | {version} | {command} |"
+        added = f"; for the bytes in flight with `{row['draining']}`" if row["draining"] else ""
+        yield f"- {row['name']} ({version}): `{row['command']}`{added}"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ The text between the markers is generated from the records in build/believable a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Healthy runs": ("healthy",),
     "A link with known faults, and the packets themselves": ("",),
 }
+#: What the page compares of a link's records, and where it is in them.
+COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
+    "link_us": {"p50 of the report": ("p50_us",), "of the link": ("link_us.p50",)},
+    "client_us": {
+        "p50; p99 of the report": ("client_us.p50", "client_us.p99"),
+        "of the packets": ("wire_us.p50", "wire_us.p99"),
+    },
+}
+FAULTS = ("lost", "duplicated", "reordered", "late")
+LAST_PART = re.compile(r"[;:] (?!.*[;:] ).*")
 SIZES = ("below", "near", "above")
 
 
@@ -61,37 +72,124 @@ def table_of(records: list[Record]) -> Iterator[str]:
     if "runs" in records[0]:
         yield from healthy(records[0])
     elif "valid" in records[0]["seen"]:
-        yield "| disturbance | right | valid | what the report said |"
-        yield "|---|---|---|---|"
-        for record in records:
-            seen = record["seen"]
-            valid = "yes" if seen["valid"] else "no"
-            said = [*seen["reasons"], *(f"note: {note}" for note in seen["notes"])]
-            yield row(record["disturbance"], record["expected"], valid, "; ".join(said) or "-")
+        yield from verdicts(records)
     else:
-        yield "| disturbance | right | seen |"
-        yield "|---|---|---|"
-        for record in records:
-            yield row(record["disturbance"], in_words(record["expected"]), in_words(record["seen"]))
+        yield from links(records)
+
+
+def verdicts(records: list[Record]) -> Iterator[str]:
+    """A row for all runs with the same disturbance and the same right verdict."""
+    example = max(records, key=lambda each: len(said(each)))
+    if len(said(example)) > len(str(example["disturbance"])):
+        yield f"For example, *{example['disturbance']}*: {said(example)}."
+        yield ""
+    yield from table_head("disturbance", "right", "report")
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for each in records:
+        rows.setdefault((base_of(each), each["expected"]), []).append(each)
+    for (base, expected), chosen in rows.items():
+        alike = [each for each in records if base_of(each) == base]
+        name = base if 1 < len(alike) == len(chosen) else with_variants(base, chosen)
+        yield row(name, spaced(expected), spaced(report(chosen)))
+
+
+def base_of(record: Record) -> str:
+    """The disturbance without its last part: the loop, how the client waits, the kind of load."""
+    return LAST_PART.sub("", str(record["disturbance"]))
+
+
+def with_variants(base: str, records: list[Record]) -> str:
+    first, *others = (str(each["disturbance"]) for each in records)
+    return ", ".join([first, *(other[len(base) + 2 :] for other in others)])
+
+
+def said(record: Record) -> str:
+    """The first two reasons."""
+    return "; ".join(record["seen"]["reasons"][:2])
+
+
+def report(records: list[Record]) -> str:
+    """The verdicts, and the codes of all reasons."""
+    runs, valid = len(records), sum(each["seen"]["valid"] for each in records)
+    codes = dict.fromkeys(code for each in records for code in each["seen"]["codes"])
+    if valid in (0, runs):
+        verdict = "valid" if valid else "not valid"
+        verdict += f" ({runs} runs)" if runs > 1 else ""
+    else:
+        verdict = f"{valid} of {runs} valid"
+    return f"{verdict}: {', '.join(codes)}" if codes else verdict
+
+
+def spaced(codes: str) -> str:
+    """Codes as words: a line of a narrow table can break between them."""
+    return codes.replace("_", " ")
+
+
+def links(records: list[Record]) -> Iterator[str]:
+    """Faults that were counted, delays, and the packets themselves; one line of what is left."""
+    counted: dict[tuple[str, str], list[bool]] = {}
+    for each in records:
+        if isinstance(each["expected"], dict):
+            name = each["disturbance"].partition(": ")[2]
+            faults = {key: each["expected"][key] for key in FAULTS if each["expected"][key]}
+            right = each["seen"]["datagrams"] == each["expected"]
+            counted.setdefault((name, in_words(faults) or "none"), []).append(right)
+    yield "UDP, closed and open loop, native and twin: runs that counted exactly what the link did."
+    yield ""
+    yield from table_head("fault", "what the link did", "right")
+    for (name, faults), right in counted.items():
+        yield row(name, faults, f"{sum(right)} of {len(right)}")
+    for shape, columns in COMPARED.items():
+        chosen = [each for each in records if shape in each["seen"]]
+        if chosen:
+            yield from ("", f"Right is: {chosen[0]['expected']}. In us:", "")
+            yield from table_head("link", *columns)
+            for each in chosen:
+                name = each["disturbance"].removeprefix("none: ").removeprefix("a link of ")
+                yield row(name, *(found(each["seen"], paths) for paths in columns.values()))
+    for each in records:
+        if not isinstance(each["expected"], dict) and not COMPARED.keys() & each["seen"].keys():
+            name = each["disturbance"]
+            yield from ("", f"{name[0].upper()}{name[1:]}: {in_words(each['seen'])}.")
+            yield f"Right is: {each['expected']}."
+
+
+def found(seen: Record, paths: tuple[str, ...]) -> str:
+    """Figures at these places, as "client_us.p50"."""
+    cells = []
+    for path in paths:
+        value: Any = seen
+        for key in path.split("."):
+            value = value[key]
+        cells.append(f"{value:,.0f}")
+    return "; ".join(cells)
 
 
 def healthy(record: Record) -> Iterator[str]:
     runs = record["runs"]
-    yield f"{len(runs)} runs in one series: {record['flagged']} flagged. Of these,"
-    yield f"{record['excused']} are explained by the driver's own reading of the CPU time that"
-    yield "other processes used and the hypervisor took. The table has it in ms: the most beside"
-    yield "one run, and the sum of all of that kind."
+    kinds = {run["kind"]: [each for each in runs if each["kind"] == run["kind"]] for run in runs}
+    flagged = {
+        kind: codes
+        for kind, of_kind in kinds.items()
+        if (codes := [code for run in of_kind if not run["valid"] for code in run["codes"]])
+    }
+    yield f"{len(runs)} runs of {len(kinds)} kinds in turns: {record['flagged']} flagged. Of these,"
+    yield f"{record['excused']} are explained by the driver's own reading of the CPU time that the"
+    yield "hypervisor took (*steal*) and that other processes used: the most beside one run, in ms."
     yield ""
-    yield "| kind | runs | flagged | steal | other processes |"
-    yield "|---|---:|---:|---:|---:|"
-    for kind in dict.fromkeys(run["kind"] for run in runs):
-        chosen = [run for run in runs if run["kind"] == kind]
-        flagged = [", ".join(run["codes"]) for run in chosen if not run["valid"]]
-        figures = [
-            f"{max(spent) * 1e3:.0f}, {sum(spent) * 1e3:.0f}"
-            for spent in ([run["beside"][name] for run in chosen] for name in ("steal", "others"))
+    yield from table_head("kind", "flagged", "steal", "others")
+    for kind, codes in flagged.items():
+        most = [
+            max(run["beside"][name] for run in kinds[kind]) * 1e3 for name in ("steal", "others")
         ]
-        yield row(kind, str(len(chosen)), "; ".join(flagged) or "0", *figures)
+        yield row(kind, spaced(", ".join(dict.fromkeys(codes))), *(f"{each:.0f}" for each in most))
+    yield ""
+    yield f"None flagged: {'; '.join(kind for kind in kinds if kind not in flagged)}."
+
+
+def table_head(*titles: str) -> Iterator[str]:
+    yield row(*titles)
+    yield "|---" * len(titles) + "|"
 
 
 def row(*cells: str) -> str:
