@@ -41,6 +41,8 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 FAULTS = ("lost", "duplicated", "reordered", "late")
+#: An option with its value: as code, for Sphinx makes one dash of two.
+OPTION = re.compile(r"--[a-z-]+ [a-z-]+")
 LAST_PART = re.compile(r"[;:] (?!.*[;:] ).*")
 SIZES = ("below", "near", "above")
 
@@ -209,7 +211,8 @@ def main() -> None:
     records = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     if not records:
         raise SystemExit(f"{FOLDER} holds no records; make believable writes them")
-    write_generated(PAGE, FOLDER, lines_of(records))
+    lines = (OPTION.sub(r"`\g<0>`", line) for line in lines_of(records))
+    write_generated(PAGE, FOLDER, lines)
 
 
 if __name__ == "__main__":
