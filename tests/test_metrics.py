@@ -35,7 +35,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastsock.server import metrics_server
-from fastsock.server.metrics import METRICS, ServerCollector, table
+from fastsock.server.metrics import METRICS, ServerCollector, markdown
 from fastsock.server.metrics_server import MOST, MetricsServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,8 +203,8 @@ def test_names_follow_the_conventions() -> None:
         assert not re.search(r"_(ms|us|kib|kb|count)(_|$)", metric.name)
 
 
-def test_the_page_has_the_table() -> None:
-    assert table() in (ROOT / "docs" / "operations.md").read_text()
+def test_the_page_has_the_list() -> None:
+    assert markdown() in (ROOT / "docs" / "metrics.md").read_text()
 
 
 # --- the command --------------------------------------------------------------------------------

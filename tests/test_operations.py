@@ -43,7 +43,8 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
 def test_the_command_of_the_unit() -> None:
     """Its options are taken: with the socket passed, and the metrics at another port."""
-    (line,) = re.findall(r"^ExecStart=\S+/fastsock serve (.*)$", PAGE, re.MULTILINE)
+    unit = block("ini", "/fastsock.service\n").replace("\\\n", "")  # a line that goes on
+    (line,) = re.findall(r"^ExecStart=\S+/fastsock serve (.*)$", unit, re.MULTILINE)
     arguments = line.replace("127.0.0.1:9100", "127.0.0.1:0").split()
     with served(ANY_PORT, *arguments) as server:
         server.metrics()

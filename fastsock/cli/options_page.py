@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from fastsock.cli.parameters import flags, long_flag
 from fastsock.cli.watched import ServeOptions
 from fastsock.client.options import LoadOptions
-from fastsock.options import Flag, Option, declared
+from fastsock.options import Choice, Flag, Option, declared
 from fastsock.server.options import ServerOptions
 
 _HEAD = """\
@@ -20,11 +21,10 @@ variable. A size may have a binary unit (`64k` is 65536 bytes), a duration `us`,
 (or `m`) or `h`, a rate `k/s` or `M/s`, and a number of messages `k` or `M` (thousands and
 millions); `.1s`, `1e3` and `1_000` are numbers too. A bare number is bytes, seconds or a count.
 Python takes numbers and such text. Numbers of connections, threads and workers have no unit.
+Under each name stand its flag and its variable, and then its default and its range.
 """
 
-_COLUMNS = ("option", "command line", "environment", "default", "range and unit", "what it does")
-
-_TABLES = (
+_PARTS = (
     (
         "Server",
         "serve",
@@ -53,31 +53,33 @@ _TABLES = (
 
 def page() -> str:
     """The text of docs/options.md."""
-    return "\n".join([_HEAD, *(line for table in _TABLES for line in _table(*table))])
+    return "\n".join([_HEAD, *(line for part in _PARTS for line in _part(*part))])
 
 
-def _table(title: str, command: str, options: type, text: str) -> Iterator[str]:
-    yield f"## {title}\n\n{text}"
+def _part(title: str, command: str, options: type, text: str) -> Iterator[str]:
+    yield f"## {title}\n\n{text}\n"
     for option in declared(options):
         if option.group:
-            yield f"\n### {title}: {option.group.lower()}\n"
-            yield f"| {' | '.join(_COLUMNS)} |"
-            yield "|---|---|---|---|---|---|"
-        cells = (cell.replace("|", r"\|") for cell in _cells(option, command))
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+            yield f"### {title}: {option.group.lower()}\n"
+        yield from _entry(option, command)
 
 
-def _cells(option: Option, command: str) -> Iterator[str]:
+def _entry(option: Option, command: str) -> Iterator[str]:
+    """An option under a heading of its own: a row of a table would be wider than most screens."""
     variable = long_flag(option).removeprefix("--").replace("-", "_").upper()
-    metavar = "" if isinstance(option.kind, Flag) else f" {option.kind.metavar}"
-    yield f"`{option.name}`"
+    spelling = ", ".join(flags(option))
+    if isinstance(option.kind, Choice):
+        values = ", ".join(f"`{name}`" for name in option.kind.names)
+    else:
+        values = option.kind.limits
+        if not isinstance(option.kind, Flag):
+            spelling += f" {option.kind.metavar}"
     repeatable = ", repeatable" if option.kind.repeatable else ""
-    yield f"`{', '.join(flags(option))}{metavar}`{repeatable}"
-    yield f"`FASTSOCK_{command.upper()}_{variable}`"
-    yield option.shown_default or "none"
-    yield option.kind.limits
-    yield f"{option.help} {option.more}".rstrip()
+    yield f"#### `{option.name}`\n"
+    yield f"`{spelling}`{repeatable} · `FASTSOCK_{command.upper()}_{variable}`\\"
+    yield f"Default: {option.shown_default or 'none'} · {values}\n"
+    text = f"{option.help} {option.more}".rstrip()
+    yield re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text) + "\n"
 
 
 if __name__ == "__main__":

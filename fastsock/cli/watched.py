@@ -51,7 +51,7 @@ class ServeOptions:
         help="Serve metrics for Prometheus at this address.",
         more="`:9100` is port 9100 of loopback; of a host name the first address is bound. A path, "
         "or `unix:PATH`, is a Unix socket with the rights of unix_mode. It needs `pip install "
-        "'fastsock[metrics]'`. docs/operations.md says what each metric means.",
+        "'fastsock[metrics]'`. docs/metrics.md says what each metric means.",
         group="Watching",
     )
     stats_interval: float | None = option(

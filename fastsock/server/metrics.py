@@ -162,11 +162,11 @@ def _samples(
         yield (key,), float(each)
 
 
-def table() -> str:
-    """The metrics as a table in Markdown, for docs/operations.md."""
-    rows = ["| metric | type | more labels | what it counts |", "|---|---|---|---|"]
+def markdown() -> str:
+    """The metrics as a list in Markdown, for docs/metrics.md; names are too long for a table."""
+    lines = []
     for metric in METRICS:
-        label = f"`{metric.label}`" if metric.label else ""
-        rows.append(f"| `{metric.exposed}` | {metric.kind} | {label} | {metric.help} |")
-    rows.append(f"| `{BUILD_INFO}` | gauge | `version`, `python` | {_BUILD_INFO_HELP} |")
-    return "\n".join(rows)
+        label = f", by `{metric.label}`" if metric.label else ""
+        lines.append(f"- `{metric.exposed}` ({metric.kind}{label}): {metric.help}")
+    lines.append(f"- `{BUILD_INFO}` (gauge, by `version` and `python`): {_BUILD_INFO_HELP}")
+    return "\n".join(lines)
