@@ -341,9 +341,7 @@ def test_every_code_is_described(findings: str, judge: str, schema: dict[str, An
 
 def test_the_examples_of_reasons_are_given(reports: dict[str, LoadReport]) -> None:
     """A reason of each failed run has the code and the text of an example in docs/results.md."""
-    rows = re.findall(
-        r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "results.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (DOCS / "results.md").read_text(), re.MULTILINE)
     examples = {
         (code, without_numbers(text))
         for code, row in rows
