@@ -59,7 +59,7 @@ def test_haproxy_gets_an_echo(tmp_path: Path) -> None:
     control = tmp_path / "control"
     with served(ANY_PORT) as server:
         address = f"127.0.0.1:{server.endpoint.port}"
-        backend = block("haproxy", "tcp-check").replace("127.0.0.1:7007", address)
+        backend = block("text", "tcp-check").replace("127.0.0.1:7007", address)
         (tmp_path / "cfg").write_text(
             f"global\n    stats socket {control}\n"
             "defaults\n    timeout connect 2s\n    timeout client 2s\n    timeout server 2s\n"
