@@ -58,6 +58,18 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         link["refuri"] = uri
 
 
+def name_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Show the title of a page where the text of a link is its file: [load.md](load.md)."""
+    for text in list(doctree.findall(nodes.Text)):
+        page = str(text).removesuffix(".md")
+        if str(text).endswith(".md") and page in app.env.titles and is_link(text.parent):
+            text.parent.replace(text, nodes.Text(app.env.titles[page].astext()))
+
+
+def is_link(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.reference) or isinstance(node.parent, nodes.reference)
+
+
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     formatter = HtmlFormatter(linespans="line", wrapcode=True)
     for path in sorted(app.env.fastsock_sources):
@@ -74,5 +86,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(SourceLinks)
     app.connect("env-before-read-docs", lambda _, env, __: setattr(env, "fastsock_sources", set()))
     app.connect("doctree-resolved", resolve)
+    app.connect("doctree-resolved", name_pages)
     app.connect("html-collect-pages", pages)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
