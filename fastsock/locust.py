@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
+import gevent.threadpool
 import locust
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
@@ -38,7 +39,7 @@ from fastsock.client.merge import NotMergeableError, Part
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import DATAGRAM_COUNTS, Interval, LoadReport
 from fastsock.endpoint import Endpoint
-from fastsock.options import from_given
+from fastsock.options import declared, from_given
 from fastsock.units import format_rate, format_size, parse_rate, plural
 
 __all__ = ["EchoUser"]
@@ -55,7 +56,7 @@ _TARGET_MISSED, _NOT_VALID, _USAGE = 3, 4, 2  # exit codes, as those of ``fastso
 _VANISHED = "the worker vanished; what it had reported counts"
 _MASTER, _WORKER = "fastsock-master", "fastsock-worker"  # names of messages to them
 
-_OPTIONS = LoadOptions.__slots__
+_OPTIONS = [each.name for each in declared(LoadOptions)]
 #: Options that the load of a user cannot have, and what has their place.
 _NOT_OF_A_USER = {
     "duration": "Locust's --run-time ends the load",
@@ -126,6 +127,11 @@ class _Kind:
             "interval": _INTERVAL,
         }
 
+    @property
+    def load(self) -> dict[str, Any]:
+        """What the loads of one report have in common, for `differences()`."""
+        return {**self.options(1, 1, 0).as_dict(), "kind of endpoint": self.endpoint.scheme}
+
     def options(self, users: int, threads: int, worker: int) -> LoadOptions:
         return from_given(LoadOptions, self.keywords(users, threads, worker))
 
@@ -141,7 +147,11 @@ def _given(users: type[EchoUser]) -> dict[str, Any]:
             meant = difflib.get_close_matches(name, [*_OPTIONS, "endpoint"], 1, 0.8)
             if name not in _OPTIONS and meant:
                 raise ValueError(f"there is no option {name}; did you mean {meant[0]}?")
-    return {name: getattr(users, name) for name in _OPTIONS if hasattr(users, name)}
+    given = {each.name: each for each in declared(LoadOptions) if hasattr(users, each.name)}
+    for name, option in given.items():
+        if (value := getattr(users, name)) is not None or option.default is not None:
+            option.kind.check(name, value)
+    return {name: getattr(users, name) for name in given}
 
 
 def _missing_endpoint() -> str:
@@ -162,11 +172,12 @@ def _kinds(environment: Environment) -> list[_Kind]:
 
 
 class _Run:
-    """One native run, in a thread of gevent's pool: its start, its figures so far and its end."""
+    """One native run, in a thread of a pool: its start, its figures so far and its end."""
 
-    def __init__(self, kind: _Kind, users: int, threads: int, worker: int) -> None:
+    def __init__(
+        self, kind: _Kind, keywords: dict[str, Any], users: int, pool: gevent.threadpool.ThreadPool
+    ) -> None:
         self.kind, self.users = kind, users
-        keywords = kind.keywords(users, threads, worker)
         self.options = from_given(LoadOptions, keywords)
         self.began = time.monotonic()
         self.ended_at = math.inf  # when it was told to end
@@ -177,7 +188,7 @@ class _Run:
         self._failures: Counter[str] = Counter()  # those that were logged
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._progress = Progress(str(kind.endpoint), self.options, started_at)
-        self._result = gevent.get_hub().threadpool.spawn(
+        self._result = pool.spawn(
             load_until_ended, kind.endpoint, keywords, self._rows.append, self._ending
         )
 
@@ -316,6 +327,8 @@ class _Load:
     def __init__(self, environment: Environment, kinds: list[_Kind], problem: str = "") -> None:
         self._environment, self._kinds, self._problem = environment, kinds, problem
         self._runs: dict[str, _Run] = {}
+        # The hub's own pool has ten threads, and resolves names for other users.
+        self._pool = gevent.threadpool.ThreadPool(max(len(kinds), 1))
         self._not_before: dict[str, float] = {}
         self._count = 0
         self._is_over = problem != ""
@@ -376,7 +389,8 @@ class _Load:
         threads = max(len(os.sched_getaffinity(0)) // active, 1)
         try:
             index = max(getattr(runner, "worker_index", 0), 0)
-            self._runs[kind.name] = _Run(kind, users, threads, index)
+            keywords = kind.keywords(users, threads, index)
+            self._runs[kind.name] = _Run(kind, keywords, users, self._pool)
         except (ValueError, OSError) as error:
             self._failed(kind, error)
 
@@ -411,7 +425,7 @@ class _Reports:
         self._file = environment.parsed_options.fastsock_json
         self._folder = environment.parsed_options.fastsock_workers
         if self._file:
-            options = [(each.name, each.options(1, 1, 0).as_dict()) for each in kinds]
+            options = [(each.name, each.load) for each in kinds]
             if options and (why := differences(options)):
                 raise ValueError(f"--fastsock-json has one report, of one load: {why}")
             _check_writable(self._file)
@@ -419,9 +433,14 @@ class _Reports:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
         self.workers: dict[str, dict[str, Any]] = {}  # what each said last
         self._ended: dict[str, dict[str, dict[str, Any]]] = {}
+        self._has_decided = False
+        self.is_going_on = False  # whether a test is
 
     def start(self, clients: Collection[str]) -> None:
         """A test begins, with these workers."""
+        if self._has_decided:
+            self._environment.process_exit_code = None  # that of the test before
+        self.is_going_on, self._has_decided = True, False
         self.workers = {each: {"is_over": False, "going_on": {}} for each in clients}
         self._ended = {}
 
@@ -430,27 +449,38 @@ class _Reports:
         self._ended.setdefault(client_id, {}).update(data["ended"])
 
     def write(self, **_: Any) -> None:
-        """A test has ended: write the report, and decide on Locust's exit code."""
+        """A test has ended: write the report, and decide on Locust's exit code.
+
+        Locust tells the end also where no test was begun, and twice where the last worker vanishes
+        while a test is being stopped.
+        """
+        if not self.is_going_on:
+            return
+        self.is_going_on = False
         try:
             parts = list(self._parts())
             reports = self._merged(parts)
         except (ValueError, NotMergeableError) as error:
             logger.error("no report of the workers: %s", error)
-            self._environment.process_exit_code = _NOT_VALID
+            self.decide(_NOT_VALID)
             return
-        for part in parts if self._folder else ():
-            _write(Path(self._folder) / f"{part.name}.json", part.report)
-        if self._file:
-            _write(Path(self._file), reports[0])
+        files = {self._file: reports[0]} if self._file else {}
+        if self._folder:
+            files |= {f"{self._folder}/{part.name}.json": part.report for part in parts}
+        written = [_write(Path(name), report) for name, report in files.items()]
         for report in reports:
             _say(report)
-        options = self._environment.parsed_options
-        if any(report.failed for report in reports):
-            self._environment.process_exit_code = options.exit_code_on_error
+        if not all(written) or any(report.failed for report in reports):
+            self.decide(self._environment.parsed_options.exit_code_on_error)
         elif not all(report.valid for report in reports):
-            self._environment.process_exit_code = _NOT_VALID
+            self.decide(_NOT_VALID)
         elif any(report.missed for report in reports):
-            self._environment.process_exit_code = _TARGET_MISSED
+            self.decide(_TARGET_MISSED)
+
+    def decide(self, code: int) -> None:
+        """Have Locust exit with this code, if no other test comes."""
+        self._environment.process_exit_code = code
+        self._has_decided = True
 
     def _merged(self, parts: Sequence[Part]) -> list[LoadReport]:
         """One report; without a file one for each class of users, if these are different loads."""
@@ -515,11 +545,13 @@ def _check_writable(path: str) -> None:
         raise ValueError(f"--fastsock-json {path}: cannot write there")
 
 
-def _write(path: Path, report: LoadReport) -> None:
+def _write(path: Path, report: LoadReport) -> bool:
     try:
         path.write_text(json.dumps(document_of(report), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         logger.error("cannot write %s: %s", path, error.strerror)
+        return False
+    return True
 
 
 # --- the events of Locust -----------------------------------------------------------------------
@@ -545,6 +577,9 @@ def _add_options(parser: Any, **_: Any) -> None:
 @locust.events.init.add_listener
 def _init(environment: Environment, **_: Any) -> None:
     runner = environment.runner
+    # Timers count from the time that the loop knows, which is that of its last turn: without this
+    # --run-time begins before the imports.
+    gevent.get_hub().loop.update_now()
     try:
         kinds = _kinds(environment)
         if not kinds:
@@ -638,6 +673,9 @@ class _Master:
         problem = data["problem"]
         if data["version"] != __version__:
             problem = f"it has fastsock {data['version']}, the master {__version__}"
+        if problem and self._reports.is_going_on and client_id not in self._said:
+            logger.error("%s: %s; it is sent away", self._name(client_id), problem)
+            self._runner.send_message("quit", None, client_id)  # the others get its users
         self._said[client_id] = problem
 
     def _on_start(self, **_: Any) -> None:
@@ -647,12 +685,12 @@ class _Master:
             gevent.sleep(0.05)
         problems: dict[str, str] = dict.fromkeys(silent, "its locustfile has no EchoUser")
         problems |= {each: self._said[each] for each in self._alive() if self._said.get(each)}
-        self._reports.start(self._alive())
         if not problems:
+            self._reports.start(self._alive())
             return
         for client_id, problem in problems.items():
             logger.error("%s: %s", self._name(client_id), problem)
-        self._environment.process_exit_code = _USAGE
+        self._reports.decide(_USAGE)
         if self._environment.web_ui is None:
             self._runner.quit()
         raise gevent.GreenletExit  # the greenlet that would start the test

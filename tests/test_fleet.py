@@ -83,10 +83,12 @@ def test_intervals_make_a_report(server: fastsock.Server) -> None:
 
 
 def test_loads_that_differ() -> None:
-    one = LoadOptions().as_dict()
+    one = {**LoadOptions().as_dict(), "kind of endpoint": "tcp"}
     assert differences([("A", one), ("B", one)]) == ""
-    other = LoadOptions(size=1000).as_dict()
+    other = {**one, "size": 1000}
     assert differences([("A", one), ("B", other)]) == "size is 64 in A and 1000 in B"
+    other = {**one, "kind of endpoint": "udp"}
+    assert differences([("A", one), ("B", other)]) == "kind of endpoint is tcp in A and udp in B"
 
 
 def test_threads_under_gevent(server: fastsock.Server) -> None:

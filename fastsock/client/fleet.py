@@ -133,10 +133,13 @@ def report_of_fleet(parts: Sequence[Part]) -> LoadReport:
 
 
 def differences(loads: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """Why loads with these names and options cannot be merged; empty if they can be."""
+    """Why loads with these names and options cannot be merged; empty if they can be.
+
+    The options have "kind of endpoint" among them.
+    """
     (first, options), *others = loads
     for name, each in others:
-        for key in ("mode", "size", "depth", "arrivals"):
+        for key in ("kind of endpoint", "mode", "size", "depth", "arrivals"):
             if each[key] != options[key]:
                 return f"{key} is {options[key]} in {first} and {each[key]} in {name}"
         if (each["rate"] is None) != (options["rate"] is None):

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,22 @@ class Fleet:
         self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
-        self._processes = [self._start(name, "--worker", "--master-port", port) for name in workers]
-        self.workers = list(self._processes)
+        self._port = port
+        self._processes: list[subprocess.Popen[str]] = []
+        self.workers: list[subprocess.Popen[str]] = []
+        for name in workers:
+            self.join(name)
         self.master = self._start(
             "locustfile", "--master", "--master-bind-port", port,
             "--expect-workers", str(len(workers)), "--csv", "stats", "--only-summary",
             "--fastsock-json", "fleet.json", "--fastsock-workers", "workers", *arguments,
         )  # fmt: skip
         self._processes.append(self.master)
+
+    def join(self, file: str) -> None:
+        """Start one more worker."""
+        self.workers.append(self._start(file, "--worker", "--master-port", self._port))
+        self._processes.append(self.workers[-1])
 
     def _start(self, file: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -120,6 +130,58 @@ def alone(folder: Path, *arguments: str) -> tuple[int, str]:
         check=False,
     )  # fmt: skip
     return done.returncode, done.stderr
+
+
+class Web:
+    """Locust in one process, with its page."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [*COMMAND[:-1], "-f", "locustfile.py", "--web-host", "127.0.0.1", "--web-port",
+             str(port), *arguments],
+            cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return
+            time.sleep(0.05)
+
+    def start(self, users: int = 1) -> None:
+        self._post("/swarm", {"user_count": users, "spawn_rate": users})
+
+    def stop(self) -> None:
+        self._post("/stop", {})
+
+    def run(self, seconds: float) -> None:
+        self.start()
+        time.sleep(seconds)
+        self.stop()
+
+    def interrupt(self) -> tuple[int, str]:
+        """Exit code and log after Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+    def _post(self, path: str, values: dict[str, int]) -> None:
+        data = urllib.parse.urlencode(values).encode()
+        with urllib.request.urlopen(self.url + path, data, timeout=20) as answer:
+            answer.read()
+
+
+@contextmanager
+def web(folder: Path, *arguments: str) -> Iterator[Web]:
+    found = Web(folder, *arguments)
+    try:
+        yield found
+    finally:
+        found.process.kill()
+        found.process.communicate()
 
 
 def answers(report: dict[str, Any]) -> int:
@@ -275,6 +337,8 @@ BAD = {
     "endpoint": ('endpoint = ""', (), "Probe: endpoint is missing"),
     "spelling": ("conections = 3", (), "there is no option conections; did you mean connections?"),
     "duration": ("duration = 3", (), "duration goes not with a user; Locust's --run-time"),
+    "type": ('seed = "x"', (), "Probe: seed 'x' is str; expected an int"),
+    "threads": ("threads = 0", (), "Probe: threads 0 is out of range"),
     "value": ("depth = 0", (), "Probe: depth 0"),
     "datagrams": ('endpoint = "udp://127.0.0.1:7"; mode = "send"', (), "goes with streams"),
     "target": ("", ("--fastsock-target", "p99=1ms"), "Probe: target 'p99=1ms' is not a target"),
@@ -295,13 +359,63 @@ def test_bad_input(folder: Path, line: str, arguments: tuple[str, ...], text: st
     assert "Traceback" not in log
 
 
-def test_two_loads_have_no_common_report(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("size = 1000", "size is 64 in Probe and 1000 in Big"),
+        ('endpoint = "udp://127.0.0.1:7"', "kind of endpoint is tcp in Probe and udp in Big"),
+    ],
+    ids=["size", "kind"],
+)
+def test_two_loads_have_no_common_report(folder: Path, line: str, text: str) -> None:
     write(folder, "127.0.0.1:7")
     with (folder / "locustfile.py").open("a") as file:
-        file.write("class Big(Probe):\n    size = 1000\n")
+        file.write(f"class Big(Probe):\n    {line}\n")
     code, log = alone(folder, "-t", "5s", "--fastsock-json", "out.json")
     assert code == 2
-    assert "one report, of one load: size is 64 in Probe and 1000 in Big" in log
+    assert f"one report, of one load: {text}" in log
+
+
+def test_many_classes(folder: Path) -> None:
+    """Each makes load: gevent's own pool has ten threads, and resolves names with them."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 20")
+        with (folder / "locustfile.py").open("a") as file:
+            file.writelines(f"class Probe{n}(Probe):\n    pass\n" for n in range(11))
+        alone(folder, "-u", "12", "-r", "12", "-t", "4s", "--fastsock-json", "out.json")
+    report = json.loads((folder / "out.json").read_text())
+    assert len(report["merged"]) == 12
+    assert all(each["messages"] for each in report["merged"])
+
+
+def test_a_report_that_cannot_be_written(folder: Path) -> None:
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 20")
+        code, log = alone(folder, "-t", "3s", "--fastsock-json", "/dev/full")
+    assert code == 1
+    assert "cannot write /dev/full: No space left on device" in log
+
+
+def test_no_test_was_begun(folder: Path) -> None:
+    """Ctrl-C on an idle Locust with its page is no failure."""
+    write(folder, "127.0.0.1:7")
+    with web(folder) as page:
+        code, log = page.interrupt()
+    assert code == 0, log
+    assert "no report" not in log
+
+
+def test_the_exit_code_is_of_the_last_test(folder: Path) -> None:
+    """The first test fails, the second has a server."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    write(folder, f"127.0.0.1:{port}", "rate = 50")
+    with web(folder, "--exit-code-on-error", "7") as page:
+        page.run(1.5)
+        with fastsock.Server(f"tcp://127.0.0.1:{port}"):
+            page.run(2)
+            code, log = page.interrupt()
+    assert code in (0, 4), log
 
 
 def test_two_loads_at_once(folder: Path) -> None:
@@ -337,6 +451,27 @@ def test_a_worker_is_not_fit(folder: Path, code: str, text: str) -> None:
     assert ended == 2, log
     assert [each for each in log.splitlines() if text in each and "worker " in each], log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("code", "text"), TROUBLE.values(), ids=TROUBLE)
+def test_a_worker_that_joins_is_not_fit(folder: Path, code: str, text: str) -> None:
+    """The master names it and sends it away; the other worker has all the load."""
+    with fastsock.Server("tcp://127.0.0.1:0") as server:
+        write(folder, server.endpoint, "rate = 100")
+        write(folder, server.endpoint, "rate = 100", name="other")
+        with (folder / "other.py").open("a") as file:
+            file.write(code)
+        with fleet(folder, "-u", "2", "-r", "2", "-t", "8s", workers=["locustfile"]) as locust:
+            until = time.monotonic() + 20
+            while server.stats().bytes_in == 0 and time.monotonic() < until:
+                time.sleep(0.05)
+            locust.join("other")
+            _, log = locust.ended()
+    [said] = [each for each in log.splitlines() if text in each]
+    assert said.endswith("; it is sent away")
+    assert "its load did not end" not in log
+    assert locust.report["merged"] is None
+    assert locust.report["options"]["connections"] == 4
 
 
 def test_the_locustfile_of_the_page(folder: Path) -> None:
