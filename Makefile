@@ -59,7 +59,7 @@ page-test: $(VENV)/.browser ## look at the pages of reports in Chromium, and tak
 	$(BIN)/pytest -p no:xdist -m browser tests/page
 
 locust-test: $(VENV)/.locust-test ## run Locust with fastsock as its engine (two minutes)
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m locust tests/locust
+	$(BIN)/pytest -n 4 --dist worksteal -m locust tests/locust  # they wait for most of the time
 
 # A warning is an error, also for a link or an anchor that leads nowhere.
 SPHINX := $(BIN)/sphinx-build --quiet --fresh-env --write-all --nitpicky --fail-on-warning
