@@ -66,7 +66,8 @@ class Reports:
             return
         self.is_going_on = False
         try:
-            parts = list(self._parts())
+            # In the order in which ``fastsock merge`` reads files.
+            parts = sorted(self._parts(), key=lambda part: part.report.started_at)
             reports = self._merged(parts)
         except (ValueError, NotMergeableError) as error:
             logger.error("no report of the workers: %s", error)
