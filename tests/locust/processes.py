@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -158,7 +159,10 @@ class Web:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        self._post("/stop", {})
+        try:
+            self._post("/stop", {})
+        except urllib.error.HTTPError:  # Locust 2.30 takes a GET
+            urllib.request.urlopen(f"{self.url}/stop", timeout=20).close()
 
     def run(self, seconds: float) -> None:
         self.start()
