@@ -88,7 +88,7 @@ TESTS_asan := $(SIDE_BY_SIDE) tests
 TESTS_tsan := -k "not fork and not pure" tests/test_contract*.py tests/test_server.py \
 	tests/test_binding.py tests/test_system_calls.py tests/test_limits.py tests/test_services.py \
 	tests/test_datagram*.py tests/test_load.py tests/test_load_open_loop.py tests/test_load_faults.py \
-	tests/test_load_options.py tests/test_load_interrupt.py tests/test_load_datagram.py
+	tests/test_load_options.py tests/test_load_interrupt.py tests/test_load_datagram.py tests/test_fleet.py
 
 TESTS_valgrind := $(addprefix tests/test_contract.py::test_, echoes_with_any_buffer_size \
 	reset_while_bytes_are_unsent counters_count_every_byte_and_end) \

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from load_runs import faults
@@ -52,6 +53,34 @@ def test_a_run_that_is_ended_is_whole(server: fastsock.Server) -> None:
     assert not faults(report)
     assert 0.1 < report.duration < 10
     assert report.latency.count == server.stats().bytes_in // 64
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fault", "options"),
+    [
+        ("tcp://127.0.0.1:0", "reset_peer:after=64k,probability=0.5", {}),
+        ("udp://127.0.0.1:0", "loss:probability=0.1", {"loss_timeout": 0.02}),
+    ],
+)
+def test_failures_are_counted_while_a_run_goes_on(
+    endpoint: str, fault: str, options: dict[str, Any]
+) -> None:
+    """make tsan: another thread than those of the load reads the counts, which only grow."""
+    ending, seen = Ending(), list[int]()
+
+    def count(_: Interval) -> None:
+        errors, datagrams = ending.counted()
+        seen.append(errors.total() + datagrams["lost"])
+        if len(seen) == 5:
+            ending.end()
+
+    with fastsock.Server(endpoint, faults=[fault]) as server:
+        keywords = {"connections": 16, "threads": 2, "warmup": 0.0, "duration": 60.0}
+        keywords |= {"wait": "block", "interval": 0.1, "timeout": 5.0, **options}
+        report = load_until_ended(server.endpoint, keywords, count, ending)
+    whole = sum(report.errors.values()) + (report.datagrams or {"lost": 0})["lost"]
+    assert 0 < seen[-1] <= whole
+    assert seen == sorted(seen)
 
 
 def test_runs_one_after_the_other_are_one(server: fastsock.Server) -> None:
