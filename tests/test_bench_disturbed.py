@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from fastsock.bench import text
 from fastsock.bench.contenders import NATIVE, RIVAL, TWIN, native
 from fastsock.bench.evidence import Evidence, Usage, idle_and_busy
 from fastsock.bench.server_process import ServerProcess
+from fastsock.cli import bench as command
 from fastsock.cli import run
 from fastsock.client.report import Finding, Latency, LoadReport
-
-command: Any = import_module("fastsock.cli.bench")  # the package has the command of this name
 
 SHORT = ("--windows", "1", "--window", "200ms", "--warmup", "10ms")
 QUIET = Evidence(0.0, {}, ())

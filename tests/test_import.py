@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from types import ModuleType
 
 import pytest
@@ -56,11 +57,44 @@ assert len(os.listdir("/proc/self/task")) == 1
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-def test_the_command_imports_no_heavy_library() -> None:
-    """rich, asyncio and matplotlib are imported only by the commands that use them."""
+BENCH = {"fastsock.bench", "fastsock.cli.bench"}
+PAGE = {"fastsock.page", "fastsock.page.page"}
+CLIENT = {"fastsock.client"}
+LOAD = {"fastsock.cli.load", "fastsock.cli.series"}
+SERVE = {"fastsock.server.server", "fastsock.cli.serve", "fastsock.cli.watched"}
+LIBRARIES = {"asyncio", "matplotlib", "prometheus_client", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        ("--version", BENCH | PAGE | CLIENT | LOAD | SERVE),
+        ("--help", BENCH | PAGE | CLIENT | LOAD | SERVE),
+        ("zork", BENCH | PAGE | CLIENT | LOAD | SERVE),
+        ("serve 127.0.0.1:0", BENCH | PAGE | CLIENT | LOAD),
+        ("info", BENCH | PAGE | CLIENT | LOAD | SERVE),
+        ("load unix:/nowhere --quiet", BENCH | PAGE | SERVE),
+        ("compare -h", BENCH | PAGE | LOAD | SERVE),
+        ("merge -h", BENCH | PAGE | LOAD | SERVE),
+        ("report -h", BENCH | LOAD | SERVE),
+        ("bench -h", PAGE | LOAD | SERVE),
+    ],
+)
+def test_a_command_imports_what_it_needs(arguments: str, absent: set[str]) -> None:
+    """Of the package, what takes part in its work; a library only when it is used."""
     code = """
-import sys
-import fastsock.cli
-assert not {"rich", "asyncio", "matplotlib"} & set(sys.modules)
+import atexit, sys
+atexit.register(lambda: print("modules", *sys.modules))
+from fastsock.__main__ import main
+main()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    command = [sys.executable, "-c", code, *arguments.split()]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        if arguments.startswith("serve"):
+            assert process.stderr is not None
+            assert "listening" in process.stderr.readline()
+            process.terminate()
+        words = process.communicate(timeout=30)[0].split()
+    imported = words[words.index("modules") :]
+    assert "fastsock.cli" in imported
+    assert not (absent | LIBRARIES) & set(imported)

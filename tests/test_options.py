@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import click
 import pytest
 
 import fastsock
@@ -64,6 +65,12 @@ GIVEN: dict[type, Any] = {
     Percentiles: Iterable[float],
     Faults: Iterable[str],
 }
+
+
+def command_of(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
 
 
 @pytest.mark.parametrize(("command", "options", "keywords"), BOTH, ids=["serve", "load"])
@@ -141,7 +148,7 @@ def test_a_subclass_has_its_own_signature() -> None:
 @every_option
 def test_the_command_line_has_every_option(command: str, option: Option) -> None:
     """With its flag, and with a name from which click makes the environment variable."""
-    parameters = {flag: each for each in cli.commands[command].params for flag in each.opts}
+    parameters = {flag: each for each in command_of(command).params for flag in each.opts}
     assert long_flag(option) in parameters
     assert set(option.flags) <= set(parameters)
 
@@ -214,8 +221,9 @@ def test_a_count_is_of_plain_digits(text: str) -> None:
 
 def test_names_are_completed() -> None:
     """The shell completes the names of a choice."""
-    parameters = {each.name: each for each in cli.commands["serve"].params}
+    serve = command_of("serve")
+    parameters = {each.name: each for each in serve.params}
     engine = parameters["engine"]
-    with cli.commands["serve"].make_context("serve", [], resilient_parsing=True) as context:
+    with serve.make_context("serve", [], resilient_parsing=True) as context:
         found = engine.type.shell_complete(context, engine, "e")
     assert [each.value for each in found] == ["epoll"]

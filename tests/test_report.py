@@ -26,6 +26,7 @@ from jsonschema import Draft202012Validator
 from misbehaving import MisbehavingServer
 
 import fastsock
+from fastsock.cli import load as command
 from fastsock.client import hdr, merge, verdict
 from fastsock.client.document import LOAD_SCHEMA
 from fastsock.client.document_reader import report_of
@@ -469,7 +470,6 @@ def test_the_command_prints_the_text(
 ) -> None:
     """`print(report)` shows what `fastsock load` prints."""
     written: list[str] = []
-    command = import_module("fastsock.cli.load")
     monkeypatch.setattr(command, "write_result", written.append)
     command.show(reports[sort], with_figures=True)
     assert written == [str(reports[sort])]

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from misbehaving import MisbehavingServer
 import fastsock
 from fastsock._native.client.histogram import Histogram
 from fastsock.cli import run
+from fastsock.cli.exits import code_of
 from fastsock.client.options import LoadOptions
 from fastsock.client.report import Finding, Latency, LoadReport
 from fastsock.client.target_results import results_of
@@ -316,7 +316,7 @@ def test_the_first_exit_code_that_applies(
     report = LoadReport("", {}, 1.0, 100, 100, Latency(), Latency(), errors=errors, reasons=reasons)
     (result,) = results_of([Target(f"rate{'>' if met else '<'}1")], report, {}) or ()
     report = replace(report, targets=(result,))
-    assert import_module("fastsock.cli.load").code_of(report) == code
+    assert code_of(report) == code
 
 
 def histogram(*values: int) -> Histogram:

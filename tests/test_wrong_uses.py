@@ -8,6 +8,7 @@ import pytest
 
 import fastsock
 from fastsock.cli import cli, run
+from fastsock.cli.load import load
 
 #: What is typed, and what is printed.
 TRANSCRIPT = """\
@@ -349,7 +350,7 @@ def test_warnings_are_for_people(
     run(["load", ":0", "--quiet"])
     assert "warning" not in capsys.readouterr().err
     context = cli.make_context("fastsock", ["load", "--mo"], resilient_parsing=True)
-    cli.commands["load"].make_context("load", ["--mo"], context, resilient_parsing=True)
+    load.make_context("load", ["--mo"], context, resilient_parsing=True)
     assert capsys.readouterr().err == ""
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
 from fastsock import __version__, suggestions
-from fastsock.cli.bench import bench
-from fastsock.cli.compare import compare
 from fastsock.cli.exits import FAILED
-from fastsock.cli.info import info
-from fastsock.cli.load import load
-from fastsock.cli.merge import merge
 from fastsock.cli.output import complain, finish_lines
-from fastsock.cli.report import report
-from fastsock.cli.serve import serve
-from fastsock.client.load import LoadInterrupted
 from fastsock.signals import Ended, end_by_signals, ignore_signals
 
+#: Each command with its line in the help of all, in the order in which people need them. Its module
+#: here has its name, and is imported when the command is used.
+_COMMANDS = {
+    "serve": "Echo what arrives at each ENDPOINT until stopped.",
+    "load": "Load the server at ENDPOINT and report rate, latency and errors.",
+    "report": "Show the runs that fastsock load --json wrote: one as text,...",
+    "compare": "Compare load runs: by how much the rate and the latency differ.",
+    "merge": "Merge load runs of several machines into one.",
+    "bench": "Compare echo servers on this machine.",
+    "info": "Show the version, the machine, and which engines can be used.",
+}
 #: Words of other tools, and the command that does it here.
 _MEANT = {
     **dict.fromkeys(("server", "listen", "start", "run", "echo", "daemon"), "serve"),
@@ -36,7 +40,19 @@ _MEANT = {
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which people need them
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"{__name__}.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        command.short_help = _COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -47,18 +63,18 @@ class _Commands(click.Group):
     def _unknown(self, word: str) -> str:
         if ":" in word or "/" in word:
             return f"say what to do with it: fastsock serve {word}, or fastsock load {word}"
-        meant = _MEANT.get(word.lower()) or suggestions.near(word, self.commands)
+        meant = _MEANT.get(word.lower()) or suggestions.near(word, _COMMANDS)
         if meant:
             return f"{word!r} is not a command; did you mean fastsock {meant}?"
-        return f"{word!r} is not a command; they are {', '.join(self.commands)}"
+        return f"{word!r} is not a command; they are {', '.join(_COMMANDS)}"
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LoadInterrupted as interrupted:  # of a bench
-            raise Ended(interrupted.signal) from None
-        except KeyboardInterrupt:  # click would write a line to stderr itself, and wait for it
-            raise Ended(signal.SIGINT) from None
+        # click would write a line to stderr itself, and wait for it. A bench's LoadInterrupted says
+        # which signal it was.
+        except KeyboardInterrupt as interrupted:
+            raise Ended(getattr(interrupted, "signal", signal.SIGINT)) from None
 
 
 @click.group(
@@ -80,10 +96,6 @@ def cli() -> None:
     fastsock serve                     # in one terminal
     fastsock load 127.0.0.1:7007       # in another
     """
-
-
-for command in (serve, load, report, compare, merge, bench, info):
-    cli.add_command(command)
 
 
 def run(arguments: list[str]) -> int:

@@ -129,7 +129,6 @@ _HELP = {each.name: each.help for each in declared(LoadOptions)}
 
 @click.command(
     cls=Command,
-    short_help="Compare echo servers on this machine.",
     example="fastsock bench\nfastsock bench --engines epoll,stdlib-threads -c 1,100 -s 1k",
 )
 @option(

@@ -27,7 +27,6 @@ class ChangeTarget(Kind):
 
 @click.command(
     cls=Command,
-    short_help="Compare load runs: by how much the rate and the latency differ.",
     example="fastsock compare before.json after.json\n"
     "fastsock compare before/ after/ --target 'p99<+5%' --target 'rate>-5%'",
 )

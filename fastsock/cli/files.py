@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import click
+
 from fastsock.cli.exits import OK, USAGE
-from fastsock.cli.output import check_distinct, complain, write_file, write_json
+from fastsock.cli.output import check_distinct, check_writable, complain, write_file, write_json
 from fastsock.client.saved import SERIES_SCHEMA, Saved
-from fastsock.page import page
 
 
 @dataclass
@@ -48,10 +49,24 @@ class Files:
         return code
 
 
+def check_drawable(value: str | None) -> str | None:
+    """Refuse a page that could not be drawn, or not be written, before all work."""
+    if value is not None:
+        from fastsock.page import charts  # not at the top: few runs write a page
+
+        try:
+            charts.check()
+        except ModuleNotFoundError as error:
+            raise click.UsageError(str(error)) from None
+    return check_writable(value)
+
+
 def _draw(document: dict[str, Any], path: str) -> int:
     series = document if document["schema"] == SERIES_SCHEMA else None
     runs = tuple(series["runs"]) if series else (document,)
     try:
+        from fastsock.page import page
+
         text = page.of(page.runs_of([Saved(document["endpoint"], runs, series)]), series)
     except Exception as error:  # of matplotlib's installation, say: the result is not lost for it
         complain(f"cannot draw {path}: {error}")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from fastsock.cli.command import Command, GroupedOption, usage_errors
-from fastsock.cli.exits import FAILED, NOT_VALID, OK, TARGET_MISSED
-from fastsock.cli.files import Files
+from fastsock.cli.exits import OK, code_of
+from fastsock.cli.files import Files, check_drawable
 from fastsock.cli.observer import observed
 from fastsock.cli.output import (
     complain,
@@ -18,7 +18,6 @@ from fastsock.cli.output import (
     write_result,
 )
 from fastsock.cli.parameters import KindType, file_option, json_option, options_of, quiet_option
-from fastsock.cli.report import check_drawable
 from fastsock.cli.series import options_of_search, run_search, run_series, series_options
 from fastsock.cli.start_at import StartAt
 from fastsock.client import load as client
@@ -113,15 +112,6 @@ def write(report: LoadReport, files: Files) -> int:
         if code == OK or not files.is_stdout_taken:
             show(report, with_figures=not files.is_stdout_taken)
     return code
-
-
-def code_of(report: LoadReport) -> int:
-    """The exit code of a run."""
-    if report.failed:
-        return FAILED
-    if not report.valid:
-        return NOT_VALID
-    return TARGET_MISSED if report.missed else OK
 
 
 def show(report: LoadReport, *, with_figures: bool) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from fastsock.cli.command import Command, GroupedOption, file_errors
-from fastsock.cli.exits import FAILED, OK
-from fastsock.cli.load import code_of
+from fastsock.cli.exits import FAILED, OK, code_of
 from fastsock.cli.output import complain, write_json, write_result
 from fastsock.cli.parameters import json_option
 from fastsock.client import merge as merging
@@ -15,7 +14,6 @@ from fastsock.client import saved
 
 @click.command(
     cls=Command,
-    short_help="Merge load runs of several machines into one.",
     example="fastsock merge a.json b.json --json both.json",
 )
 @click.argument("files", metavar="RUN.json...", nargs=-1, required=True)

@@ -9,26 +9,17 @@ import click
 
 from fastsock.cli.command import Command, GroupedOption
 from fastsock.cli.exits import OK
-from fastsock.cli.output import check_writable, write_file, write_result
+from fastsock.cli.files import check_drawable
+from fastsock.cli.output import write_file, write_result
 from fastsock.client import saved
 from fastsock.client.document_reader import reports_of
 from fastsock.client.text import columns_of
-from fastsock.page import charts, page
+from fastsock.page import page
 from fastsock.page.run import Run
 
 _TITLES = ("rate", "p50", "p99", "p99.9", "errors", "valid")
 _WIDTHS = (8, 8, 8, 8, 7, 7)
 _NAME = 28  # columns
-
-
-def check_drawable(value: str | None) -> str | None:
-    """Refuse a page that could not be drawn, or not be written, before all work."""
-    if value is not None:
-        try:
-            charts.check()
-        except ModuleNotFoundError as error:
-            raise click.UsageError(str(error)) from None
-    return check_writable(value)
 
 
 @click.command(cls=Command, example="fastsock report before.json after.json -o report.html")

@@ -31,7 +31,6 @@ from fastsock.signals import Ended
 
 @click.command(
     cls=Command,
-    short_help="Echo what arrives at each ENDPOINT until stopped.",
     example="fastsock serve 127.0.0.1:7007\n"
     "fastsock serve localhost:7007 udp://127.0.0.1:7007 unix:/run/echo.sock",
 )

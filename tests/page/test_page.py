@@ -536,7 +536,7 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
         words = ["load", str(server.endpoint), *SHORT, "--html", str(out), "--json", str(saved)]
         assert run(words) == 2
     found = capsys.readouterr()
-    assert "no fonts" in found.err
+    assert "no fonts" in " ".join(found.err.split())
     assert found.out.startswith(str(server.endpoint))
     assert json.loads(saved.read_text())["messages"] == 200
 
