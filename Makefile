@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find fastsock/_native -name '*.p[xy][xd]')
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Programs that the tests start would each compile every module again, where the environment forbids
+# to keep what was compiled.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help build demo test watched slow believable page-test locust-test docs docs-test asan tsan valgrind bench engines reliability soak churn hold stop lint dist clean
 
