@@ -49,44 +49,72 @@ def links_of(page: Path) -> Iterator[Link]:
             yield Link(page, prose.count("\n", 0, found.start()) + 1, found[1], file, anchor)
 
 
-LINKS = [link for page in PAGES for link in links_of(page)]
-CODE_LINKS = [link for link in LINKS if NAMED.fullmatch(link.text)]
-
-
-def name_of(link: Link) -> str:
-    return f"{link.page.name}:{link.line}:{link.file}#{link.anchor}"
-
-
 # --- links --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("link", LINKS, ids=name_of)
-def test_links_lead_to_files(link: Link) -> None:
-    """What a link points to is there, and inside the repository."""
-    assert link.target.exists()
-    assert link.target.is_relative_to(ROOT)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link of a page: see `mistake_in`."""
+    mistakes = ((link, mistake_in(link)) for link in links_of(page))
+    found = [
+        f"{page.name}:{link.line}: {link.file}#{link.anchor}: {why}"
+        for link, why in mistakes
+        if why
+    ]
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("link", CODE_LINKS, ids=name_of)
-def test_links_lead_to_what_they_name(link: Link) -> None:
-    """The link's text names the file and something that is defined in it."""
-    file, name = NAMED.fullmatch(link.text).groups()  # type: ignore[union-attr]
-    assert file == link.target.name
-    assert line_of(name, link.target.read_text()) > 0
+def mistake_in(link: Link) -> str:
+    """Empty where the link points to a file of the repository, and to what it names in it.
+
+    An anchor is a heading of a page. A text that names a file and a definition is right in both.
+    """
+    if not link.target.exists():
+        return "no such file"
+    if not link.target.is_relative_to(ROOT):
+        return "outside of the repository"
+    if link.anchor and link.anchor not in anchors_of(link.target):
+        return "no such heading"
+    if not (named := NAMED.fullmatch(link.text)):
+        return ""
+    file, name = named.groups()
+    if file != link.target.name:
+        return f"the text says {file}"
+    try:
+        line_of(name, link.target.read_text())
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-@pytest.mark.parametrize("link", [each for each in LINKS if each.anchor], ids=name_of)
-def test_links_lead_to_headings(link: Link) -> None:
-    """An anchor is a heading of a page."""
-    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", link.target.read_text()), re.MULTILINE)
-    assert link.anchor in {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
-    }
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_there_are_links() -> None:
     """The patterns above still find something."""
-    assert len(LINKS) > len(CODE_LINKS) > 20
+    links = [link for page in PAGES for link in links_of(page)]
+    assert len(links) > len([link for link in links if NAMED.fullmatch(link.text)]) > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[x](nowhere.md)", "no such file"),
+        ("[x](../..)", "outside of the repository"),
+        ("[x](options.md#absent)", "no such heading"),
+        ("[`a.pyx: Server`](../fastsock/server/server.py)", "the text says a.pyx"),
+        ("[`server.py: zork`](../fastsock/server/server.py)", "zork is not defined there"),
+        ("[`server.py: Server.stop`](../fastsock/server/server.py)", ""),
+        ("[x](options.md#server)", ""),
+    ],
+)
+def test_a_mistake_in_a_link(text: str, mistake: str) -> None:
+    found = LINK.search(text)
+    assert found is not None
+    file, _, anchor = found[2].partition("#")
+    assert mistake_in(Link(ROOT / "docs" / "a.md", 1, found[1], file, anchor)) == mistake
 
 
 # --- examples ---------------------------------------------------------------------------------
