@@ -394,7 +394,7 @@ def test_a_rival_that_does_not_start(
 ) -> None:
     """A contender that ends without listening is an error with what it printed."""
     rival = f"broken=sh -c 'echo {printed}'"
-    assert run(["bench", "-c", "1", "--windows", "1", "--rival", rival]) == 1
+    assert run(["bench", "--engines", "epoll", "-c", "1", *SHORT, "--rival", rival]) == 1
     assert error in " ".join(capsys.readouterr().err.split())
 
 

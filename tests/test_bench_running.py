@@ -28,7 +28,7 @@ from fastsock.cli import run
 from fastsock.endpoint import Endpoint
 
 METHOD = compare.Method(2, 0.1, 0.01)
-TURN = ["--windows", "1", "--window", "100ms", "-q"]
+TURN = ["--windows", "1", "--window", "100ms", "--warmup", "10ms", "-q"]
 SHORT = ["--engines", "epoll", "-c", "2", *TURN]
 ENGINES = {"tcp": "epoll", "udp": "datagrams", "unix": "epoll", "unixgram": "datagrams"}
 DONE = (0, 4)  # on a busy machine a window may be disturbed
