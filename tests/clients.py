@@ -327,16 +327,19 @@ def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
     return chunks
 
 
-def wait_until(condition: Callable[[], object], what: str = "condition") -> None:
+def wait_until(
+    condition: Callable[[], object], what: str = "condition", longest: float = 0.03
+) -> None:
     """Check until it holds: for what comes soon but gives no event to wait for.
 
-    Less and less often, as the check itself, a connection say, may keep a slow server busy.
+    Less and less often, up to every `longest` seconds, as the check itself, a connection say, may
+    keep a slow server busy.
     """
     pause, deadline = 0.001, time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT:g} s"
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
+        pause = min(pause * 1.5, longest)
 
 
 def wait_until_still(read: Callable[[], int], quiet: float = 0.2) -> int:
@@ -350,7 +353,7 @@ def wait_until_still(read: Callable[[], int], quiet: float = 0.2) -> int:
             seen, since = now, time.monotonic()
         return time.monotonic() - since >= quiet
 
-    wait_until(is_still, "counter that does not move")
+    wait_until(is_still, "counter that does not move", longest=quiet / 10)
     return seen
 
 
