@@ -131,6 +131,7 @@ def test_port_can_be_bound_again_at_once(implementation: Implementation, socket_
             assert sock.recv(1) == b""
 
 
+@two_kinds
 @pytest.mark.native
 def test_stop_answers_what_has_arrived(implementation: Implementation, socket_kind: str) -> None:
     """Without a drain too, a client that has connected and sent gets that back, accepted or not.
@@ -277,13 +278,14 @@ def test_signal_ends_serve(
     assert server.errors() == ""
 
 
-def test_signal_at_the_wrong_moment(implementation: Implementation) -> None:
-    """A signal that comes just as the main thread begins to wait ends the wait, 200 times."""
-    in_fresh_process(serve_until_signal_often, implementation.name)
+@pytest.mark.parametrize("times", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_signal_at_the_wrong_moment(implementation: Implementation, times: int) -> None:
+    """A signal that comes just as the main thread begins to wait ends the wait, each time."""
+    in_fresh_process(serve_until_signal_often, implementation.name, times)
 
 
-def serve_until_signal_often(name: str) -> None:
-    for _ in range(200):
+def serve_until_signal_often(name: str, times: int) -> None:
+    for _ in range(times):
         ready = threading.Event()
 
         def interrupt(ready: threading.Event = ready) -> None:

@@ -260,7 +260,7 @@ def compare_scripts(kind: str, examples: int, started_from: int | None) -> Compa
     return comparison
 
 
-@pytest.mark.kinds(*KINDS)
+@pytest.mark.kinds("tcp", "unix")  # what TCP shows is the same over IPv6; the slow test has it too
 def test_same_transcript(socket_kind: str) -> None:
     """40 scripts, one client at a time and up to 4: what they see is right on every server."""
     assert compare_scripts(socket_kind, 40, None).scripts >= 40
