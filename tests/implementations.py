@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,9 @@ def find_implementations() -> dict[str, Implementation]:
 
 
 IMPLEMENTATIONS = find_implementations()
+#: The names of those of each package.
+NATIVE = [name for name, each in IMPLEMENTATIONS.items() if each.native]
+PURE = [name for name, each in IMPLEMENTATIONS.items() if not each.native]
 
 
 class Child(Process):
@@ -179,6 +183,23 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any, limit: float
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def each_in_fresh_process(function: Callable[..., Any], names: list[str], *arguments: Any) -> None:
+    """Call a function for each implementation of a package, in one new interpreter for them all.
+
+    It imports the test module once, which takes longer than most of these functions.
+    """
+    in_fresh_process(in_turn, function.__module__, function.__name__, names, *arguments)
+
+
+def in_turn(module: str, function: str, names: list[str], *arguments: Any) -> None:
+    for name in names:
+        try:
+            getattr(import_module(module), function)(name, *arguments)
+        except BaseException as error:
+            error.add_note(f"with {name}")
+            raise
 
 
 def say(**facts: Any) -> None:

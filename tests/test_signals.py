@@ -19,7 +19,14 @@ from typing import Any
 
 import pytest
 from clients import TIMEOUT, connect, connect_to, echo_exactly, has_ended, refuses, wait_until
-from implementations import ANY_PORT, IMPLEMENTATIONS, Implementation, in_fresh_process
+from implementations import (
+    ANY_PORT,
+    IMPLEMENTATIONS,
+    NATIVE,
+    PURE,
+    each_in_fresh_process,
+    in_fresh_process,
+)
 from leftovers import children
 from load_runs import faults_in
 from misbehaving import MisbehavingServer, swallows
@@ -32,6 +39,7 @@ from fastsock.server import unix_file
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 SOON = 2.0  # seconds, on a busy machine
 FASTSOCK = (sys.executable, "-m", "fastsock")
+each_package = pytest.mark.parametrize("names", [NATIVE, PURE], ids=["native", "pure"])
 
 #: The command with a name server that never answers. Blocked in C, where a signal ends nothing.
 SILENT_NAME_SERVER = """
@@ -218,9 +226,10 @@ def test_serve_with_a_blocked_mask(number: signal.Signals, code: int) -> None:
         assert_ends(process, number, code=code)
 
 
-def test_serve_forever_with_a_blocked_mask(implementation: Implementation) -> None:
+@each_package
+def test_serve_forever_with_a_blocked_mask(names: list[str]) -> None:
     """So it is in a library's main thread, whose mask is put back."""
-    in_fresh_process(serve_with_a_blocked_mask, implementation.name)
+    each_in_fresh_process(serve_with_a_blocked_mask, names)
 
 
 def serve_with_a_blocked_mask(name: str) -> None:
@@ -230,9 +239,10 @@ def serve_with_a_blocked_mask(name: str) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
-def test_hangup_ends_serve_forever(implementation: Implementation) -> None:
+@each_package
+def test_hangup_ends_serve_forever(names: list[str]) -> None:
     """SIGHUP stops as SIGTERM does, but not where it is ignored or has a handler."""
-    in_fresh_process(serve_until_hangup, implementation.name)
+    each_in_fresh_process(serve_until_hangup, names)
 
 
 def serve_until_hangup(name: str) -> None:
@@ -250,6 +260,7 @@ def serve_until_hangup(name: str) -> None:
 
         IMPLEMENTATIONS[name].serve(ready=ready)
     assert own == [HUP]
+    signal.signal(HUP, signal.SIG_DFL)
 
 
 def test_serve_under_nohup() -> None:

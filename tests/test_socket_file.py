@@ -19,7 +19,13 @@ from typing import Any
 
 import pytest
 from clients import connect, echo_exactly, finish_exactly, wait_until
-from implementations import IMPLEMENTATIONS, in_fresh_process
+from implementations import (
+    IMPLEMENTATIONS,
+    NATIVE,
+    PURE,
+    each_in_fresh_process,
+    in_fresh_process,
+)
 
 from fastsock import Endpoint
 from fastsock.server import unix_file
@@ -30,6 +36,7 @@ NOBODY = 65534
 LONG = 30.0  # seconds; only something that hangs takes so long
 ENGINES = list(IMPLEMENTATIONS)
 KINDS = ["unix", "unixgram"]
+each_package = pytest.mark.parametrize("names", [NATIVE, PURE], ids=["native", "pure"])
 
 
 @pytest.fixture
@@ -62,10 +69,10 @@ def no_descriptor_left(pid: int = 0) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ENGINES)
-def test_a_stop_at_the_limit_removes_the_file(folder: Path, name: str, kind: str) -> None:
+@each_package
+def test_a_stop_at_the_limit_removes_the_file(folder: Path, names: list[str], kind: str) -> None:
     """stop() needs no descriptor that the limit refuses."""
-    in_fresh_process(stop_at_the_limit, name, f"{kind}://{folder}/s")
+    each_in_fresh_process(stop_at_the_limit, names, f"{kind}://{folder}/s")
 
 
 def stop_at_the_limit(name: str, url: str) -> None:
@@ -113,10 +120,10 @@ def test_the_file_is_removed_before_the_drain(folder: Path, package: str) -> Non
             process.kill()
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_a_start_at_the_limit(folder: Path, name: str) -> None:
+@each_package
+def test_a_start_at_the_limit(folder: Path, names: list[str]) -> None:
     """Whichever descriptor is the one too many, start() fails and leaves nothing, or it serves."""
-    in_fresh_process(start_at_the_limit, name, f"unix://{folder}/s")
+    each_in_fresh_process(start_at_the_limit, names, f"unix://{folder}/s")
 
 
 def start_at_the_limit(name: str, url: str) -> None:
@@ -143,6 +150,8 @@ def start_at_the_limit(name: str, url: str) -> None:
     with connect(server.endpoint) as sock:
         echo_exactly(sock, b"served")
     server.stop()
+    for descriptor in spare:
+        os.close(descriptor)
     assert not ignored
 
 
