@@ -129,6 +129,9 @@ PASSING_TOO = (
 # No descriptors or no memory: one of each, as all take the same path.
 STARVING = ("EMFILE", "ENOBUFS")
 STARVING_TOO = ("ENFILE", "ENOMEM")
+# Any other error is for good, on one path: a listener that is gone, and a call that is forbidden.
+FOR_GOOD = ("EBADF", "EPERM")
+FOR_GOOD_TOO = ("EINVAL", "ENOTSOCK", "ENOSYS")
 ONE_AT_A_TIME = {"max_connections": 1000}  # so that every engine calls accept4() for each
 
 
@@ -154,7 +157,10 @@ def test_accept_fails(implementation: Implementation, log: Path, error: str) -> 
         assert stats["accept_pauses"] == (3 if error in STARVING + STARVING_TOO else 0)
 
 
-@pytest.mark.parametrize("error", ["EINVAL", "EBADF", "ENOTSOCK", "EPERM", "ENOSYS"])
+@pytest.mark.parametrize(
+    "error",
+    [*FOR_GOOD, *(pytest.param(name, marks=pytest.mark.slow) for name in FOR_GOOD_TOO)],
+)
 def test_accept_fails_for_good(implementation: Implementation, log: Path, error: str) -> None:
     """A listener that is gone, or a call that is forbidden, ends serve() with the error."""
     with injecting(
