@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pytest
@@ -262,6 +262,11 @@ def tagged(number: int, size: int) -> bytes:
     return (tag * (size // 16 + 1))[:size]
 
 
+@lru_cache(maxsize=4)
+def random_bytes(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
 @cache
 def stream(number: int) -> bytes:
     """All that the client of that number sends; no other client sends the same."""
@@ -316,7 +321,8 @@ class EchoClient:
         return bytes(self.early) + receive_all(self.sock)
 
 
-def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
+@lru_cache(maxsize=16)  # every implementation gets the same: to make a MiB takes 5 ms
+def random_chunks(seed: int, total: int, largest: int) -> tuple[bytes, ...]:
     """Random bytes in chunks of 1 to `largest`, as many short ones as long ones."""
     rng = random.Random(seed)
     chunks = []
@@ -324,7 +330,7 @@ def random_chunks(seed: int, total: int, largest: int) -> list[bytes]:
         size = min(total, int(2 ** rng.uniform(0, math.log2(largest))))
         chunks.append(rng.randbytes(size))
         total -= size
-    return chunks
+    return tuple(chunks)
 
 
 def wait_until(

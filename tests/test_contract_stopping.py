@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from clients import (
     finish_exactly,
     has_ended,
     not_zero,
+    random_bytes,
     receive_all,
     receive_exactly,
     refuses,
@@ -161,7 +161,7 @@ def test_drain_serves_every_client_to_its_end(serve: Serve) -> None:
     A server of one client at a time still has the others waiting to be accepted.
     """
     server = serve()
-    data = random.Random(7).randbytes(MIB)
+    data = random_bytes(7, MIB)
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(server.endpoint)) for _ in range(6)]
         echo_exactly(socks[0], b"first")
