@@ -347,7 +347,7 @@ def run_machines(process: ServingProcess, runs: int, started_from: int | None) -
 
 def test_any_order(process: ServingProcess) -> None:
     """A few runs, always the same ones."""
-    run_machines(process, 6, None)
+    run_machines(process, 4, None)
 
 
 @pytest.mark.slow
