@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import fastsock
-from fastsock import pure
 from fastsock._native.client.process_tree import descendants
+from fastsock.bench.contenders import PURE_ENGINES
 from fastsock.bench.server_process import Process, resident_bytes, smaps_bytes
 from fastsock.server import engines
 
@@ -45,12 +45,13 @@ class Implementation:
     """One server to test: a package and the engine it is asked for."""
 
     name: str
-    package: Any
     engine: str
+    native: bool
 
     @property
-    def native(self) -> bool:
-        return self.package is fastsock
+    def package(self) -> Any:
+        """Imported when it is used: the twin takes a third of a process's start."""
+        return fastsock if self.native else import_module("fastsock.pure")
 
     @property
     def one_at_a_time(self) -> bool:
@@ -83,8 +84,8 @@ def left_out() -> dict[str, str]:
 def find_implementations() -> dict[str, Implementation]:
     """Every one there is; those that serve one client at a time come last."""
     found = [
-        *(Implementation(f"native-{name}", fastsock, name) for name in usable_engines()),
-        *(Implementation(f"pure-{name}", pure, name) for name in pure.ENGINES),
+        *(Implementation(f"native-{name}", name, native=True) for name in usable_engines()),
+        *(Implementation(f"pure-{name}", name, native=False) for name in PURE_ENGINES),
     ]
     return {each.name: each for each in sorted(found, key=lambda each: each.one_at_a_time)}
 

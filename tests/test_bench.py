@@ -26,6 +26,7 @@ from xml.etree import ElementTree
 import pytest
 from clients import wait_until
 
+from fastsock import pure
 from fastsock._native.client.process_tree import descendants
 from fastsock.bench import comparison as compare
 from fastsock.bench import contenders, picture, server_process
@@ -81,6 +82,10 @@ def test_every_engine_takes_part(measured: tuple[dict[str, Any], Path]) -> None:
                 assert value == pytest.approx(result[figure]["median"], rel=0.01)
             assert result["syscalls_per_echo"] is None
             assert result["memory_bytes"]["connected"] > 1 << 20
+
+
+def test_every_engine_of_the_twin_is_known() -> None:
+    assert set(contenders.PURE_ENGINES) == set(pure.ENGINES)
 
 
 def test_serial_does_not_take_part_with_two_clients(
