@@ -22,7 +22,7 @@ from leftovers import children, threads
 from networks import own_network
 
 import fastsock
-from fastsock.cli import run
+from fastsock.cli import run, serve  # noqa: F401  imported while its files can be read
 from fastsock.cli.user import USER, become
 from fastsock.server import unix_file
 
