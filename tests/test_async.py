@@ -21,7 +21,7 @@ from implementations import ANY_PORT, in_fresh_process
 from leftovers import everything
 
 import fastsock
-from fastsock import Server, load, load_async
+from fastsock import Server, load, load_async, pure
 
 SOON = 2.0  # seconds, on a busy machine; a run that is not ended lasts for a minute
 LONG: dict[str, Any] = {"duration": 60, "wait": "block"}
@@ -193,7 +193,7 @@ def test_a_closed_loop_ends_a_run_that_has_not_begun(monkeypatch: pytest.MonkeyP
         answered.set()
 
 
-@pytest.mark.parametrize("package", [fastsock, fastsock.pure], ids=["native", "pure"])
+@pytest.mark.parametrize("package", [fastsock, pure], ids=["native", "pure"])
 def test_a_server_is_no_endpoint(package: Any) -> None:
     """The error says which of its attributes is one, before the server's start too."""
     server = package.Server(ANY_PORT)
