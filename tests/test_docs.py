@@ -83,7 +83,7 @@ def mistake_in(link: Link) -> str:
     try:
         line_of(name, link.target.read_text())
     except ValueError as error:
-        return str(error)
+        return f"{error} there"
     return ""
 
 

@@ -20,7 +20,7 @@ from fastsock.signals import Ended, end_by_signals, ignore_signals
 _COMMANDS = {
     "serve": "Echo what arrives at each ENDPOINT until stopped.",
     "load": "Load the server at ENDPOINT and report rate, latency and errors.",
-    "report": "Show the runs that fastsock load --json wrote: one as text,...",
+    "report": "Show saved load runs as text, or write a page of them.",
     "compare": "Compare load runs: by how much the rate and the latency differ.",
     "merge": "Merge load runs of several machines into one.",
     "bench": "Compare echo servers on this machine.",
