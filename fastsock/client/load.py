@@ -221,9 +221,9 @@ class Ending:
         """Failures of connections by kind, and datagrams, so far; the threads go on counting."""
         errors, datagrams = Counter[str](), Counter[str]()
         for loader in self.loaders:
-            counts = loader.result()
+            counts = loader.failures()
             errors.update(counts["errors"])
-            datagrams.update(counts.get("datagrams") or {})
+            datagrams.update(counts.get("datagrams", {}))
         return errors, datagrams
 
     def close(self) -> None:

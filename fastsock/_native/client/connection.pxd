@@ -10,6 +10,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.tcp_info as tcp_info
 cimport fastsock._native.clock as clock
@@ -100,7 +101,7 @@ cdef struct StreamRun:
     # Results
     uint64_t received, lost         # bytes, over the whole run
     uint64_t opened                 # connections, each time
-    uint64_t failures[FAILURE_KINDS]
+    uint64_t failures[FAILURE_KINDS]                # read by other threads meanwhile
     uint64_t given_up               # connections that were still answering
     uint64_t no_eof                 # connections without the server's end
     uint64_t cut_off                # failures with answers outstanding after our half-close
@@ -166,7 +167,7 @@ cdef inline void fail(StreamRun *run, Connection *connection, int failure) noexc
         begin_outage(run, connection, now)
         return
     end_outage(run, connection, now)
-    run.failures[failure] += 1
+    atomic.count(&run.failures[failure], 1)
     run.base.errors += 1
     if (connection.state == HALF_CLOSED or connection.state == REOPENING) and (
             run.mode == MODE_ECHO and connection.started > connection.completed):

@@ -16,6 +16,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 cimport fastsock._native.address as address
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.check as check
 cimport fastsock._native.client.away as away
 cimport fastsock._native.client.datagram_receiving as datagram_receiving
@@ -161,21 +162,30 @@ cdef class DatagramLoader:
         """Whether the run has ended and every interval was taken."""
         return self.run_state.base.intervals.length == 0
 
+    def failures(self) -> dict:
+        """The failed sockets and the datagrams so far; from any thread, at any time."""
+        cdef DatagramRun *run = &self.run_state
+        return {
+            "errors": {
+                "refused": atomic.load_u64(&run.refused, atomic.RELAXED),
+                "other": atomic.load_u64(&run.other, atomic.RELAXED),
+            },
+            "datagrams": {
+                "sent": atomic.load_u64(&run.sent, atomic.RELAXED),
+                "received": atomic.load_u64(&run.received, atomic.RELAXED),
+                "lost": atomic.load_u64(&run.lost, atomic.RELAXED),
+                "duplicated": atomic.load_u64(&run.duplicated, atomic.RELAXED),
+                "reordered": atomic.load_u64(&run.reordered, atomic.RELAXED),
+                "late": atomic.load_u64(&run.late, atomic.RELAXED),
+            },
+        }
+
     def result(self) -> dict:
         """The counters and times of the run; call it after `run()` has returned."""
         cdef DatagramRun *run = &self.run_state
-        return load_run.results(&run.base) | {
+        return load_run.results(&run.base) | self.failures() | {
             "lost_bytes": 0,
             "given_up": run.unsent,
-            "errors": {"refused": run.refused, "other": run.other},
-            "datagrams": {
-                "sent": run.sent,
-                "received": run.received,
-                "lost": run.lost,
-                "duplicated": run.duplicated,
-                "reordered": run.reordered,
-                "late": run.late,
-            },
         }
 
     def _allocate(self):

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 cimport fastsock._native.ancillary as ancillary
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.client.datagram_socket as datagram_socket
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.posix as posix
@@ -72,19 +73,19 @@ cdef inline void on_datagram(DatagramRun *run, uint32_t i, const char *data,
     if not verify_datagram(run, i, data, size, &number):
         return
     if number + sock.ring_mask + 1 < sock.started:
-        run.late += 1               # no longer in the ring, so it was given up
+        atomic.count(&run.late, 1)  # no longer in the ring, so it was given up
         return
     state = &sock.ring[number & sock.ring_mask]
     if state[0] == datagram_socket.GIVEN_UP:
-        run.late += 1
+        atomic.count(&run.late, 1)
         state[0] = datagram_socket.ANSWERED
     elif state[0] == datagram_socket.ANSWERED:
-        run.duplicated += 1
+        atomic.count(&run.duplicated, 1)
     else:
         count_answer(run, i, number, state[0])
         state[0] = datagram_socket.ANSWERED
         if number < sock.next_expected:
-            run.reordered += 1      # a datagram sent later came before it (RFC 4737)
+            atomic.count(&run.reordered, 1)     # a datagram sent later came before it (RFC 4737)
         sock.next_expected = max(sock.next_expected, number + 1)
 
 
@@ -93,7 +94,7 @@ cdef inline void count_answer(DatagramRun *run, uint32_t i, uint64_t number,
     cdef int64_t intended = 0
     run.sockets[i].outstanding -= 1
     run.base.outstanding -= 1
-    run.received += 1
+    atomic.count(&run.received, 1)
     if run.base.open_loop:
         intended = load_run.intended_at(&run.base, &run.sockets[i].due_times, i, number)
     load_run.note_answer(&run.base, intended, sent_at, load_run.read_clock(&run.base))

@@ -4,6 +4,7 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 cimport fastsock._native.ancillary as ancillary
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.client.datagram_socket as datagram_socket
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.clock as clock
@@ -87,7 +88,7 @@ cdef inline int send_batch(DatagramRun *run, uint32_t i) noexcept nogil:
     sock.started += count
     sock.outstanding += count
     run.base.outstanding += count
-    run.sent += count
+    atomic.count(&run.sent, count)
     return 0
 
 

@@ -9,6 +9,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.client.load_run as load_run
 cimport fastsock._native.client.pattern as pattern
 cimport fastsock._native.interest_list as interest_list
@@ -60,7 +61,7 @@ cdef struct DatagramRun:
     char *pattern                   # from pattern.fill()
     char *buffer                    # the bytes of the last receive
     DatagramSocket *sockets
-    # Results over the whole run
+    # Results over the whole run. Other threads read the first two lines meanwhile.
     uint64_t sent, received, lost, duplicated, reordered, late      # datagrams
     uint64_t refused, other         # failed sockets
     uint64_t unsent                 # datagrams that were due
@@ -102,7 +103,7 @@ cdef inline void give_up_oldest(DatagramRun *run, DatagramSocket *sock) noexcept
         state[0] = GIVEN_UP
         sock.outstanding -= 1
         run.base.outstanding -= 1
-        run.lost += 1
+        atomic.count(&run.lost, 1)
 
 
 cdef inline void give_up_all(DatagramRun *run, DatagramSocket *sock) noexcept nogil:
@@ -114,9 +115,9 @@ cdef inline void fail_with_errno(DatagramRun *run, DatagramSocket *sock,
                                  int error) noexcept nogil:
     """Count the failure, give up the socket's datagrams and close it."""
     if load_run.is_refusal(error):
-        run.refused += 1
+        atomic.count(&run.refused, 1)
     else:
-        run.other += 1
+        atomic.count(&run.other, 1)
         run.base.other_errno = error
     run.base.errors += 1
     give_up_all(run, sock)

@@ -19,6 +19,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 cimport fastsock._native.address as address
+cimport fastsock._native.atomic as atomic
 cimport fastsock._native.check as check
 cimport fastsock._native.client.away as away
 cimport fastsock._native.client.connecting as connecting
@@ -39,6 +40,9 @@ cdef enum:
     SWEEP_NS = 50000000             # between two searches for connections without progress
     EOF_WAIT_NS = 1000000000        # how long a server may take to close after our half-close
     RING_START = 16
+
+# In the order of connection.pxd.
+cdef tuple FAILURES = ("refused", "reset", "timeout", "closed_early", "mismatch", "other")
 
 
 cdef class Loader:
@@ -154,10 +158,18 @@ cdef class Loader:
         """How often a connection was opened."""
         return self.run_state.opened
 
+    def failures(self) -> dict:
+        """The failed connections so far; from any thread, at any time."""
+        cdef uint64_t *counts = self.run_state.failures
+        return {"errors": {
+            name: atomic.load_u64(&counts[i], atomic.RELAXED)
+            for i, name in enumerate(FAILURES)
+        }}
+
     def result(self) -> dict:
         """The counters and times of the run; call it after `run()` has returned."""
         cdef StreamRun *run = &self.run_state
-        return load_run.results(&run.base) | {
+        return load_run.results(&run.base) | self.failures() | {
             "received_bytes": run.received,
             "lost_bytes": run.lost,
             "given_up": run.given_up,
@@ -168,14 +180,6 @@ cdef class Loader:
                 "total_ns": run.outage_ns,
                 "longest_ns": run.longest_outage_ns,
                 "messages": run.dropped,
-            },
-            "errors": {
-                "refused": run.failures[connection.REFUSED],
-                "reset": run.failures[connection.RESET],
-                "timeout": run.failures[connection.TIMEOUT],
-                "closed_early": run.failures[connection.CLOSED_EARLY],
-                "mismatch": run.failures[connection.MISMATCH],
-                "other": run.failures[connection.OTHER],
             },
             "tcp": connection.tcp_figures(run),
         }
