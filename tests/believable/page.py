@@ -123,7 +123,7 @@ def report(records: list[Record]) -> str:
 
 
 def spaced(codes: str) -> str:
-    """Codes as words: a line of a narrow table can break between them."""
+    """Codes and keys as words: a line of a narrow table can break between them."""
     return codes.replace("_", " ")
 
 
@@ -152,7 +152,7 @@ def links(records: list[Record]) -> Iterator[str]:
     for each in records:
         if not isinstance(each["expected"], dict) and not COMPARED.keys() & each["seen"].keys():
             name = each["disturbance"]
-            yield from ("", f"{name[0].upper()}{name[1:]}: {in_words(each['seen'])}.")
+            yield from ("", f"{name[0].upper()}{name[1:]}: {spaced(in_words(each['seen']))}.")
             yield f"Right is: {each['expected']}."
 
 
