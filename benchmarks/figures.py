@@ -143,28 +143,27 @@ def planned(wanted: str, case: str, per_second: float) -> Figure:
 FIGURES = [
     Figure(
         BENCHMARKS,
-        "fastsock has # times the rate of C epoll with one connection (# messages/s, not #), # "
-        "times if the client blocks, and # times with two",
+        "fastsock does # messages/s and C epoll #: # times the rate. If the client blocks, it is # "
+        "times with one connection and # times with two.",
         lambda: (
-            *two(ratio(ONE, EPOLL)),
             *thousands(rate(ONE, EPOLL), rate(ONE, C_EPOLL)),
-            *two(ratio(f"{ONE}, {BLOCKS}", EPOLL), ratio(f"{TWO}, {BLOCKS}", EPOLL)),
+            *two(*(ratio(case, EPOLL) for case in (ONE, f"{ONE}, {BLOCKS}", f"{TWO}, {BLOCKS}"))),
         ),
     ),
     Figure(
         BENCHMARKS,
-        "fastsock has # of the rate of C epoll with 64 connections and # with 1000, Go # and #.",
+        "fastsock has # of the rate of C epoll with 64 connections and # with 1000. Go has # and #.",
         lambda: two(*(ratio(case, name) for name in (EPOLL, "Go") for case in (MANY, CROWD))),
     ),
     Figure(
         BENCHMARKS,
-        "with 8 active of 256 it has # of the rate, epoll #.",
+        "with 8 active connections of 256 it has # of the rate of C epoll. `epoll` has #.",
         lambda: two(*(ratio(SILENT, f"fastsock {name}") for name in ("poll", "epoll"))),
     ),
     Figure(
         BENCHMARKS,
-        "An echo costs fastsock # us at 1,000/s, C epoll # and Go #; at 100,000/s with 100 "
-        "connections #, # and #.",
+        "At 1,000 messages/s an echo costs fastsock # us of CPU, C epoll # and Go #. At 100,000/s "
+        "with 100 connections it costs them #, # and # us.",
         lambda: two(*(cpu(case, name) for case in (SLOW, FAST) for name in (EPOLL, C_EPOLL, "Go"))),
     ),
     Figure(
@@ -175,7 +174,7 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "Beside a busy main thread fastsock keeps # messages/s, and Python's threads #.",
+        "Beside a busy main thread fastsock does # messages/s, and Python's threads do #.",
         lambda: (
             *thousands(rate(BUSY, "native epoll, busy main thread")),
             *whole(rate(BUSY, "stdlib threads, busy main thread")),
@@ -183,7 +182,7 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "copying is the limit: # with 64 KiB. With 1 MiB on 2 connections fastsock has #.",
+        "copying is the limit: fastsock has # with 64 KiB, and # with 1 MiB on 2 connections.",
         lambda: two(ratio(BIG, EPOLL), ratio(BIGGEST, EPOLL)),
     ),
     Figure(
@@ -193,8 +192,8 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "With one datagram in flight the rate is # of C's; with 8 x 16 it is #, for # us of CPU "
-        "and not #. Pure Python has # and #.",
+        "With one datagram in flight fastsock has # times the rate of C. With 8 x 16 it has # times; "
+        "an echo then costs # us of CPU, and in C #. Pure Python has # and #.",
         lambda: two(
             *(ratio(case, DATAGRAMS) for case in UDP),
             cpu(UDP[1], DATAGRAMS),
@@ -204,8 +203,8 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "A Unix stream carries # messages/s where TCP carries # with one connection, and # where "
-        "TCP carries # with 64.",
+        "With one connection a Unix stream carries # messages/s, and TCP #. With 64 connections "
+        "they carry # and #.",
         lambda: thousands(
             *(
                 rate(f"{UNIX}, {of}", each)

@@ -56,9 +56,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
     rows = ceil(len(panels) / COLUMNS)
     method = document["method"]
     told = (
-        "Higher rates are better, less CPU time is; 64-byte messages, and CPU time with 64 "
-        f"connections; medians of {method['windows']} windows of {method['window_s']:g} s, taken "
-        "in turns"
+        "Rates: higher is better. CPU time, with 64 connections: lower is better. 64-byte messages "
+        f"where no size is given; medians of {method['windows']} windows of "
+        f"{method['window_s']:g} s, taken in turns"
     )
     title = f"Rate relative to {REFERENCE}, and CPU time"
     shown = [cases[name] for name in {*PANELS.values(), COST} if name in cases]

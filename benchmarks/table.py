@@ -62,13 +62,10 @@ def spread(value: dict[str, float] | None) -> str:
 
 
 def narrow(value: dict[str, float] | None) -> str:
-    """With half its interval where that is wide: a phone has no room for both ends of each."""
-    if value is None:
-        return "-"
-    digits = 2 if value["median"] >= 0.01 else 4
-    half = (value["high"] - value["low"]) / 2
-    wide = f" \N{PLUS-MINUS SIGN} {half:.{digits}f}" if half > WIDE * value["median"] else ""
-    return f"{value['median']:.{digits}f}{wide}"
+    """With its interval only where that is wide: a phone has little room."""
+    text = spread(value)
+    wide = value is not None and value["high"] - value["low"] > 2 * WIDE * value["median"]
+    return text if wide else text.partition(" ")[0]
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
@@ -84,8 +81,8 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
         yield f"Of commit {commit}: {'; '.join(case['name'] for case in cases_of)}."
     yield (
         "*Rate* is relative to the reference, within a round: higher is better; "
-        f"{interval_of(document)} of the rounds, as \N{PLUS-MINUS SIGN} half its width where that "
-        f"is more than {WIDE * 100:g} % of the rate."
+        f"{interval_of(document)} of the rounds. The interval is left out where half its width is "
+        f"at most {WIDE * 100:g} % of the rate."
     )
     shown = [case for case in document["cases"] if case["name"] not in JSON_ALONE]
     if len(shown) < len(document["cases"]):

@@ -67,8 +67,8 @@ def test_a_table_has_four_columns_at_most(results: dict[str, Any]) -> None:
     ("interval", "text"),
     [
         ({"median": 1.0, "low": 0.96, "high": 1.04}, "1.00"),
-        ({"median": 2.0, "low": 1.5, "high": 2.1}, "2.00 ± 0.30"),
-        ({"median": 0.0002, "low": 0.0, "high": 0.0008}, "0.0002 ± 0.0004"),
+        ({"median": 2.0, "low": 1.5, "high": 2.1}, "2.00 (1.50-2.10)"),
+        ({"median": 0.0002, "low": 0.0, "high": 0.0008}, "0.0002 (0.0000-0.0008)"),
         (None, "-"),
     ],
 )

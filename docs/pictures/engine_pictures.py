@@ -149,7 +149,7 @@ def threads() -> str:
         socket(110, 68, "A"),
         socket(190, 68, "B"),
         socket(277, 68, "C", 1),
-        text(304, 108, "send queue", "middle"),
+        text(304, 108, "send buffer", "middle"),
         text(304, 124, "is full", "middle"),
         server(4, 138, WIDTH - 8, 118, "server: one process"),
         call(10, 154, 82, "accepting", "thread", "poll()"),

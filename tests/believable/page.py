@@ -41,7 +41,7 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 FAULTS = ("lost", "duplicated", "reordered", "late")
-#: An option with its value: as code, for Sphinx makes one dash of two.
+#: An option with its value, which the page shows as code.
 OPTION = re.compile(r"--[a-z-]+ [a-z-]+")
 LAST_PART = re.compile(r"[;:] (?!.*[;:] ).*")
 SIZES = ("below", "near", "above")
@@ -176,8 +176,8 @@ def healthy(record: Record) -> Iterator[str]:
         if (codes := [code for run in of_kind if not run["valid"] for code in run["codes"]])
     }
     yield f"{len(runs)} runs of {len(kinds)} kinds in turns: {record['flagged']} flagged. Of these,"
-    yield f"{record['excused']} are explained by the driver's own reading of the CPU time that the"
-    yield "hypervisor took (*steal*) and that other processes used: the most beside one run, in ms."
+    yield f"{record['excused']} are explained by the CPU time that the driver itself saw the"
+    yield "hypervisor (*steal*) and other processes take. The table has the most beside one run, in ms."
     yield ""
     yield from table_head("kind", "flagged", "steal", "others")
     for kind, codes in flagged.items():
