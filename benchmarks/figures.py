@@ -152,7 +152,7 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "fastsock has # of the rate of C epoll with 64 connections and # with 1000. Go has # and #.",
+        "# of the rate of C epoll with 64 connections and # with 1000. Go has # and #.",
         lambda: two(*(ratio(case, name) for name in (EPOLL, "Go") for case in (MANY, CROWD))),
     ),
     Figure(
@@ -192,8 +192,8 @@ FIGURES = [
     ),
     Figure(
         BENCHMARKS,
-        "With one datagram in flight fastsock has # times the rate of C. With 8 x 16 it has # times; "
-        "an echo then costs # us of CPU, and in C #. Pure Python has # and #.",
+        "With one datagram in flight fastsock has # times the rate of C. With 8 x 16 it has # "
+        "times; an echo then costs # us of CPU, and in C #. Pure Python has # and #.",
         lambda: two(
             *(ratio(case, DATAGRAMS) for case in UDP),
             cpu(UDP[1], DATAGRAMS),

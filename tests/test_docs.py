@@ -92,6 +92,12 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_the_site_shows_every_line(page: Path) -> None:
+    """A line that begins with % is a comment of MyST, and the site leaves it out."""
+    assert not re.findall(r"^ {0,3}%.*", FENCED.sub("", page.read_text()), re.MULTILINE)
+
+
 def test_there_are_links() -> None:
     """The patterns above still find something."""
     links = [link for page in PAGES for link in links_of(page)]

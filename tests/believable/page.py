@@ -177,7 +177,7 @@ def healthy(record: Record) -> Iterator[str]:
     }
     yield f"{len(runs)} runs of {len(kinds)} kinds in turns: {record['flagged']} flagged. Of these,"
     yield f"{record['excused']} are explained by the CPU time that the driver itself saw the"
-    yield "hypervisor (*steal*) and other processes take. The table has the most beside one run, in ms."
+    yield "hypervisor (*steal*) and other processes take. The most beside one run, in ms:"
     yield ""
     yield from table_head("kind", "flagged", "steal", "others")
     for kind, codes in flagged.items():
