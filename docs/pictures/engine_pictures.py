@@ -141,7 +141,7 @@ def threads() -> str:
     return picture(
         286,
         "The threads engine",
-        "The main thread waits in poll on the listener. The threads of A and B wait in recv, that "
+        "One thread waits in poll on the listener. The threads of A and B wait in recv, that "
         "of C waits in send, because C does not read.",
         kernel(90),
         *clients("ABC", (137, 217, 304)),
@@ -214,8 +214,8 @@ def poll() -> str:
         server(4, 112, WIDTH - 8, 120, "server: one thread"),
         *(box(x - 33, 132, 66, name) for name, x in places),
         *(way((x, 132), (x, 99)) for _, x in places),
-        text(16, 176, "The list goes to the kernel at each call,"),
-        text(16, 193, "which looks at every socket in it."),
+        text(16, 176, "At each call the list goes to the kernel,"),
+        text(16, 193, "and it looks at every socket."),
         call(196, 202, 150, "poll(the list)"),
     )
 
