@@ -51,7 +51,7 @@ _URING_FORBIDDEN = {
 
 
 #: What "auto" picks, and why. The rule has no condition: none that is known at the start would do
-#: better. docs/benchmarks.md has the table.
+#: better. docs/engines.md has the figures.
 AUTO = "epoll"
 AUTO_REASON = (
     "within 10 % of the best engine at 1 to 1000 busy connections, and idle ones cost nothing"
