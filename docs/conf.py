@@ -41,6 +41,7 @@ default_role = "code"
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
+copybutton_line_continuation_character = "\\"
 
 smartquotes = False  # it would make one dash of --
 
