@@ -69,8 +69,9 @@ def without_options(app, what, name, obj, options, lines):
 
 
 def without_variables(app, context, lines):
-    """Leave out the environment variables: options.md has them."""
-    lines.clear()
+    """Leave out the environment variables, for which sphinx-click has no event: options.md."""
+    for parameter in context.command.params:
+        parameter.envvar = None
 
 
 def with_code(app, context, lines):
@@ -78,7 +79,16 @@ def with_code(app, context, lines):
     lines[:] = [re.sub(r"(?<![`\w])\w+://[\w:]+", r"``\g<0>``", line) for line in lines]
 
 
+def with_example(app, context, lines):
+    """Show the example of a command, and that of the group, which sphinx-click makes prose."""
+    shown = [line[2:] for line in lines if line.startswith("| ")]
+    lines[:] = [line for line in lines if not line.startswith("| ")]
+    shown += getattr(context.command, "example", "").splitlines()
+    lines += ["", ".. code-block:: sh", "", *(f"   {line}" for line in shown), ""]
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", without_options, priority=400)  # before napoleon's
-    app.connect("sphinx-click-process-envvars", without_variables)
     app.connect("sphinx-click-process-options", with_code)
+    app.connect("sphinx-click-process-description", without_variables)
+    app.connect("sphinx-click-process-description", with_example)

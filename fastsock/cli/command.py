@@ -36,7 +36,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, example: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._example = example
+        self.example = example
         for parameter in self.params:
             parameter.envvar = self._variable(parameter)
 
@@ -58,7 +58,7 @@ class Command(click.Command):
             raise click.UsageError(self._no_value(error.option_name)) from None
         except click.MissingParameter:
             raise click.UsageError(
-                f"{self.name} needs {self._arguments()}, as in: {self._example.splitlines()[0]}"
+                f"{self.name} needs {self._arguments()}, as in: {self.example.splitlines()[0]}"
             ) from None
         except click.BadParameter as error:
             raise click.UsageError(self._bad_value(error)) from None
@@ -164,7 +164,7 @@ class Command(click.Command):
         sections = {
             "Units": "\n".join(units),
             "Environment": "\n".join(variables),
-            "Example": self._example,
+            "Example": self.example,
         }
         for heading, text in sections.items():
             if text:
