@@ -106,8 +106,13 @@ def test_forced(way: str, serve_process: ServeProcess, monkeypatch: pytest.Monke
     monkeypatch.setenv("FASTSOCK_TEST_WATCH", way)
     server = serve_process(busy_poll=0)
     with connect(server.endpoint) as peer:
-        for _ in range(2):  # the first one may come with the connection, which is not watched yet
+
+        def watched_as_forced() -> bool:
+            """Echoes may come before the connection is watched, and a move follows an answer."""
             echo_exactly(peer, b"hello")
+            return in_epoll(server) == (way != "poll")
+
+        wait_until(watched_as_forced)
         places: set[int] = set()
         for chunk in random_chunks(seed=7, total=1 << 18, largest=1 << 15):
             echo_exactly(peer, chunk)
