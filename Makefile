@@ -25,7 +25,7 @@ demo: $(VENV)/.package ## load the native server and its twin in pure Python, in
 
 # Most tests spend most of their time waiting, so JOBS processes run them side by side. For a
 # debugger run pytest alone: it runs them one after the other in one process.
-JOBS ?= 2
+JOBS ?= 3
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 test: $(VENV)/.test ## run the tests, without the slow ones
