@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import wait_until
 from processes import answers, free_port, near, web, write
 
 import fastsock
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-
 pytestmark = [
     pytest.mark.locust,
     pytest.mark.timeout(60),
-    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
+    # Playwright leaves its event loop and transports to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-# Playwright leaves its event loop and transports to the garbage collector.
-pytestmark.append(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 
 ENTRY = "Probe echo 64B (us)"
 #: Columns of the page, with percentiles of the report.
@@ -39,21 +35,32 @@ def table(page: Any) -> dict[str, dict[str, str]]:
 
 
 def test_the_page_shows_the_figures_of_the_report(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium_path = shutil.which("chromium")
+    assert chromium_path, "no chromium: apt-get install chromium fonts-dejavu-core"
     root = ["--no-sandbox"] if os.geteuid() == 0 else []
     port = free_port()
     ports = ("--master-bind-port", port, "--master-port", port)
-    with fastsock.Server("tcp://127.0.0.1:0") as server, sync_api.sync_playwright() as playwright:
+    with fastsock.Server("tcp://127.0.0.1:0") as server, sync_playwright() as playwright:
         write(tmp_path, server.endpoint, "rate = 300")
         arguments = ("--processes", "2", *ports, "--fastsock-json", "fleet.json")
         with web(tmp_path, *arguments) as locust:
-            chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=root)
+            chromium = playwright.chromium.launch(executable_path=chromium_path, args=root)
             page = chromium.new_page()
             locust.start_with(workers=2, users=2)
             page.goto(locust.url)
             during = table(page)
-            time.sleep(3)  # between two reports of the workers
+            later = int(during[ENTRY]["# Requests"]) + 600
+            wait_until(lambda: server.stats().bytes_in > later * 64)
             locust.stop()
-            page.reload()
+
+            def shows_all() -> bool:
+                """Locust's server keeps what it has answered for two seconds."""
+                page.reload()
+                return table(page)[ENTRY]["# Requests"] == str(server.stats().bytes_in // 64)
+
+            wait_until(shows_all, longest=0.5)
             after = table(page)
             chromium.close()
             locust.interrupt()
