@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import chromium
 from clients import wait_until
 from processes import answers, free_port, near, web, write
 
@@ -35,19 +34,13 @@ def table(page: Any) -> dict[str, dict[str, str]]:
 
 
 def test_the_page_shows_the_figures_of_the_report(tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    chromium_path = shutil.which("chromium")
-    assert chromium_path, "no chromium: apt-get install chromium fonts-dejavu-core"
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
     port = free_port()
     ports = ("--master-bind-port", port, "--master-port", port)
-    with fastsock.Server("tcp://127.0.0.1:0") as server, sync_playwright() as playwright:
+    with fastsock.Server("tcp://127.0.0.1:0") as server, chromium() as browser:
         write(tmp_path, server.endpoint, "rate = 300")
         arguments = ("--processes", "2", *ports, "--fastsock-json", "fleet.json")
         with web(tmp_path, *arguments) as locust:
-            chromium = playwright.chromium.launch(executable_path=chromium_path, args=root)
-            page = chromium.new_page()
+            page = browser.new_page()
             locust.start_with(workers=2, users=2)
             page.goto(locust.url)
             during = table(page)
@@ -62,7 +55,6 @@ def test_the_page_shows_the_figures_of_the_report(tmp_path: Path) -> None:
 
             wait_until(shows_all, longest=0.5)
             after = table(page)
-            chromium.close()
             locust.interrupt()
     report = json.loads((tmp_path / "fleet.json").read_text())
     latency = report["latency_us"]["from_intended_send"]

@@ -5,14 +5,13 @@ Pictures of each are left in build/page, to be looked at.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import documents
 import pytest
+from chromium import chromium
 from documents import Document, failed, judged, staged, with_latencies
 from layers import ROOT
 
@@ -92,15 +91,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "no chromium: apt-get install chromium fonts-dejavu-core"
-    root = ["--no-sandbox"] if os.getuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=root)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.mark.parametrize(

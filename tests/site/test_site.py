@@ -6,8 +6,6 @@ to be looked at.
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import chromium
 from layers import ROOT
 
 pytestmark = pytest.mark.site
@@ -72,15 +71,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "no chromium: apt-get install chromium fonts-dejavu-core"
-    root = ["--no-sandbox"] if os.getuid() == 0 else []
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=root)
-        yield launched
-        launched.close()
+    with chromium() as started:
+        yield started
 
 
 class Opened:
