@@ -105,6 +105,7 @@ def test_only_allowed_addresses_are_served(
             else:
                 assert has_ended(sock)
             wait_until(lambda: server.stats().rejected == (0 if allowed else 1))
+            assert ("(1 more rejected)" in str(server.stats())) is not allowed
             assert server.stats().accepted == (1 if allowed else 0)
 
 

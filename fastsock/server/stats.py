@@ -80,6 +80,8 @@ class ServerStats:
         if self.datagrams_in:
             dropped = sum(self.dropped.values())
             served.append(f"{plural(self.datagrams_out, 'datagram')} ({dropped} more dropped)")
+        if self.rejected:
+            served[0] += f" ({self.rejected} more rejected)"
         faults = ", ".join(f"{name} {times}" for name, times in self.faults.items())
         ended = f"errors: {errors}; faults: {faults}" if faults else f"errors: {errors}"
         return (
