@@ -185,6 +185,35 @@ def test_a_slower_server(written: Written, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.count("no difference shown") == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "interval", "shown"),
+    [
+        (-98.2, (-98.5, -97.84), "-98.2% -98.5% to -97.8%"),
+        (899.9, (650, 899.94), "+899.9% +650.0% to +899.9%"),
+        (899.96, (650, 1100), "10 times +650.0% to 12 times"),
+        (5400, (4800, 6200), "55 times 49 to 63 times"),
+        (549_900, (98_900, 9.96e6), "5.5k times 990 to 100k times"),
+        (1e14, (-99.99, 4e33), "1e+12 times -100.0% to 4e+31 times"),
+    ],
+)
+def test_large_changes_are_readable(
+    change: float, interval: tuple[float, float], shown: str, written: Written
+) -> None:
+    """Columns have a space between them, and lines 80 columns."""
+    side = Side.of(read(written("side.json", STEADY)))
+    figure = compare.Figure("p99.9", 99.95, 999_950.0, change, interval, "no_difference")
+    text = str(compare.Comparison(side, side, (figure,), (), ()))
+    row = " ".join(text.splitlines()[-1].split())
+    assert row == f"p99.9 100us 1s {shown} no difference shown"
+    assert len(text.splitlines()[-1]) <= 80
+
+
+def test_a_large_change_in_a_target(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = written("before.json", [1.0] * 3), written("after.json", [55.0] * 3)
+    assert run(["compare", before, after, "--target", "p99<+5%"]) == 3
+    assert "target    p99<+5%: 55 times: MISSED" in capsys.readouterr().out
+
+
 def test_fewer_than_three_runs_claim_nothing(
     written: Written, capsys: pytest.CaptureFixture[str]
 ) -> None:

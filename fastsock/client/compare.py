@@ -21,7 +21,7 @@ from fastsock.client.saved import Saved
 from fastsock.client.text import filled
 from fastsock.client.verdict import SIGNIFICANT
 from fastsock.suggestions import near
-from fastsock.units import plural
+from fastsock.units import format_rate, plural
 
 COMPARE_SCHEMA = "fastsock.compare/1"
 LEVEL = 0.99
@@ -48,12 +48,16 @@ _HOST = {"cpu": "CPU", "cpus": "number of CPUs", "kernel": "kernel", "fastsock":
 _STEP_US, _STEP = 0.064, 0.001
 
 _FEW = f"fewer than {student_t.FEWEST} runs a side"
-_VERDICTS = {
+VERDICTS = {
     "faster": "AFTER is faster",
     "slower": "AFTER is slower",
     "no_difference": "no difference shown",
     None: "no claim",
 }
+
+#: What stands over the table, and how wide the columns are: 80 in all.
+TITLES = ("", "before", "after", "change", "99% interval", "")
+_WIDTHS = (-6, 8, 8, 11, 22, -19)
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -78,6 +82,9 @@ class Side:
     def of(cls, saved: Saved) -> Side:
         """The side that is in a file or a directory; ValueError if a run is damaged."""
         return cls(saved.path, tuple(report for _, report in reports_of(saved)))
+
+    def __str__(self) -> str:
+        return f"{self.path}: {plural(len(self.reports), 'run')} of {self.reports[0].endpoint}"
 
     @property
     def not_valid(self) -> list[dict[str, Any]]:
@@ -266,10 +273,9 @@ def _judge(target: Target, figures: Sequence[Figure], runs: int) -> Judged:
     elif seen is None:
         text = f"not known: {_FEW if runs < student_t.FEWEST else 'a run has no rate'}"
     elif figure.verdict == "no_difference" and figure.interval_percent is not None:
-        low, high = map(_percent, figure.interval_percent)
-        text = f"no difference shown ({low} to {high})"
+        text = f"no difference shown ({_interval(figure.interval_percent)})"
     else:
-        text = _percent(seen)
+        text = _change(seen)
     fields = (target.text, target.metric, target.operator, target.limit_percent)
     return Judged(*fields, seen, met, f"{target.text}: {text}")
 
@@ -294,6 +300,35 @@ class Comparison:
     @property
     def met(self) -> bool:
         return all(target.met for target in self.targets)
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        return {"before": self.before, "after": self.after}
+
+    @property
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """A row of text for each figure, under `TITLES`."""
+        for each in self.figures:
+            first, second = (
+                series.shown(each.metric, value) for value in (each.before, each.after)
+            )
+            interval = "-" if each.interval_percent is None else _interval(each.interval_percent)
+            change = "-" if each.change_percent is None else _change(each.change_percent)
+            yield each.metric, first, second, change, interval, VERDICTS[each.verdict]
+
+    @property
+    def notes(self) -> Iterator[str]:
+        if min(len(side.reports) for side in self.sides.values()) < student_t.FEWEST:
+            yield f"{_FEW}: these are figures, and nothing is claimed"
+        yield from self.remarks
+
+    @property
+    def not_valid(self) -> Iterator[str]:
+        """Each run that is not valid, and why."""
+        for title, side in self.sides.items():
+            for run in side.not_valid:
+                why = run["reasons"][0]["text"]
+                yield f"{title}, run {run['run']}, started {run['started_at']}: {why}"
 
     def as_dict(self) -> dict[str, Any]:
         """As a ``fastsock.compare/1`` document."""
@@ -343,37 +378,39 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 def _lines_of(comparison: Comparison) -> Iterator[str]:
-    sides = {"before": comparison.before, "after": comparison.after}
-    for title, side in sides.items():
-        text = f"{side.path}: {plural(len(side.reports), 'run')} of {side.reports[0].endpoint}"
-        yield from filled(title, text, (side.path,))
-    yield f"{'':7}{'before':>9}{'after':>10}{'change':>10}{'99% interval':>21}"
-    for figure in comparison.figures:
-        interval = "-"
-        if figure.interval_percent is not None:
-            interval = " to ".join(map(_percent, figure.interval_percent))
-        first, second = (
-            series.shown(figure.metric, each) for each in (figure.before, figure.after)
-        )
-        line = (
-            f"{figure.metric:7}{first:>9}{second:>10}"
-            f"{_percent(figure.change_percent):>10}{interval:>21}"
-        )
-        yield f"{line}  {_VERDICTS[figure.verdict]}"
-    if min(len(side.reports) for side in sides.values()) < student_t.FEWEST:
-        yield from filled("note", f"{_FEW}: these are figures, and nothing is claimed")
-    for remark in comparison.remarks:
-        yield from filled("note", remark)
+    for title, side in comparison.sides.items():
+        yield from filled(title, str(side), (side.path,))
+    yield _line(TITLES)
+    yield from map(_line, comparison.rows)
+    for note in comparison.notes:
+        yield from filled("note", note)
     for target in comparison.targets:
         yield from filled("target", f"{target.text}: {'met' if target.met else 'MISSED'}")
-    for title, side in sides.items():
-        for run in side.not_valid:
-            why = run["reasons"][0]["text"]
-            text = f"NO: {title}, run {run['run']}, started {run['started_at']}: {why}"
-            yield from filled("valid", text)
+    for text in comparison.not_valid:
+        yield from filled("valid", f"NO: {text}")
 
 
-def _percent(change: float | None) -> str:
-    if change is None:
-        return "-"
-    return f"{change:+.1f}%" if change < 999.95 else f"{change:+.2g}%"
+def _line(cells: Sequence[str]) -> str:
+    """The cells with a space between two of them, also where one is wider than its column."""
+    padded = (
+        cell.ljust(-width) if width < 0 else cell.rjust(width)
+        for cell, width in zip(cells, _WIDTHS, strict=True)
+    )
+    *figures, words = padded
+    return f"{' '.join(figures)}  {words}".rstrip()
+
+
+def _interval(interval_percent: tuple[float, float]) -> str:
+    low, high = map(_change, interval_percent)
+    times = " times"
+    return f"{low.removesuffix(times) if high.endswith(times) else low} to {high}"
+
+
+def _change(percent: float) -> str:
+    """``+5.2%``, or from 10 times as much on ``55 times``."""
+    ratio = 1 + percent / 100
+    if ratio < 9.9995:  # above, one decimal would print +900.0%, which is 10 times
+        return f"{percent:+.1f}%"
+    if ratio < 1e9:
+        return f"{format_rate(float(f'{ratio:.2g}')).removesuffix('/s')} times"
+    return f"{ratio:.0e} times"
