@@ -446,6 +446,10 @@ def test_usage(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
         ([path, path, path], "compare takes BEFORE and AFTER, not also"),
         ([path, "/nowhere.json"], "cannot read /nowhere.json"),
         ([path, path, "--json", "/nowhere/x.json"], "cannot write /nowhere/x.json"),
+        ([path, path, "--html", "/nowhere/x.html"], "cannot write /nowhere/x.html"),
+        ([path, path, "--html", "-"], "--html - is not a file"),
+        ([path, path, "--html", path], "is a result, which the page would replace"),
+        ([path, path, "--html", f"{path}.x", "--json", f"{path}.x"], "two outputs go to"),
     ):
         assert run(["compare", *arguments]) == 2
         assert said in " ".join(capsys.readouterr().err.split())

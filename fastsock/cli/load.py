@@ -9,7 +9,7 @@ import click
 
 from fastsock.cli.command import Command, GroupedOption, usage_errors
 from fastsock.cli.exits import OK, code_of
-from fastsock.cli.files import Files, check_drawable
+from fastsock.cli.files import Files, html_option
 from fastsock.cli.observer import observed
 from fastsock.cli.output import (
     complain,
@@ -44,7 +44,7 @@ from fastsock.signals import deferred
     "shortly before. For runs of several machines, which `fastsock merge` joins.",
 )
 @json_option
-@file_option("--html", "Write an HTML page about the run to this file.", check=check_drawable)
+@html_option
 @file_option("--timeline", "Write a line of JSON for each interval while the run lasts.")
 @file_option("--hlog", "Write a histogram of each interval to this file (HdrHistogram's log).")
 @file_option("--hgrm", "Write the latencies by percentile to this file (HdrHistogram's text).")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import click
 
 from fastsock.cli.command import Command, GroupedOption
 from fastsock.cli.exits import OK
-from fastsock.cli.files import check_drawable
+from fastsock.cli.files import check_drawable, check_replaces_none
 from fastsock.cli.output import write_file, write_result
 from fastsock.client import saved
 from fastsock.client.document_reader import reports_of
@@ -44,8 +43,7 @@ def report(files: tuple[str, ...], output: str | None) -> int:
     """
     if not files:
         raise click.UsageError("report needs a result, as in: fastsock report RUN.json")
-    if output not in (None, "-") and any(_same(output, file) for file in files):
-        raise click.UsageError(f"{output} is a result, which the page would replace")
+    check_replaces_none(output, files)
     try:
         read = [saved.read(file) for file in files]
         runs = page.runs_of(read)
@@ -56,11 +54,6 @@ def report(files: tuple[str, ...], output: str | None) -> int:
         write_result(str(reports[0]) if len(reports) == 1 else "\n".join(table(runs)))
         return OK
     return write_file(page.of(runs, read[0].series if len(read) == 1 else None), output)
-
-
-def _same(output: str | None, file: str) -> bool:
-    here, there = Path(output or ""), Path(file)
-    return here.exists() and there.exists() and here.samefile(there)
 
 
 def table(runs: Sequence[Run]) -> Iterator[str]:

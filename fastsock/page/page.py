@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsock.client.percentiles import name_of
 from fastsock.client.saved import Saved
 from fastsock.client.series import shown
 from fastsock.page import charts
-from fastsock.page.run import Run, count, cut, duration, edges
+from fastsock.page.drawn import drawn_of, which_are_drawn
+from fastsock.page.run import Run, Target, count, cut, duration, edges
 from fastsock.page.style import CSS
 from fastsock.units import format_duration, format_rate, format_size, plural
 
@@ -41,15 +42,16 @@ def runs_of(saved: Iterable[Saved]) -> list[Run]:
     for each in saved:
         for number, document in enumerate(each.runs, 1):
             file = each.path if len(each.runs) == 1 else f"{each.path} {number}"
-            found.append(_read(document, file, f"run {number}" if each.series else ""))
+            name = f"run {number}" if each.series else ""
+            found.append(_read(document, file, name, each.path))
     names = Counter(run.name for run in found)
     return [run.with_file() if names[run.name] > 1 else run for run in found]
 
 
-def _read(document: Mapping[str, Any], file: str, name: str) -> Run:
+def _read(document: Mapping[str, Any], file: str, name: str, group: str) -> Run:
     """The run; all that is told of it is made once, so that damage is found here."""
     try:
-        run = Run.of(document, file, name)
+        run = Run.of(document, file, name, group)
         for _ in chain(_told(run), run.cells(), run.figures()):
             pass
         _distributions(run)
@@ -59,10 +61,26 @@ def _read(document: Mapping[str, Any], file: str, name: str) -> Run:
     return run
 
 
-def of(runs: Sequence[Run], series: Mapping[str, Any] | None = None) -> str:
+class Opening(NamedTuple):
+    """What a page of several runs begins with, in the place of their verdict."""
+
+    title: str
+    where: str
+    parts: Iterable[str]
+
+
+def of(
+    runs: Sequence[Run],
+    series: Mapping[str, Any] | None = None,
+    opening: Opening | None = None,
+) -> str:
     """The page; `series` is the document of which the runs are."""
-    body = _one(runs[0]) if len(runs) == 1 and series is None else _several(runs, series)
+    if len(runs) == 1 and series is None:
+        body = _one(runs[0])
+    else:
+        body = _several(runs, opening or _opening(runs, series))
     title = runs[0].name if len(runs) == 1 else plural(len(runs), "run")
+    title = opening.title if opening else title
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -109,25 +127,15 @@ def _where(run: Run) -> str:
 def _verdict(run: Run) -> Iterator[str]:
     text = run.verdict
     if run.targets:
-        targets = len(run.targets)
-        missed = len(run.missed)
-        text += f"; {missed} of {plural(targets, 'target')} missed" if missed else "; "
-        if not missed:
-            text += "its target is met" if targets == 1 else f"all {targets} targets are met"
+        text += f"; {of_targets(len(run.targets), len(run.missed))}"
     look = "bad" if not run.valid or run.missed else "doubt" if run.verdict != "Valid" else ""
     yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
     if run.verdict == "Validity unknown":
         yield "<p>This client does not observe itself.</p>"
     if run.reasons:
-        yield _list(run.reasons)
+        yield bullets(run.reasons)
     if run.targets:
-        rows = "".join(
-            f'<tr><td class="{"met" if each.met else "missed"}">'
-            f"{'met' if each.met else 'missed'}</td><td>{_text(each.target)}</td>"
-            f'<td class="number">{_text(each.seen)}</td></tr>'
-            for each in run.targets
-        )
-        yield f'<table class="targets" aria-label="Targets">{rows}</table>'
+        yield targets_table(run.targets)
     yield "</div>"
     for note in run.notes:
         yield f'<p class="small">Note: {_text(note)}.</p>'
@@ -399,29 +407,31 @@ def _end(run: Run) -> Iterator[str]:
 # --- several runs -------------------------------------------------------------------------------
 
 
-def _several(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Iterator[str]:
+def _opening(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Opening:
     kinds = {"repeat": "Repeated runs", "confidence": "Runs to a confidence", "find_max": "Search"}
     title, where = plural(len(runs), "run"), ""
     if series is not None:
         title = cut(series.get("label") or kinds.get(str(series.get("kind")), "Series of runs"))
         where = f"{plural(len(runs), 'run')} of {cut(series.get('endpoint') or '?')}"
-    yield _header(title, where)
     search = (series or {}).get("find_max")
     if isinstance(search, dict):
-        yield from _search(search)
-    else:
-        asked = (series or {}).get("confidence")
-        yield from _verdicts(runs, asked)
-        if asked:
-            yield from _confidence(asked, len(runs))
+        return Opening(title, where, _search(search))
+    asked = (series or {}).get("confidence")
+    parts = _verdicts(runs, asked)
+    return Opening(title, where, chain(parts, _confidence(asked, len(runs)) if asked else ()))
+
+
+def _several(runs: Sequence[Run], opening: Opening) -> Iterator[str]:
+    yield _header(opening.title, opening.where)
+    yield from opening.parts
     loads = {run.load() for run in runs}
     if len(loads) == 1:
         yield f"<p>Each: {_text(loads.pop())}</p>"
     yield "<h2>Figures</h2>"
-    yield _table_of(runs)
-    shown = runs[: charts.MOST_RUNS]
+    shown = drawn_of(runs)
+    yield _table_of(runs, shown)
     if len(runs) > len(shown):
-        yield f'<p class="small">The first {len(shown)} runs are drawn and told below.</p>'
+        yield f'<p class="small">{_text(which_are_drawn(runs, shown))}</p>'
     answered = [each for each in shown if each.latency is not None]
     if answered:
         yield "<h2>Latency by percentile</h2>"
@@ -475,7 +485,9 @@ def _verdicts(runs: Sequence[Run], confidence: Mapping[str, Any] | None) -> Iter
         text += "; the figures are not known as well as was asked for"
     look = "bad" if wrong or missed or unsure else "doubt" if unknown else ""
     yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
-    yield _list(f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons)
+    yield bullets(
+        f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons
+    )
     yield "</div>"
 
 
@@ -508,7 +520,7 @@ def _search(search: Mapping[str, Any]) -> Iterator[str]:
         rows = []  # damaged: the runs are told all the same
     if rows:
         yield "<h2>Steps</h2>"
-        yield _scrolled("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
+        yield scrolled_table("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
 
 
 def _known(metric: str, interval: Mapping[str, float] | None) -> str:
@@ -524,16 +536,16 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else cut(value)
 
 
-def _table_of(runs: Sequence[Run]) -> str:
+def _table_of(runs: Sequence[Run], drawn: Sequence[Run]) -> str:
     titles = ["run", "rate", "p50", "p99", "p99.9", "errors", "valid"]
     rows = []
-    for number, run in enumerate(runs[:_MOST_ROWS]):
+    for run in runs[:_MOST_ROWS]:
         cells = "".join(f'<td class="number">{_text(cell)}</td>' for cell in run.cells())
-        swatch = _swatch(number) if number < charts.MOST_RUNS else ""
+        swatch = _swatch(drawn.index(run)) if run in drawn else ""
         rows.append(f"<tr><td>{swatch}{_text(run.name)}</td>{cells}</tr>")
     more = len(runs) - len(rows)
     note = f" {plural(more, 'more run')} left out." if more else ""
-    return _scrolled("Runs", titles, rows) + f'<p class="small">{_NOT_SHOWN}{note}</p>'
+    return scrolled_table("Runs", titles, rows) + f'<p class="small">{_NOT_SHOWN}{note}</p>'
 
 
 def _percentiles_of(runs: Sequence[Run]) -> str:
@@ -574,7 +586,23 @@ def _footer(documents: Sequence[Mapping[str, Any]]) -> str:
     return f'<footer class="small">Measured by fastsock {_text(", ".join(sorted(made)))}.</footer>'
 
 
-def _list(texts: Iterable[str]) -> str:
+def of_targets(number: int, missed: int) -> str:
+    if missed:
+        return f"{missed} of {plural(number, 'target')} missed"
+    return "its target is met" if number == 1 else f"all {number} targets are met"
+
+
+def targets_table(targets: Iterable[Target]) -> str:
+    rows = "".join(
+        f'<tr><td class="{"met" if each.met else "missed"}">'
+        f"{'met' if each.met else 'missed'}</td><td>{_text(each.target)}</td>"
+        f'<td class="number">{_text(each.seen)}</td></tr>'
+        for each in targets
+    )
+    return f'<table class="targets" aria-label="Targets">{rows}</table>'
+
+
+def bullets(texts: Iterable[str]) -> str:
     items = "".join(f"<li>{_text(text)}</li>" for text in texts)
     return f"<ul>{items}</ul>" if items else ""
 
@@ -617,7 +645,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows of a name and of numbers."""
-    return _scrolled(
+    return scrolled_table(
         name,
         titles,
         [
@@ -629,7 +657,7 @@ def _table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> s
     )
 
 
-def _scrolled(name: str, titles: Sequence[str], rows: Sequence[str], texts: int = 0) -> str:
+def scrolled_table(name: str, titles: Sequence[str], rows: Sequence[str], texts: int = 0) -> str:
     """A table that is scrolled sideways by itself where it is too wide.
 
     The first column and the last `texts` are text.

@@ -102,9 +102,11 @@ class Run:
     joined: int
     stages: tuple[Stage, ...]
     targets: tuple[Target, ...]
+    #: The file, the directory or the side of a comparison that it is of.
+    group: str
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], file: str, name: str = "") -> Run:
+    def of(cls, document: Mapping[str, Any], file: str, name: str = "", group: str = "") -> Run:
         """Read a document; without a name it is called by its label, or by its file."""
         every = [
             (_row(each), bool(each["after_window"]))
@@ -130,6 +132,7 @@ class Run:
             joined=factor,
             stages=tuple(_stage(each) for each in document.get("stages") or ()),
             targets=tuple(_target(each) for each in document.get("targets") or ()),
+            group=group,
         )
 
     def with_file(self) -> Run:

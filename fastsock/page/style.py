@@ -42,7 +42,8 @@ header .small { margin-top: 4px; }
 .doubt { border-color: var(--doubt); }
 .verdict ul { margin-top: 2px; padding-left: 1.2em; }
 .targets { width: auto; margin-top: 4px; }
-.targets td { padding: 2px 16px 2px 0; border: 0; white-space: normal; }
+.targets td { padding: 2px 16px 2px 0; border: 0; white-space: normal;
+  overflow-wrap: break-word; }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(104px, 1fr));
   gap: 16px; margin: 20px 0 0; padding: 16px 0;
@@ -80,6 +81,8 @@ td { vertical-align: top; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
+.words { white-space: nowrap; }
+.small + .scroll, .scroll + p:not(.small) { margin-top: 12px; }
 td:first-child { min-width: 8.5em; }
 .facts td:first-child, .targets td:first-child { min-width: 0; }
 .facts { width: auto; }

@@ -15,8 +15,9 @@ from chromium import chromium
 from documents import Document, failed, judged, staged, with_latencies
 from layers import ROOT
 
+from fastsock.client import compare
 from fastsock.client.saved import Saved
-from fastsock.page import page
+from fastsock.page import comparison, page
 
 pytestmark = pytest.mark.browser
 
@@ -86,7 +87,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, given in pages().items():
         found[name] = folder / f"{name}.html"
         found[name].write_text(page.of(page.runs_of([Saved("run.json", tuple(given))])))
+    found["comparison"] = folder / "comparison.html"
+    found["comparison"].write_text(compared())
     return found
+
+
+def compared() -> str:
+    """The page of five runs before and five after, of which one is not valid."""
+    opened = judged(documents.real_runs()["open"])
+    slow = [with_latencies(opened, [at * 20_000_000] * 2000) for at in range(5, 10)]
+    slow[3] = judged(slow[3], "the client was away")
+    sides = [Saved("before.json", (opened,) * 5), Saved("after.json", tuple(slow))]
+    targets = [compare.Target.parse(each) for each in ("p99<+5%", "rate>-5%")]
+    return comparison.of(compare.compare(*map(compare.Side.of, sides), targets), sides)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +121,18 @@ def browser() -> Iterator[Any]:
 )
 @pytest.mark.parametrize(
     "name",
-    ["stages", "failed", "open", "closed", "sent", "refused", "several", "stall", "long names"],
+    [
+        "stages",
+        "failed",
+        "open",
+        "closed",
+        "sent",
+        "refused",
+        "several",
+        "stall",
+        "long names",
+        "comparison",
+    ],
 )
 def test_a_page(browser: Any, files: dict[str, Path], name: str, width: int, scheme: str) -> None:
     """It stands alone, fits the screen, and can be read."""

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fastsock.client.document_reader import report_of
 from fastsock.client.hdr import step_of
 from fastsock.client.saved import Saved
 from fastsock.page import charts, page
+from fastsock.page.drawn import drawn_of
 from fastsock.page.run import Run
 
 VOID = {"meta", "link", "br"}
@@ -244,6 +246,40 @@ def test_many_runs_fit_one_page(runs: dict[str, Document]) -> None:
     assert "Up to 15 intervals are one point" in text
     assert "The first 8 runs are drawn and told below." in text
     assert "108 more runs left out" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "drawn_of_each"),
+    [((5, 5), [4, 4]), ((2, 10), [2, 6]), ((5, 5, 5), [3, 3, 2]), ((10,), [8]), ((3, 3), [3, 3])],
+)
+def test_as_many_runs_of_each_file_are_drawn(
+    runs: dict[str, Document], sizes: tuple[int, ...], drawn_of_each: list[int]
+) -> None:
+    one = Run.of(runs["closed"], "run.json")
+    every = [
+        replace(one, name=f"{at} {number}", group=str(at))
+        for at, size in enumerate(sizes)
+        for number in range(size)
+    ]
+    assert [run.name for run in drawn_of(every)] == [
+        f"{at} {number}" for at, size in enumerate(drawn_of_each) for number in range(size)
+    ]
+
+
+def test_the_page_says_which_runs_are_drawn(runs: dict[str, Document]) -> None:
+    each = (runs["closed"],) * 5
+    text = page.of(page.runs_of([Saved("a&b.json", each), Saved("after.json", each)]))
+    check(text)
+    told = (
+        "The first runs of each are drawn and told below: 4 of 5 a&amp;b.json, 4 of 5 after.json."
+    )
+    assert told in text
+    keys = re.findall(r'<ul class="key">(.*?)</ul>', text)
+    assert keys and all(key.count("after.json") == key.count("a&amp;b.json") == 4 for key in keys)
+    # Of the table too each drawn run has the colour of the pictures, and the others have none.
+    assert '(--s4)"></span>closed (a&amp;b.json 4)</td>' in text
+    assert "<td>closed (a&amp;b.json 5)</td>" in text
+    assert '(--s5)"></span>closed (after.json 1)</td>' in text
 
 
 def test_a_series(runs: dict[str, Document]) -> None:
@@ -474,7 +510,14 @@ def test_wrong_uses_of_report(
     assert (tmp_path / "run.json").read_text() == whole
 
 
-@pytest.mark.parametrize("command", [["report", "run.json", "-o"], ["load", ":7", "--html"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report", "run.json", "-o"],
+        ["load", ":7", "--html"],
+        ["compare", "run.json", "run.json", "--html"],
+    ],
+)
 def test_a_page_needs_matplotlib(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -544,8 +587,49 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
 def test_a_disk_that_is_full_is_exit_code_2(
     files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["report", files["open"], "-o", "/dev/full"]) == 2
-    assert "cannot write /dev/full: No space left on device" in capsys.readouterr().err
+    for command in (["report", "-o"], ["compare", files["open"], "--html"]):
+        assert run([*command, "/dev/full", files["open"]]) == 2
+        assert "cannot write /dev/full: No space left on device" in capsys.readouterr().err
+
+
+def test_compare_writes_a_page(runs: dict[str, Document], tmp_path: Path) -> None:
+    """It begins with what the command prints; `before` and `after` name the runs."""
+    before, after, out = (str(tmp_path / name) for name in ("<b>.json", "after.json", "page.html"))
+    slow = with_latencies(runs["closed"], [90_000_000] * 2000)
+    slow["options"]["wait"] = "spin"
+    bad = judged(runs["closed"], "the client was <away>")
+    every = [judged(runs["closed"])] * 4
+    Path(before).write_text(json.dumps(series([*every, bad])))
+    Path(after).write_text(json.dumps(series([judged(slow)] * 5)))
+    command = ["compare", before, after, "--target", "p50<+5%", "--target", "rate>-5%"]
+    assert run([*command, "--html", out]) == 4
+    text = Path(out).read_text()
+    told = check(text).text
+    assert "<h1>5 runs before, 5 runs after</h1>" in text
+    assert "&lt;b&gt;.json: 5 runs of tcp://" in text
+    opening = text[: text.index("<h2>")]
+    assert "AFTER is slower: p50, p90, p99" in opening
+    assert "no difference shown: rate" in opening
+    assert "1 of 10 runs not valid; 1 of 2 targets missed</strong>" in opening
+    assert "before, run 5, started " in opening and "the client was &lt;away&gt;" in opening
+    assert re.search(
+        r'class="missed">missed</td><td>p50&lt;\+5%</td><td class="number">\S+ times<', text
+    )
+    assert re.search(
+        r'class="met">met</td><td>rate&gt;-5%</td><td class="number">no difference', text
+    )
+    assert "Note: wait differs: block before, spin after." in opening
+    assert "4 of 5 before, 4 of 5 after" in told
+    assert "99% interval" in opening and "after, run 4</summary>" in text
+
+
+def test_a_page_of_a_comparison_of_single_runs(files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert run(["compare", files["sent"], files["sent"], "--html", str(out)]) in (0, 4)
+    told = check(out.read_text()).text
+    assert "1 run before, 1 run after" in told
+    assert "no claim: rate" in told
+    assert "Note: fewer than 3 runs a side: these are figures, and nothing is claimed." in told
 
 
 def test_the_document_is_not_changed(runs: dict[str, Document]) -> None:
