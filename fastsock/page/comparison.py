@@ -8,7 +8,7 @@ from html import escape
 
 from fastsock.client.compare import TITLES, VERDICTS, Comparison
 from fastsock.client.saved import Saved
-from fastsock.page import page
+from fastsock.page import elements, page
 from fastsock.page.run import Run, Target, cut
 from fastsock.units import plural
 
@@ -46,9 +46,9 @@ def _parts(comparison: Comparison) -> Iterator[str]:
     elif None in verdicts or ("slower" in verdicts and not comparison.targets):
         look = "doubt"
     yield f'<div class="verdict {look}"><strong>{escape("; ".join(_verdict(comparison)))}</strong>'
-    yield page.bullets(not_valid)
+    yield elements.bullets(not_valid)
     if comparison.targets:
-        yield page.targets_table(
+        yield elements.targets_table(
             Target(each.target, each.text.removeprefix(f"{each.target}: "), each.met)
             for each in comparison.targets
         )
@@ -60,7 +60,7 @@ def _parts(comparison: Comparison) -> Iterator[str]:
         cells = "".join(f'<td class="number">{escape(each)}</td>' for each in figures)
         head = f'<th scope="row" class="words">{metric}</th>'
         rows.append(f'<tr>{head}{cells}<td class="words">{escape(words)}</td></tr>')
-    yield page.scrolled_table("Comparison", TITLES, rows, texts=1)
+    yield elements.scrolled_table("Comparison", TITLES, rows, texts=1)
 
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
@@ -75,4 +75,4 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
         yield f"{not_valid} of {plural(runs, 'run')} not valid"
     if comparison.targets:
         missed = sum(not target.met for target in comparison.targets)
-        yield page.of_targets(len(comparison.targets), missed)
+        yield elements.of_targets(len(comparison.targets), missed)

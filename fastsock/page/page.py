@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from itertools import chain
 from typing import Any, NamedTuple
 
 from fastsock.client.percentiles import name_of
 from fastsock.client.saved import Saved
 from fastsock.client.series import shown
-from fastsock.page import charts
+from fastsock.page import charts, elements
 from fastsock.page.drawn import drawn_of, which_are_drawn
-from fastsock.page.run import Run, Target, count, cut, duration, edges
+from fastsock.page.elements import escaped
+from fastsock.page.run import Run, count, cut, duration, edges
 from fastsock.page.style import CSS
 from fastsock.units import format_duration, format_rate, format_size, plural
 
@@ -87,9 +87,8 @@ def of(
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<link rel="icon" href="data:,">\n'
-        f"<title>fastsock: {_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "".join(f"{part}\n" for part in body)
-        + "</main>\n</body>\n</html>\n"
+        f"<title>fastsock: {escaped(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        "<body>\n<main>\n" + "".join(f"{part}\n" for part in body) + "</main>\n</body>\n</html>\n"
     )
 
 
@@ -98,12 +97,12 @@ def of(
 
 def _one(run: Run) -> Iterator[str]:
     document = run.document
-    yield _header(run.name, _where(run))
+    yield elements.header(run.name, _where(run))
     yield from _verdict(run)
-    yield f"<p>{_text(run.load())}</p>"
+    yield f"<p>{escaped(run.load())}</p>"
     figures = "".join(
-        f"<div><dt>{_text(title)}</dt><dd>{_text(value)}"
-        f"{f'<small>{_text(remark)}</small>' if remark else ''}</dd></div>"
+        f"<div><dt>{escaped(title)}</dt><dd>{escaped(value)}"
+        f"{f'<small>{escaped(remark)}</small>' if remark else ''}</dd></div>"
         for title, value, remark in run.figures()
     )
     yield f'<dl class="figures">{figures}</dl>'
@@ -112,7 +111,7 @@ def _one(run: Run) -> Iterator[str]:
     yield from _stages(run)
     yield from _histogram([run])
     yield from _end(run)
-    yield _footer([document])
+    yield elements.footer([document])
 
 
 def _where(run: Run) -> str:
@@ -127,24 +126,24 @@ def _where(run: Run) -> str:
 def _verdict(run: Run) -> Iterator[str]:
     text = run.verdict
     if run.targets:
-        text += f"; {of_targets(len(run.targets), len(run.missed))}"
+        text += f"; {elements.of_targets(len(run.targets), len(run.missed))}"
     look = "bad" if not run.valid or run.missed else "doubt" if run.verdict != "Valid" else ""
-    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
+    yield f'<div class="verdict {look}"><strong>{escaped(text)}</strong>'
     if run.verdict == "Validity unknown":
         yield "<p>This client does not observe itself.</p>"
     if run.reasons:
-        yield bullets(run.reasons)
+        yield elements.bullets(run.reasons)
     if run.targets:
-        yield targets_table(run.targets)
+        yield elements.targets_table(run.targets)
     yield "</div>"
     for note in run.notes:
-        yield f'<p class="small">Note: {_text(note)}.</p>'
+        yield f'<p class="small">Note: {escaped(note)}.</p>'
 
 
 def _latency(run: Run) -> Iterator[str]:
     if run.latency is None:
         if run.distributions:
-            yield _details("Table of percentiles", _distributions(run))
+            yield elements.details("Table of percentiles", _distributions(run))
         return
     shown = ["latency"]
     if run.open_loop and "latency_from_send" in run.distributions:
@@ -165,8 +164,8 @@ def _latency(run: Run) -> Iterator[str]:
             f"counts; sent: from the time at which it was sent. {caption}"
         )
     picture = charts.percentiles(curves, label)
-    yield _figure(picture, _key(names) if len(names) > 1 else "", caption)
-    yield _details("Table of percentiles", _distributions(run))
+    yield elements.figure(picture, elements.key_of(names) if len(names) > 1 else "", caption)
+    yield elements.details("Table of percentiles", _distributions(run))
 
 
 def _distributions(run: Run) -> str:
@@ -193,7 +192,7 @@ def _distributions(run: Run) -> str:
         if percent <= 99.9 or set(values) != {"-"}:
             rows.append([name_of(percent), *values])
     rows.append(["max", *(_summary(summaries, fields.get(n, n), "max") for n in known)])
-    return _table("Percentiles", ["", *names], rows) + f'<p class="small">{_NOT_SHOWN}</p>'
+    return elements.table("Percentiles", ["", *names], rows) + f'<p class="small">{_NOT_SHOWN}</p>'
 
 
 def _summary(summaries: Mapping[str, Any], field: str, key: str) -> str:
@@ -216,7 +215,7 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
     )
     joined = max(run.joined for run in shown)
     captions = []
-    key = _run_key(runs, shown) if alone is None else _parts_key(alone)
+    key = _run_key(runs, shown) if alone is None else elements.parts_key(alone)
     if alone is not None:
         if alone.open_loop:
             captions.append("Dashed: the offered rate.")
@@ -231,9 +230,9 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
         )
     numbered = [(at, run) for at, run in enumerate(runs) if run.rows]
     picture = charts.over_time(numbered, label, alone=alone is not None)
-    yield _figure(picture, key, " ".join(captions))
+    yield elements.figure(picture, key, " ".join(captions))
     if alone is not None:
-        yield _details("Table of intervals", _intervals(alone))
+        yield elements.details("Table of intervals", _intervals(alone))
 
 
 def _intervals(run: Run) -> str:
@@ -256,7 +255,7 @@ def _intervals(run: Run) -> str:
         latencies = (last.p50, last.p99, last.max)
         rows.append(["after the window", "-", *map(count, figures), *map(duration, latencies)])
     titles = ["interval", "rate", "messages", "errors", "outstanding", "p50", "p99", "max"]
-    return _table("Intervals", titles, rows)
+    return elements.table("Intervals", titles, rows)
 
 
 def _stages(run: Run) -> Iterator[str]:
@@ -274,7 +273,7 @@ def _stages(run: Run) -> Iterator[str]:
         for number, stage in enumerate(run.stages, 1)
     ]
     titles = ["stage", "offered", "messages", "rate", "p50", "p99", "p99.9", "max"]
-    yield _table("Stages", titles, rows)
+    yield elements.table("Stages", titles, rows)
 
 
 def _histogram(runs: Sequence[Run]) -> Iterator[str]:
@@ -286,7 +285,7 @@ def _histogram(runs: Sequence[Run]) -> Iterator[str]:
     label = f"Histogram of latency, from {duration(low)} to {duration(high)}"
     key = _run_key(runs, shown) if len(runs) > 1 else ""
     yield "<h2>Histogram</h2>"
-    yield _figure(charts.histogram(runs, label), key, "Both scales are logarithmic.")
+    yield elements.figure(charts.histogram(runs, label), key, "Both scales are logarithmic.")
     if len(runs) == 1:
         borders = edges(runs)
         counts = runs[0].latency.bins(borders) if runs[0].latency else []
@@ -295,7 +294,9 @@ def _histogram(runs: Sequence[Run]) -> Iterator[str]:
             for start, end, number in zip(borders, borders[1:], counts, strict=False)
             if number
         ]
-        yield _details("Table of the histogram", _table("Histogram", ["latency", "messages"], rows))
+        yield elements.details(
+            "Table of the histogram", elements.table("Histogram", ["latency", "messages"], rows)
+        )
 
 
 def _counters(run: Run) -> Iterator[str]:
@@ -321,7 +322,7 @@ def _counters(run: Run) -> Iterator[str]:
     if server is not None and document["messages"]:
         facts.append(("server CPU per message", duration(server / document["messages"] * 1e6)))
     yield "<h2>Counters</h2>"
-    yield _facts(facts)
+    yield elements.facts(facts)
 
 
 def _evidence(run: Run) -> Iterator[str]:
@@ -340,7 +341,7 @@ def _evidence(run: Run) -> Iterator[str]:
             value = client.get(key)
             facts.append((title, "not told" if value is None else _rounded(value)))
     if run.document.get("merged"):  # of several machines
-        yield _facts(facts)
+        yield elements.facts(facts)
         return
     quota = host.get("cpu_quota")
     for title, value in (
@@ -353,7 +354,7 @@ def _evidence(run: Run) -> Iterator[str]:
     ):
         if value is not None:
             facts.append((title, cut(value)))
-    yield _facts(facts)
+    yield elements.facts(facts)
 
 
 def _rounded(seconds: float) -> str:
@@ -393,7 +394,7 @@ def _merged(run: Run) -> Iterator[str]:
     ]
     yield "<h2>Merged runs</h2>"
     titles = ["run", "CPU", "connections", "messages", "rate", "valid"]
-    yield _table("Merged runs", titles, rows)
+    yield elements.table("Merged runs", titles, rows)
 
 
 def _end(run: Run) -> Iterator[str]:
@@ -401,7 +402,7 @@ def _end(run: Run) -> Iterator[str]:
     yield from _merged(run)
     yield "<h2>The client and its machine</h2>"
     yield from _evidence(run)
-    yield _details("Options of the run", _facts(_options(run)))
+    yield elements.details("Options of the run", elements.facts(_options(run)))
 
 
 # --- several runs -------------------------------------------------------------------------------
@@ -422,16 +423,16 @@ def _opening(runs: Sequence[Run], series: Mapping[str, Any] | None) -> Opening:
 
 
 def _several(runs: Sequence[Run], opening: Opening) -> Iterator[str]:
-    yield _header(opening.title, opening.where)
+    yield elements.header(opening.title, opening.where)
     yield from opening.parts
     loads = {run.load() for run in runs}
     if len(loads) == 1:
-        yield f"<p>Each: {_text(loads.pop())}</p>"
+        yield f"<p>Each: {escaped(loads.pop())}</p>"
     yield "<h2>Figures</h2>"
     shown = drawn_of(runs)
     yield _table_of(runs, shown)
     if len(runs) > len(shown):
-        yield f'<p class="small">{_text(which_are_drawn(runs, shown))}</p>'
+        yield f'<p class="small">{escaped(which_are_drawn(runs, shown))}</p>'
     answered = [each for each in shown if each.latency is not None]
     if answered:
         yield "<h2>Latency by percentile</h2>"
@@ -444,26 +445,26 @@ def _several(runs: Sequence[Run], opening: Opening) -> Iterator[str]:
             f"{cut(run.name, 60)} p99 {duration(run.percentile(99.0))}" for run in answered
         )
         caption = "Thin where fewer than ten answers are above: a matter of chance."
-        yield _figure(charts.percentiles(curves, label), _run_key(shown, answered), caption)
-        yield _details("Table of percentiles", _percentiles_of(answered))
+        yield elements.figure(charts.percentiles(curves, label), _run_key(shown, answered), caption)
+        yield elements.details("Table of percentiles", _percentiles_of(answered))
     yield from _time(shown)
     yield from _histogram(shown)
     yield "<h2>Each run</h2>"
     for number, run in enumerate(shown):
-        title = f"{_swatch(number)}{_text(run.name)}"
+        title = f"{elements.swatch(number)}{escaped(run.name)}"
         told = "".join(_told(run)).replace("h2>", "h3>")  # below "Each run"
         yield f'<details class="run"><summary>{title}</summary>{told}</details>'
-    yield _footer([run.document for run in shown])
+    yield elements.footer([run.document for run in shown])
 
 
 def _told(run: Run) -> Iterator[str]:
     """All that is told of one run among several."""
-    yield f'<p class="small">{_text(_where(run))}</p>'
+    yield f'<p class="small">{escaped(_where(run))}</p>'
     yield from _verdict(run)
-    yield f"<p>{_text(run.load())}</p>"
+    yield f"<p>{escaped(run.load())}</p>"
     yield from _stages(run)
     if run.rows:
-        yield _details("Table of intervals", _intervals(run))
+        yield elements.details("Table of intervals", _intervals(run))
     yield from _end(run)
 
 
@@ -484,8 +485,8 @@ def _verdicts(runs: Sequence[Run], confidence: Mapping[str, Any] | None) -> Iter
     if unsure:
         text += "; the figures are not known as well as was asked for"
     look = "bad" if wrong or missed or unsure else "doubt" if unknown else ""
-    yield f'<div class="verdict {look}"><strong>{_text(text)}</strong>'
-    yield bullets(
+    yield f'<div class="verdict {look}"><strong>{escaped(text)}</strong>'
+    yield elements.bullets(
         f"{run.name}: {run.reasons[0]}" for run in wrong[: charts.MOST_RUNS] if run.reasons
     )
     yield "</div>"
@@ -499,28 +500,28 @@ def _confidence(asked: Mapping[str, Any], runs: int) -> Iterator[str]:
         f"{asked['within_percent']:g}% at {asked['level_percent']:g}%, with at most "
         f"{plural(asked['most'], 'run')}. {reached} after {plural(runs, 'run')}.</p>"
     )
-    yield _facts((metric, _known(metric, asked[metric])) for metric in ("rate", "p99"))
+    yield elements.facts((metric, _known(metric, asked[metric])) for metric in ("rate", "p99"))
 
 
 def _search(search: Mapping[str, Any]) -> Iterator[str]:
     """What a search has found, and its steps: the runs but for a closed loop at the start."""
     looks = {"found": "", "highest": "", "client_limited": "doubt"}
     look = looks.get(cut(search.get("stopped")), "bad")
-    text = _text(cut(search.get("text") or "?"))
+    text = escaped(cut(search.get("text") or "?"))
     yield f'<div class="verdict {look}"><strong>{text}</strong></div>'
     try:
         rows = [
             f"<tr><td>run {step['run'] + 1:d}</td>"
             f'<td class="number">{format_rate(step["rate"])}</td>'
             f'<td class="number">{_KEPT[step["kept"]]}</td>'
-            f"<td>{_text(cut(step['why'] or ''))}</td></tr>"
+            f"<td>{escaped(cut(step['why'] or ''))}</td></tr>"
             for step in search["steps"]
         ]
     except (LookupError, TypeError, ValueError):
         rows = []  # damaged: the runs are told all the same
     if rows:
         yield "<h2>Steps</h2>"
-        yield scrolled_table("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
+        yield elements.scrolled_table("Steps", ["step", "rate", "kept", "why not"], rows, texts=1)
 
 
 def _known(metric: str, interval: Mapping[str, float] | None) -> str:
@@ -540,12 +541,14 @@ def _table_of(runs: Sequence[Run], drawn: Sequence[Run]) -> str:
     titles = ["run", "rate", "p50", "p99", "p99.9", "errors", "valid"]
     rows = []
     for run in runs[:_MOST_ROWS]:
-        cells = "".join(f'<td class="number">{_text(cell)}</td>' for cell in run.cells())
-        swatch = _swatch(drawn.index(run)) if run in drawn else ""
-        rows.append(f"<tr><td>{swatch}{_text(run.name)}</td>{cells}</tr>")
+        cells = "".join(f'<td class="number">{escaped(cell)}</td>' for cell in run.cells())
+        swatch = elements.swatch(drawn.index(run)) if run in drawn else ""
+        rows.append(f"<tr><td>{swatch}{escaped(run.name)}</td>{cells}</tr>")
     more = len(runs) - len(rows)
     note = f" {plural(more, 'more run')} left out." if more else ""
-    return scrolled_table("Runs", titles, rows) + f'<p class="small">{_NOT_SHOWN}{note}</p>'
+    return (
+        elements.scrolled_table("Runs", titles, rows) + f'<p class="small">{_NOT_SHOWN}{note}</p>'
+    )
 
 
 def _percentiles_of(runs: Sequence[Run]) -> str:
@@ -559,116 +562,17 @@ def _percentiles_of(runs: Sequence[Run]) -> str:
         ]
         for run in runs
     ]
-    return _table("Percentiles", titles, rows)
+    return elements.table("Percentiles", titles, rows)
 
 
 def _run_key(runs: Sequence[Run], drawn: Sequence[Run]) -> str:
     """The runs that a picture has, each with the look of its place among all."""
     items = "".join(
-        f"<li>{_swatch(at)}{_text(run.name)}</li>" for at, run in enumerate(runs) if run in drawn
+        f"<li>{elements.swatch(at)}{escaped(run.name)}</li>"
+        for at, run in enumerate(runs)
+        if run in drawn
     )
     return f'<ul class="key">{items}</ul>'
 
 
 # --- HTML ---------------------------------------------------------------------------------------
-
-
-def _text(value: object) -> str:
-    return escape(str(value))
-
-
-def _header(title: str, where: str) -> str:
-    return f'<header><h1>{_text(title)}</h1><p class="small">{_text(where)}</p></header>'
-
-
-def _footer(documents: Sequence[Mapping[str, Any]]) -> str:
-    made = {cut(document["host"].get("fastsock"), 40) for document in documents}
-    return f'<footer class="small">Measured by fastsock {_text(", ".join(sorted(made)))}.</footer>'
-
-
-def of_targets(number: int, missed: int) -> str:
-    if missed:
-        return f"{missed} of {plural(number, 'target')} missed"
-    return "its target is met" if number == 1 else f"all {number} targets are met"
-
-
-def targets_table(targets: Iterable[Target]) -> str:
-    rows = "".join(
-        f'<tr><td class="{"met" if each.met else "missed"}">'
-        f"{'met' if each.met else 'missed'}</td><td>{_text(each.target)}</td>"
-        f'<td class="number">{_text(each.seen)}</td></tr>'
-        for each in targets
-    )
-    return f'<table class="targets" aria-label="Targets">{rows}</table>'
-
-
-def bullets(texts: Iterable[str]) -> str:
-    items = "".join(f"<li>{_text(text)}</li>" for text in texts)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _figure(picture: str, key: str, caption: str) -> str:
-    told = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return f"<figure>\n{picture}{key}{told}</figure>"
-
-
-def _swatch(number: int) -> str:
-    color, dashed = charts.look(number)
-    return f'<span class="swatch{" dashed" * dashed}" style="border-color: var(--{color})"></span>'
-
-
-def _parts_key(run: Run) -> str:
-    items = "".join(
-        f'<li><span class="swatch" style="border-color: var(--{color})"></span>{name}</li>'
-        for name in charts.parts_of([run], alone=True)
-        for color in (charts.PART_COLORS[name],)
-    )
-    return f'<ul class="key">{items}</ul>'
-
-
-def _key(names: Sequence[str]) -> str:
-    items = "".join(f"<li>{_swatch(at)}{_text(name)}</li>" for at, name in enumerate(names))
-    return f'<ul class="key">{items}</ul>'
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{_text(title)}</summary>{body}</details>"
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{_text(title)}</th><td>{_text(value)}</td></tr>'
-        for title, value in facts
-    )
-    return f'<table class="facts">{rows}</table>' if rows else ""
-
-
-def _table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of a name and of numbers."""
-    return scrolled_table(
-        name,
-        titles,
-        [
-            f"<tr><td>{_text(first)}</td>"
-            + "".join(f'<td class="number">{_text(cell)}</td>' for cell in cells)
-            + "</tr>"
-            for first, *cells in rows
-        ],
-    )
-
-
-def scrolled_table(name: str, titles: Sequence[str], rows: Sequence[str], texts: int = 0) -> str:
-    """A table that is scrolled sideways by itself where it is too wide.
-
-    The first column and the last `texts` are text.
-    """
-    look = [' class="number"' * (0 < at < len(titles) - texts) for at in range(len(titles))]
-    head = "".join(
-        f'<th scope="col"{each}>{_text(title)}</th>'
-        for each, title in zip(look, titles, strict=True)
-    )
-    facts = ' class="facts"' if len(titles) == 2 else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{facts}>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
