@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import not_zero
+from clients import not_zero, wait_until
 from implementations import IMPLEMENTATIONS, ServedProcess
 from networks import CLIENT, SERVER, inside, two_networks
 from test_datagram import client, echo, payload_of, stopped
@@ -47,10 +47,24 @@ def payloads_of(*sizes: int) -> list[bytes]:
 def echo_together(
     server: ServedProcess, sock: socket.socket, payloads: Sequence[bytes]
 ) -> list[bytes]:
+    """Echo datagrams that the server finds all at once; a busy kernel delivers them later."""
     with sleeping(server):
+        before = delivered(server)
         for payload in payloads:
             sock.send(payload)
+        if sock.family != socket.AF_UNIX:
+            wait_until(lambda: delivered(server) >= before + len(payloads))
     return [sock.recv(70000) for _ in payloads]
+
+
+def delivered(server: ServedProcess) -> int:
+    """Whole IP packets that the kernel has given to its protocols, in the server's network."""
+    network = Path(f"/proc/{server.pid}/net")
+    names, values = (
+        line.split() for line in (network / "snmp").read_text().splitlines() if line[:3] == "Ip:"
+    )
+    found = re.search(r"^Ip6InDelivers\s+(\d+)", (network / "snmp6").read_text(), re.MULTILINE)
+    return int(values[names.index("InDelivers")]) + (int(found[1]) if found else 0)
 
 
 @contextmanager
