@@ -298,15 +298,20 @@ def test_a_case_is_loaded_as_it_says() -> None:
 
 
 def test_a_paced_case() -> None:
-    """The rate is what was asked for, of all connections together; a busy machine answers less."""
+    """The rate is what was asked for, of all connections together.
+
+    A busy machine answers less in a short window, so one of ten must have the rate.
+    """
     case = compare.Case(2, rate=1000)
     assert case.title == "2 connections, 64 B, 1k/s"
     with compare.started(native("epoll"), None) as server, compare.turn(server):
-        report = compare.run_window(server, case, compare.Method(1, 0.2, 0.01))
-    assert report.options["connections"] == 2
-    assert report.offered == pytest.approx(1000 * report.duration, abs=2)
-    if not report.reasons:
-        assert report.messages_per_s == pytest.approx(1000, rel=0.05)
+        for _ in range(10):
+            report = compare.run_window(server, case, compare.Method(1, 0.2, 0.01))
+            assert report.options["connections"] == 2
+            assert report.offered == pytest.approx(1000 * report.duration, abs=2)
+            if report.messages_per_s == pytest.approx(1000, rel=0.05):
+                return
+    pytest.fail(f"the last window answered {report.messages_per_s:.0f} a second")
 
 
 def test_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,6 @@ def test_port_can_be_bound_again_at_once(implementation: Implementation, socket_
             assert sock.recv(1) == b""
 
 
-@two_kinds
 @pytest.mark.native
 def test_stop_answers_what_has_arrived(implementation: Implementation, socket_kind: str) -> None:
     """Without a drain too, a client that has connected and sent gets that back, accepted or not.
